@@ -1,0 +1,43 @@
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+
+$(VENV)/bin/uv:
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check uv==0.13.8
+
+# torchattacks ships an old copy of the robustbench package: install robustbench once more, last, so that the right one wins.
+$(VENV)/.ready: requirements.txt $(VENV)/bin/uv
+	$(UV) pip install -q --python $(PY) --no-deps --compile-bytecode -r requirements.txt
+	$(UV) pip install -q --python $(PY) --no-deps --compile-bytecode --reinstall-package robustbench "$$(grep -m1 '^robustbench==' requirements.txt)"
+	touch $@
+
+.PHONY: setup
+setup: $(VENV)/.ready
+
+DATASET ?=
+FLAGS = $(if $(DATASET),--dataset $(DATASET)) $(if $(DEFENCES),--defences "$(DEFENCES)") $(if $(ATTACKS),--attacks "$(ATTACKS)") \
+  $(if $(N),--n $(N)) $(if $(FIRST),--first $(FIRST)) $(if $(NORM),--norm $(NORM)) $(if $(EPS),--eps $(EPS)) $(if $(SEED),--seed $(SEED)) \
+  $(if $(BUDGET),--budget $(BUDGET)) $(if $(DEVICE),--device $(DEVICE)) $(if $(PLAN),--plan $(PLAN)) $(if $(OUT),--out $(OUT))
+
+.PHONY: bench test report train check perf
+bench: setup
+	@$(PY) -m bench.run $(FLAGS)
+
+test: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest
+
+report: setup
+	@$(PY) -m bench.report $(if $(OUT),--out $(OUT))
+
+train: setup
+	$(PY) -m baselines.train --dataset $(or $(DATASET),digits) $(if $(DEVICE),--device $(DEVICE))
+	$(PY) -m carso.train --dataset $(or $(DATASET),digits) $(if $(DEVICE),--device $(DEVICE))
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+perf: setup
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks

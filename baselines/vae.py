@@ -1,0 +1,19 @@
+"""CARSO's purifier without the representation: an unconditional VAE."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.registry import defence
+from carso.defence import build
+from carso.model import VAE
+
+
+@defence("vae", stochastic=lambda knobs: int(knobs["samples"]) > 0)
+def vae(*, classifier: str = "@robust", purifier: str = "@vae", samples: int = 8, aggregation: str = "peel") -> nn.Module:
+    """Encode the image by a VAE, and classify `samples` reconstructions from its posterior.
+
+    What CARSO is without the classifier's representation. Its samples come from the posterior: those of the prior, which CARSO uses, would
+    not depend on the image at all here. 0 samples: the posterior's mean, deterministic. Trained on the same perturbed images.
+    """
+    return build(VAE, "vae", classifier, purifier, samples, aggregation)

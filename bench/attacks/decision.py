@@ -1,0 +1,175 @@
+"""Attacks that see the predicted label only. They walk along the boundary towards the image until they are inside the ball.
+
+Ours, not those of foolbox: its Boundary and HopSkipJump attacks raise for the whole batch where one answer changes between two calls,
+as a stochastic defence's do, or where one image has no adversarial start; its Boundary attack knows l2 only, and its HopSkipJump
+normalises the estimated gradient over the whole batch, so that the steps of each example shrink with the number of its neighbours.
+A stochastic defence answers each query with the label of one draw, and both attacks believe it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bench.attacks.losses import ROWS, margins
+from bench.norms import NORMS, per_example
+from bench.registry import attack
+from bench.spec import ThreatModel
+from bench.target import Target
+
+BISECTIONS = 10  # queries from the start to the boundary in `boundary`
+GRID = 10  # step sizes that `hopskipjump` tries at once, each half the one before
+STARTS = 10  # noise images tried where no other image of the batch will do
+
+
+@attack("boundary", norms={"linf", "l2"}, access="decision", family="decision")
+def boundary(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01) -> Tensor:
+    """A random walk on the misclassified side: a step on the sphere around the image, then one towards it, each kept if still misclassified.
+
+    `spherical` and `source` are the first lengths of the two, relative to the distance; each adapts to its own success rate. At most
+    2*steps queries per example, 11 to 21 more to find the start; on a deterministic defence an example leaves when it is inside
+    the ball. In linf the sphere is that of linf. Brendel et al. 2018, arXiv:1712.04248.
+    """
+    norm, eps = NORMS[threat.norm], float(threat.eps)
+    z, found, _ = start(model, x, y, threat.norm)
+    z = bisect(model, x, y, z, threat.norm, found, BISECTIONS)
+    around, inward = (torch.full((len(x),), first, device=x.device) for first in (spherical, source))
+    for _ in range(steps):
+        rows = (found & ((norm.distance(z - x) > eps) | model.stochastic)).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        centre, here = x[rows], z[rows]
+        radius = per_example(norm.distance(here - centre), here)
+        kick = per_example(around[rows], here) * radius
+        if threat.norm == "l2":
+            away = (here - centre) / radius.clamp_min(1e-12)
+            noise = torch.randn_like(here)
+            noise = noise - per_example((noise * away).flatten(1).sum(1), here) * away
+            moved = here - centre + kick * norm.steepest(noise)
+            moved = moved * radius / per_example(norm.distance(moved), here).clamp_min(1e-12)
+        else:
+            moved = torch.clamp(here - centre + kick * (2 * torch.rand_like(here) - 1), -radius, radius)
+        here, kept = keep(model, (centre + moved).clamp(0, 1), here, y[rows])
+        around[rows] *= (0.1 * (kept - 0.35)).exp()
+        short = radius * (1 - per_example(inward[rows], here)).clamp_min(0)
+        delta = here - centre
+        nearer = delta.clamp(-short, short) if threat.norm == "linf" else delta * torch.minimum(short / per_example(norm.distance(delta), here).clamp_min(1e-12), torch.ones(()))
+        here, kept = keep(model, centre + nearer, here, y[rows])
+        inward[rows] = (inward[rows] * (0.1 * (kept - 0.175)).exp()).clamp_max(0.5)
+        z[rows] = here
+    return z
+
+
+def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The proposal where it is misclassified, and whether it is, as 0 and 1."""
+    wrong = fooled(model, proposal, y)
+    return torch.where(per_example(wrong, here), proposal, here), wrong.to(here.dtype)
+
+
+@attack("hopskipjump", norms={"linf", "l2"}, access="decision", family="decision")
+def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 25000, initial: int = 100) -> Tensor:
+    """Steps along a normal of the boundary estimated from labels, each followed by a bisection back to it.
+
+    The i-th estimate asks `initial`*sqrt(i) queries, 10000 at most; the step size is the largest of ten, each half the one before, that
+    stays misclassified. Exactly `queries` queries per example; on a deterministic defence an example leaves when it is inside the ball.
+    Returns the nearest point, on a stochastic defence also the last (2,B,C,H,W). Chen et al. 2020, arXiv:1904.02144.
+    """
+    norm, eps, values = NORMS[threat.norm], float(threat.eps), x[0].numel()
+    halvings = min(20, math.ceil(math.log2(values) * (2 if threat.norm == "linf" else 1.5)))
+    z, found, used = start(model, x, y, threat.norm)
+    z = bisect(model, x, y, z, threat.norm, found, halvings)
+    left, i = queries - used - halvings, 0
+    best, best_radius = z.clone(), norm.distance(z - x)
+    while left > GRID + halvings:
+        i += 1
+        count = min(int(initial * math.sqrt(i)), 10000, left - GRID - halvings)
+        left -= count + GRID + halvings
+        if left <= GRID + halvings + initial // 2:  # too little for one more estimate: give it to this one
+            count, left = count + left, 0
+        rows = (found & ((norm.distance(z - x) > eps) | model.stochastic)).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        centre, here, names = x[rows], z[rows], y[rows]
+        radius = norm.distance(here - centre)
+        uphill = norm.steepest(normal(model, here, names, radius / values if i > 1 else torch.full_like(radius, 0.1), count, threat.norm))
+        lengths = (radius / math.sqrt(i)).unsqueeze(1) * 0.5 ** torch.arange(GRID, device=x.device)
+        tries = (here.unsqueeze(1) + lengths[:, :, None, None, None] * uphill.unsqueeze(1)).clamp(0, 1)
+        wrong = margins(model, tries, names) >= 0
+        first = wrong.int().argmax(1)  # the largest step that stays misclassified
+        stepped = torch.where(per_example(wrong.any(1), here), tries[torch.arange(len(rows), device=x.device), first], here)
+        z[rows] = bisect(model, centre, names, stepped, threat.norm, torch.ones_like(names, dtype=torch.bool), halvings)
+        radius = norm.distance(z - x)
+        best = torch.where(per_example(radius < best_radius, x), z, best)
+        best_radius = torch.minimum(radius, best_radius)
+    return torch.stack([best, z]) if model.stochastic else best
+
+
+def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, norm: str) -> Tensor:
+    """The direction (B,C,H,W) in which misclassification becomes more likely, from `count` labels at distance `delta` (B,)."""
+    total, labels, directions, done = torch.zeros_like(here), torch.zeros_like(delta), torch.zeros_like(here), 0
+    while done < count:
+        some = min(count - done, max(1, ROWS // len(here)))
+        shape = (len(here), some, *here.shape[1:])
+        way = torch.randn(shape, device=here.device) if norm == "l2" else 2 * torch.rand(shape, device=here.device) - 1
+        way = way / way.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None, None]
+        asked = (here.unsqueeze(1) + delta[:, None, None, None, None] * way).clamp(0, 1)
+        way = (asked - here.unsqueeze(1)) / (delta + 1e-8)[:, None, None, None, None]
+        sign = (margins(model, asked, y) >= 0).to(here.dtype) * 2 - 1
+        total += (sign[:, :, None, None, None] * way).sum(1)
+        labels += sign.sum(1)
+        directions += way.sum(1)
+        done += some
+    share = labels / count
+    baseline = torch.where(share.abs() == 1, 0, share)  # a constant label says nothing about a baseline
+    return total - per_example(baseline, here) * directions
+
+
+def fooled(model: Target, x: Tensor, y: Tensor) -> Tensor:
+    """Whether the label is wrong (B,); an answer without a label counts as wrong."""
+    return margins(model, x.unsqueeze(1), y).squeeze(1) >= 0
+
+
+def start(model: Target, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, int]:
+    """A misclassified point for each example: itself, the nearest image of the batch with another label, or uniform noise.
+
+    Returns the points (B,C,H,W), whether there is one (B,), and the queries per example that it took. Without one it is the image.
+    """
+    with torch.no_grad():
+        answer = model(x)
+    label = torch.where(answer.amax(1) > 0, answer.argmax(1), -1)
+    distance = torch.stack([NORMS[norm].distance(x - one) for one in x])
+    distance = distance.masked_fill(label.unsqueeze(0) == y.unsqueeze(1), torch.inf)
+    distance.fill_diagonal_(torch.inf)
+    least, nearest = distance.min(1)
+    found = (label != y) | least.isfinite()
+    z = torch.where(per_example((label != y) | ~least.isfinite(), x), x, x[nearest])
+    used = 1
+    while used <= STARTS and not found.all():
+        rows = (~found).nonzero().squeeze(1)
+        guess = torch.rand_like(x[rows])
+        wrong = fooled(model, guess, y[rows])
+        z[rows[wrong]] = guess[wrong]
+        found[rows[wrong]] = True
+        used += 1
+    return z, found, used
+
+
+def bisect(model: Target, x: Tensor, y: Tensor, z: Tensor, norm: str, active: Tensor, halvings: int) -> Tensor:
+    """The nearest misclassified point on the path from `z` to `x` along the norm's projections, after `halvings` queries per example."""
+    rows = active.nonzero().squeeze(1)
+    centre, names = x[rows], y[rows]
+    delta = z[rows] - centre
+    high = per_example(NORMS[norm].distance(delta), x)
+    low, nearest = torch.zeros_like(high), z[rows]
+    unit = delta / high.clamp_min(1e-12)
+    for _ in range(halvings if len(rows) else 0):
+        middle = (low + high) / 2
+        guess = centre + (delta.clamp(-middle, middle) if norm == "linf" else unit * middle)
+        wrong = per_example(fooled(model, guess, names), x)
+        nearest = torch.where(wrong, guess, nearest)
+        high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
+    out = z.clone()
+    out[rows] = nearest
+    return out

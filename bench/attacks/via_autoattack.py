@@ -1,0 +1,143 @@
+"""AutoAttack and Square through pyautoattack (Croce & Hein 2020, arXiv:2003.01690; Andriushchenko et al. 2020, arXiv:1912.00049).
+
+The library's attacks are used one by one. Its front class is not: it re-seeds from the clock unless told not to, keeps a "dynamic
+defence" counter for the life of the process, switches off `sys.settrace`, checks the model anew for every batch, and on a stochastic
+model throws away the candidates that one lucky draw calls failures. On a deterministic model the order, the parameters and the
+results are those of its `standard` version, bit for bit (a test holds this).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.attacks.losses import finite
+from bench.registry import attack
+from bench.spec import BadInput, ThreatModel
+from bench.target import Target, right
+
+NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+SQUARE = {"p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
+
+
+class Seen(nn.Module):
+    """The target as the library expects it: contiguous images, a graph that reaches them, finite gradients, logits free to be overwritten.
+
+    With `eot` > 1 the logits are the mean over that many draws.
+    """
+
+    def __init__(self, model: Target, eot: int = 1) -> None:
+        super().__init__()
+        self.model, self.eot = model, eot
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        if x.requires_grad and torch.is_grad_enabled():
+            x = x.view_as(x)
+            x.register_hook(finite)
+        logits: Tensor = self.model.draws(x, self.eot).mean(1) if self.eot > 1 else self.model(x)
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits.clone()
+
+
+@attack("autoattack", norms={"linf", "l2", "l1"}, access="white-box", family="gradient")
+def autoattack(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *,
+    version: str = "auto", steps: int = 100, queries: int = 5000, targets: int = 9, eot: int = 20, rand_steps: int = 100,
+) -> Tensor:  # fmt: skip
+    """AutoAttack: its `standard` version on a deterministic defence, its `rand` version on a stochastic one.
+
+    `standard` runs APGD-CE, targeted APGD-DLR, targeted FAB and Square in turn on what is left; `steps` are theirs, `queries` Square's,
+    `targets` the number of wrong classes that the targeted ones try. With three classes APGD-DLR takes the place of its targeted form,
+    with two none does. `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It returns the
+    highest-loss and the last misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on
+    single draws, would return the clean image after a lucky one.
+    """
+    if version not in ("auto", "standard", "rand"):
+        raise BadInput(f"version '{version}' is unknown; there are: auto, rand, standard")
+    quiet()
+    if version == "rand" or (version == "auto" and model.stochastic):
+        return rand(model, x, y, threat, rand_steps, eot)
+    return standard(model, x, y, threat, steps, queries, targets)
+
+
+@attack("square", norms={"linf", "l2", "l1"}, access="score", family="score")
+def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 5000, eot: int = 20) -> Tensor:
+    """Random search over square patches, `queries` queries per example and fewer where it succeeds.
+
+    On a stochastic defence each query asks for the mean logits of `eot` draws, each of them counted. The search stops at an example
+    when their margin turns positive, so its candidate may be wrong only half the time.
+    """
+    from pyautoattack.square import SquareAttack
+
+    quiet()
+    seen = Seen(model, eot if model.stochastic else 1)
+    x_adv = x.clone()
+    with torch.no_grad():
+        todo = right(seen(x), y) | model.stochastic
+        if todo.any() and queries > 1:
+            run = SquareAttack(seen, norm=NAMES[threat.norm], eps=float(threat.eps), n_queries=queries - 2, seed=seed(), device=model.device, **SQUARE)
+            run.init_hyperparam(x)
+            x_adv[todo] = run.attack_single_run(x[todo], y[todo])[1]
+    return x_adv
+
+
+def standard(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, queries: int, targets: int) -> Tensor:
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    seen, sparse = Seen(model), threat.norm == "l1"
+    facts: dict[str, Any] = {"norm": NAMES[threat.norm], "eps": float(threat.eps), "seed": seed(), "device": model.device}
+    climbing = {**facts, "n_iter": steps, "use_largereps": sparse, "logger": logging.getLogger("auto-attack")}
+    others = min(targets, model.classes - 1)
+    runs = [APGDAttack(seen, loss="ce", n_restarts=5 if sparse else 1, **climbing)]
+    if model.classes > 3:
+        runs.append(APGDAttack_targeted(seen, n_target_classes=min(others, 5) if sparse else others, **climbing))
+    elif model.classes == 3:
+        runs.append(APGDAttack(seen, loss="dlr", **climbing))
+    runs.append(FABAttack_PT(seen, n_iter=steps, targeted=True, n_target_classes=others, **facts))
+    runs.append(SquareAttack(seen, n_queries=queries, **facts, **SQUARE))
+    x_adv = x.clone()
+    with torch.no_grad():
+        alive = right(seen(x), y)
+        for run in runs:
+            rows = alive.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            made = run.perturb(x[rows], y[rows]).detach()
+            fooled = ~right(seen(made), y[rows])
+            x_adv[rows[fooled]] = made[fooled]
+            alive[rows[fooled]] = False
+    return x_adv
+
+
+def rand(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, eot: int) -> Tensor:
+    from pyautoattack.autopgd_base import APGDAttack
+
+    candidates = []
+    for loss in ("ce", "dlr") if model.classes > 2 else ("ce",):
+        run = APGDAttack(
+            Seen(model), loss=loss, norm=NAMES[threat.norm], eps=float(threat.eps), n_iter=steps, eot_iter=eot, seed=seed(), device=model.device,
+            logger=logging.getLogger("auto-attack"),
+        )  # fmt: skip
+        run.init_hyperparam(x)
+        highest, _, _, misclassified = run.attack_single_run(x, y)
+        candidates += [highest.detach(), misclassified.detach()]
+    return torch.stack(candidates)
+
+
+def seed() -> int:
+    """A seed for the library from the global generator, which the harness has seeded for this batch."""
+    return int(torch.randint(2**31, ()))
+
+
+def quiet() -> None:
+    """Its warnings go to whoever configures logging, and otherwise nowhere: the harness's own probes say the same and keep it."""
+    logger = logging.getLogger("auto-attack")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())

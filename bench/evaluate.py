@@ -1,0 +1,180 @@
+"""Answer a cell: attack, project, select, judge. The attack proposes; nothing that it says is believed."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench import registry
+from bench.data.sample import Dataset, load
+from bench.norms import NORMS, to_ball
+from bench.record import Cost, Env, Flag, Record
+from bench.soundness.probes import Probe, probe
+from bench.spec import Cell, Spec
+from bench.streams import stream
+from bench.target import Target, draws, margin, right
+
+TOGETHER = 5  # draws judged in one batch: fixed, since it decides which random number goes where
+PROBED = 64  # examples that the probes look at
+INVALID = 0.01  # above this share of examples without one finite candidate, the attack failed
+
+
+class AttackFailed(RuntimeError):
+    """The attack gave nothing that can be judged; this is no evidence for the defence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the cells of one defence on one dataset share: images, the built defence, what the probes found."""
+
+    data: Dataset
+    defence: nn.Module
+    stochastic: bool
+    flags: tuple[Flag, ...]
+
+
+def batches(cell: Cell, size: int) -> int:
+    """The number of batches of the cell's fixed grid over `size` examples."""
+    return -(-size // cell.batch)
+
+
+def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cpu", data_dir: str = "data", env: Env | None = None) -> Record:
+    """Answer the cell, or the batches `part` of its fixed grid: parts merge into the same record, whoever computes them.
+
+    Raises whatever the attack or the defence raises, and `AttackFailed` where over 1% of the proposals hold nothing finite.
+    """
+    at = torch.device(device)
+    bench = prepare(cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, data_dir)
+    grid = range(batches(cell, len(bench.data.x)))
+    columns: dict[str, list[float]] = {name: [] for name in ("ids", "clean", "selected", "margin", "correct", "distance", "strayed")}
+    target = make_target(cell, bench, at)
+    seconds, times = 0.0, (None, None)
+    for index in grid if part is None else part:
+        rows = slice(index * cell.batch, (index + 1) * cell.batch)
+        x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
+        start = time.perf_counter()
+        with stream(at, cell.key, index, "attack"):
+            candidates, strayed = propose(cell, target, x, y)
+        seconds += time.perf_counter() - start
+        with torch.no_grad():
+            found = select_and_judge(cell, bench.defence, candidates, y, index, at)
+        found |= {"ids": bench.data.ids[rows], "strayed": strayed}
+        for name, column in columns.items():
+            column += found[name].tolist()
+        if cell.attack.name == "none" and index == 0:
+            times = (clock(bench.defence, x), clock(getattr(bench.defence, "base", bench.defence), x))
+    size = sum(p.numel() for p in bench.defence.parameters())
+    cost = Cost(round(seconds, 3), target.forwards, target.backwards, target.nonfinite, target.zero, *times, parameters=size)
+    rounded = {name: tuple(float(f"{v:.6g}") for v in columns[name]) for name in ("margin", "distance", "strayed")}
+    counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
+    first = part is None or 0 in part
+    return Record(cell=cell, cost=cost, flags=bench.flags if first else (), env=env or Env(), **rounded, **counted)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=2)
+def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_dir: str) -> Bench:
+    """Load the images, build the defence on `device` and probe it; kept for the next cell of the same defence."""
+    data = load_cached(dataset, data_dir)
+    at = torch.device(device)
+    defence = build_defence(spec).to(at)
+    x, y = data.x[:PROBED].to(at), data.y[:PROBED].to(at)
+    with stream(at, "probe", str(dataset), str(spec)):
+        found: Probe = probe(defence, x, y, eps if norm == "linf" else 0.0, declared=registry.is_stochastic(spec))
+    return Bench(data, defence, found.stochastic, found.flags)
+
+
+def build_defence(spec: Spec) -> nn.Module:
+    """The defence on the CPU, in eval mode, its parameters frozen."""
+    defence: nn.Module = registry.defences.get(spec.name).make(**spec.params)
+    return defence.eval().requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=1)
+def load_cached(dataset: Spec, data_dir: str) -> Dataset:
+    return load(dataset, data_dir=Path(data_dir))
+
+
+def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
+    """The defence behind the access that the threat model grants; for transfer, the surrogate that the attack names."""
+    if cell.threat.access == "transfer":
+        source = registry.build_classifier(str(cell.attack.params["source"])).to(at)
+        return Target(source, classes=bench.data.classes, device=at)
+    return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
+
+
+def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the attack on copies of `x` and `y`; return candidates (m,B,C,H,W), the clean image first, and by how much the proposals strayed (B,).
+
+    All candidates lie in the ball and the box. A proposal that is not finite becomes the clean image; strayed is -1 for it.
+    """
+    entry = registry.attacks.get(cell.attack.name)
+    norm, eps = cell.threat.norm, float(cell.threat.eps)
+    with torch.enable_grad():
+        made: Tensor = entry.make(target, x.clone(), y.clone(), cell.threat, **cell.attack.params)
+    made = made.detach()
+    made = made.unsqueeze(0) if made.dim() == x.dim() else made
+    if made.shape[1:] != x.shape:
+        raise AttackFailed(f"attack '{cell.attack.name}' returned shape {tuple(made.shape)} for images of shape {tuple(x.shape)}")
+    finite = made.flatten(2).isfinite().all(2)  # (m, B)
+    if (~finite.any(0)).float().mean() > INVALID:
+        raise AttackFailed(f"attack '{cell.attack.name}' returned images that are not finite for {int((~finite.any(0)).sum())} of {len(x)} examples")
+    made = torch.where(finite[:, :, None, None, None], made.to(x), x)
+    out = torch.stack([NORMS[norm].distance(one - x) - eps for one in made]).clamp_min(0)
+    out = torch.maximum(out, (made - made.clamp(0, 1)).abs().flatten(2).amax(2))
+    strayed = torch.where(out > 1e-6 + 1e-5 * eps, out, 0).amax(0)
+    inside = torch.stack([to_ball(one, x, norm, eps) for one in made])
+    return torch.cat([x.unsqueeze(0), inside]), torch.where(finite.all(0), strayed, -1.0)
+
+
+def select_and_judge(cell: Cell, defence: nn.Module, candidates: Tensor, y: Tensor, index: int, at: torch.device) -> dict[str, Tensor]:
+    """Choose each example's strongest candidate on the stream `select`, then judge that one on the stream `evaluate`.
+
+    Strongest: fewest right answers, then the largest mean margin, then the first. All candidates, of every attack on the same defence,
+    meet the same selection draws (common random numbers); the evaluation draws are the cell's own and nobody has seen them.
+    """
+    hits, margins = [], []
+    for candidate in candidates:
+        with stream(at, cell.question, index, "select"):
+            hit, gap = judge(defence, candidate, y, cell.select)
+        hits.append(hit)
+        margins.append(gap)
+    right_of, margin_of = torch.stack(hits), torch.stack(margins)  # (m, B)
+    tied = right_of == right_of.amin(0)
+    best = torch.where(tied, margin_of, -torch.inf).argmax(0)
+    rows = torch.arange(len(y), device=at)
+    chosen = candidates[best, rows]
+    with stream(at, cell.key, index, "evaluate"):
+        correct, _ = judge(defence, chosen, y, cell.draws)
+    distance = NORMS[cell.threat.norm].distance(chosen - candidates[0])
+    return {"clean": right_of[0], "selected": right_of[best, rows], "margin": margin_of[best, rows], "correct": correct, "distance": distance}
+
+
+def judge(defence: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of `count` draws on each example, how many were right (B,), and the mean margin (B,)."""
+    hits, margins = torch.zeros_like(y), torch.zeros(len(y), device=x.device)
+    for done in range(0, count, TOGETHER):
+        k = min(TOGETHER, count - done)
+        logits = draws(defence, x, k)
+        labels = y.unsqueeze(1).expand(-1, k)
+        hits += right(logits, labels).sum(1)
+        margins += margin(logits, labels).float().sum(1)
+    return hits, margins / count
+
+
+@torch.no_grad()
+def clock(model: nn.Module, x: Tensor, repeats: int = 5) -> float:
+    """Milliseconds per image of one prediction: the fastest of `repeats`, after one to warm up."""
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        model(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        best = min(best, time.perf_counter() - start)
+    return round(best / len(x) * 1e3, 4)

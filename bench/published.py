@@ -1,0 +1,85 @@
+"""Figures that others published, shown beside the measured ones and never mixed in. Standard library only."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from bench.labels import dataset_of, unpinned
+from bench.spec import Cell
+
+FOLDER = Path(__file__).parent / "published"
+# A published adversarially trained model is one classifier, whichever of our names it is run under.
+AS_PUBLISHED = {"undefended": "at", "at": "at", "carso": "carso"}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One published figure; accuracies are fractions. `defence` is `at`, `carso` or `purification`; `classifier` is empty where unknown."""
+
+    dataset: str
+    norm: str
+    eps: Fraction
+    defence: str
+    classifier: str
+    attack: str
+    clean: float | None
+    robust: float
+    source: str
+    note: str = ""
+
+
+def load(folder: Path = FOLDER) -> tuple[Published, ...]:
+    """All published figures, of RobustBench (AutoAttack, as its leaderboard prints them) and on CARSO."""
+    return (*_robustbench(folder / "robustbench.csv"), *_carso(folder / "carso.csv"))
+
+
+def match(published: Iterable[Published], cell: Cell) -> Published | None:
+    """What was published for the defence of `cell`: same classifier, dataset, norm and exactly the same eps. The lowest figure counts."""
+    defence = AS_PUBLISHED.get(cell.defence.name)
+    classifier = unpinned(str(cell.defence.params.get("classifier", "")))
+    found = [p for p in beside(published, cell) if p.defence == defence and p.classifier == classifier != ""]
+    return min(found, key=lambda p: p.robust, default=None)
+
+
+def beside(published: Iterable[Published], cell: Cell) -> list[Published]:
+    """What was published for the dataset and threat model of `cell`, best first."""
+    where = (str(dataset_of(cell)), cell.threat.norm, cell.threat.eps)
+    return sorted((p for p in published if (p.dataset, p.norm, p.eps) == where), key=lambda p: (-p.robust, p.classifier, p.attack))
+
+
+def _robustbench(path: Path) -> Iterator[Published]:
+    for row in _read(path):
+        yield Published(
+            *_where(row), "at", f"robustbench:{row['model']}", "AutoAttack", _share(row["clean_acc"]), float(row["autoattack_acc"]) / 100, row["paper"]
+        )
+
+
+def _carso(path: Path) -> Iterator[Published]:
+    for row in _read(path):
+        yield Published(
+            *_where(row),
+            row["defence"],
+            row["classifier"],
+            row["attack"],
+            _share(row["clean_acc"]),
+            float(row["robust_acc"]) / 100,
+            row["source"],
+            f"{row['described']}; {row['note']}",
+        )
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _where(row: dict[str, str]) -> tuple[str, str, Fraction]:
+    return row["dataset"], row["norm"].lower(), Fraction(row["eps"])
+
+
+def _share(percent: str) -> float | None:
+    return float(percent) / 100 if percent else None

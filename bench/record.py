@@ -1,0 +1,130 @@
+"""What the bench answers: one `Record` for one `Cell`, per example, and how parts of it join. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from bench.spec import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A reason to doubt a number. `id` as in docs/soundness.md (P1, D2, ...); `severity` is `hard` or `soft`."""
+
+    id: str
+    severity: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a cell took. `forwards` and `backwards` count examples passed through the target by the attacker, summed over the cell;
+    `nonfinite` and `zero` count those among the backwards whose gradient held a NaN or an infinity, or was exactly zero."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    nonfinite: int = 0
+    zero: int = 0
+    ms_per_image: float | None = None  # one undisturbed prediction of the defence; measured in `none` cells
+    base_ms_per_image: float | None = None  # the same of its undefended classifier, on the same images in the same run
+    parameters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """Where an answer comes from."""
+
+    commit: str = ""
+    command: str = ""
+    device: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
+    weights: tuple[tuple[str, str], ...] = ()  # (name, sha256) of every weights file that the cell used
+    data: str = ""  # digest of the images and labels of the whole split
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The answer to a cell, example by example, in the order of `ids`.
+
+    `clean` and `selected` count right answers among `cell.select` selection draws, on the clean image and on the chosen candidate;
+    `margin` is the candidate's mean margin over those draws (max wrong logit less true logit: positive is misclassified);
+    `correct` counts right answers on it among `cell.draws` evaluation draws, which neither attack nor selection ever saw;
+    `distance` is the candidate's distance from the image in the cell's norm; `strayed` is by how much the attack's
+    proposals lay outside of ball or box before the harness projected them (0: they did not; -1: they were not finite).
+    """
+
+    cell: Cell
+    ids: tuple[int, ...]
+    clean: tuple[int, ...]
+    selected: tuple[int, ...]
+    margin: tuple[float, ...]
+    correct: tuple[int, ...]
+    distance: tuple[float, ...]
+    strayed: tuple[float, ...]
+    cost: Cost = Cost()
+    flags: tuple[Flag, ...] = ()
+    env: Env = Env()
+
+    def __post_init__(self) -> None:
+        for name in PER_EXAMPLE:
+            if len(getattr(self, name)) != len(self.ids):
+                raise ValueError(f"record {self.cell.key}: {len(getattr(self, name))} values of '{name}' for {len(self.ids)} ids")
+        if len(set(self.ids)) != len(self.ids):
+            twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
+            raise ValueError(f"record {self.cell.key}: examples judged twice: {twice}")
+
+    @property
+    def accuracy(self) -> float:
+        """Expected accuracy on the chosen candidates: mean over examples of the share of evaluation draws that were right."""
+        return sum(self.correct) / (len(self.ids) * self.cell.draws)
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {name: list(getattr(self, name)) for name in ("ids", *PER_EXAMPLE)}
+        data["cell"] = self.cell.to_json()
+        data["key"] = self.cell.key
+        data["cost"] = asdict(self.cost)
+        data["flags"] = [asdict(flag) for flag in self.flags]
+        data["env"] = {**asdict(self.env), "versions": dict(self.env.versions), "weights": dict(self.env.weights)}
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Record:
+        env = {**data["env"], **{k: tuple(sorted(data["env"][k].items())) for k in ("versions", "weights")}}
+        return Record(
+            cell=Cell.from_json(data["cell"]),
+            **{name: tuple(data[name]) for name in ("ids", *PER_EXAMPLE)},
+            cost=Cost(**data["cost"]),
+            flags=tuple(Flag(**flag) for flag in data["flags"]),
+            env=Env(**env),
+        )
+
+
+PER_EXAMPLE = ("clean", "selected", "margin", "correct", "distance", "strayed")
+
+
+def merge(parts: Sequence[Record]) -> Record:
+    """Join the parts of one cell by example id; the same example in two parts is an error.
+
+    Costs add up, the fastest inference time counts, equal flags are kept once.
+    """
+    if not parts:
+        raise ValueError("nothing to merge")
+    first = parts[0]
+    if any(part.cell != first.cell for part in parts):
+        raise ValueError(f"parts of different cells cannot be merged: {sorted({part.cell.key for part in parts})}")
+    columns = {name: [v for part in parts for v in getattr(part, name)] for name in ("ids", *PER_EXAMPLE)}
+    order = sorted(range(len(columns["ids"])), key=columns["ids"].__getitem__)
+    times = {
+        name: min((t for part in parts if (t := getattr(part.cost, name)) is not None), default=None)
+        for name in ("ms_per_image", "base_ms_per_image", "parameters")
+    }
+    totals = {f.name: sum(getattr(part.cost, f.name) for part in parts) for f in fields(Cost) if f.name not in times}
+    return replace(
+        first,
+        **{name: tuple(values[i] for i in order) for name, values in columns.items()},
+        cost=Cost(**times, **totals),
+        flags=tuple(dict.fromkeys(flag for part in parts for flag in part.flags)),
+    )

@@ -1,0 +1,200 @@
+"""Registered names: datasets, classifiers, defences and attacks, with their knobs and facts. Standard library only.
+
+A plug-in is a function under one of the four decorators. Its keyword-only arguments are its knobs; their defaults and
+annotations (`int`, `float`, `bool`, `str`) are all that there is to configure. A `str` knob whose default begins with `@` takes
+what the dataset names under that role: `classifier: str = "@robust"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bench.spec import ACCESS, NORMS, BadInput, Spec, Value, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("dataset", "classifier", "defence", "attack")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered name: the factory, what is known about it without running it, and its knobs with their defaults."""
+
+    kind: str
+    name: str
+    make: Callable[..., Any]
+    facts: Mapping[str, Any]
+    knobs: Mapping[str, Value]
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.make) or "").partition("\n")[0]
+
+    def resolve(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        """Every knob of the entry with its value, read as the type of its default; refuses a knob that the entry does not have."""
+        for knob in params:
+            if knob not in self.knobs:
+                takes = f"it takes {', '.join(self.knobs)}" if self.knobs else "it takes none"
+                hint = nearest(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
+                raise BadInput(f"{self.kind} '{self.name}' takes no '{knob}'; {takes}{hint}")
+        return {knob: read(self, knob, params.get(knob, default), default) for knob, default in self.knobs.items()}
+
+
+def read(entry: Entry, knob: str, value: Value, default: Value) -> Value:
+    """`value` (text, from a command line or a file) as the type of `default`."""
+    want = type(default)
+    if want is str:
+        return str(value)
+    if type(value) is want:
+        return value
+    text = str(value).strip()
+    try:
+        if want is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return want(text)
+    except (KeyError, ValueError):
+        wants = {bool: "true or false", int: "a whole number", float: "a number"}[want]
+        raise BadInput(f"{entry.kind} '{entry.name}': {knob}='{value}' is not {wants}; the default is {default}") from None
+
+
+class Registry:
+    """The names of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def add(self, name: str, make: Callable[..., Any], facts: Mapping[str, Any]) -> None:
+        held = self._entries.get(name)
+        if held and (held.make.__module__, held.make.__qualname__) != (make.__module__, make.__qualname__):
+            raise BadInput(f"{self.kind} '{name}' is registered twice: in {held.make.__module__} and in {make.__module__}")
+        knobs: dict[str, Value] = {}
+        for parameter in inspect.signature(make).parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                if not isinstance(parameter.default, bool | int | float | str):
+                    raise TypeError(f"{self.kind} '{name}': knob '{parameter.name}' needs a default that is a bool, int, float or str")
+                knobs[parameter.name] = parameter.default
+        self._entries[name] = Entry(self.kind, name, make, dict(facts), knobs)
+
+    def get(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise BadInput(f"{self.kind} '{name}' is unknown{nearest(name, self._entries)}")
+        return self._entries[name]
+
+    def resolve(self, spec: Spec) -> Spec:
+        return Spec.of(spec.name, self.get(spec.name).resolve(spec.params))
+
+
+registries = {kind: Registry(kind) for kind in KINDS}
+datasets, classifiers, defences, attacks = registries.values()
+
+
+def dataset(name: str, *, norm: str, eps: Mapping[str, str], n: int, budget: str = "standard", roles: Mapping[str, str]) -> Callable[..., Any]:
+    """Register a factory `(*, knobs) -> Dataset` of a whole test split.
+
+    `norm` and `eps` (text, by norm) are its default threat models, `n` its default number of examples, and `roles` what knobs
+    such as `classifier="@robust"` stand for on it.
+    """
+    facts = {"norm": norm, "eps": dict(eps), "n": n, "budget": budget, "roles": dict(roles)}
+    return _register("dataset", name, facts)
+
+
+def classifier(scheme: str, *, names: Callable[[], list[str]] | None = None, ensure: Callable[[str], None] | None = None) -> Callable[..., Any]:
+    """Register a loader `(argument: str) -> nn.Module` of the classifiers named `scheme:argument`.
+
+    `names()` lists the arguments; `ensure(argument)` is called before a sweep starts: it fetches what is missing and raises
+    `BadInput` with one line where that cannot be had.
+    """
+    return _register("classifier", scheme, {"names": names, "ensure": ensure})
+
+
+def defence(name: str, *, stochastic: bool | Callable[[Mapping[str, Value]], bool] = False) -> Callable[..., Any]:
+    """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K). `stochastic` may depend on the knobs."""
+    return _register("defence", name, {"stochastic": stochastic})
+
+
+def attack(
+    name: str,
+    *,
+    norms: set[str],
+    access: str,
+    family: str,
+    needs_stochastic: bool = False,
+    calls: Callable[[Mapping[str, Any], bool], float] | None = None,
+) -> Callable[..., Any]:
+    """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
+
+    `family` groups attacks in reports (gradient, score, decision, transfer, noise, none). An attack that `needs_stochastic` is left out of
+    plans for deterministic defences, where it is another attack under a second name. `calls(knobs, stochastic)` is the most that it asks
+    of the target per example, in forward passes (a backward counts as two): what `--dry-run` multiplies.
+    """
+    if not norms <= set(NORMS) or access not in ACCESS:
+        raise TypeError(f"attack '{name}': norms {norms} and access '{access}' must be among {NORMS} and {ACCESS}")
+    return _register("attack", name, {"norms": norms, "access": access, "family": family, "needs_stochastic": needs_stochastic, "calls": calls})
+
+
+def _register(kind: str, name: str, facts: Mapping[str, Any]) -> Callable[..., Any]:
+    def keep(make: Callable[..., Any]) -> Callable[..., Any]:
+        registries[kind].add(name, make, facts)
+        return make
+
+    return keep
+
+
+def is_stochastic(spec: Spec) -> bool:
+    fact = defences.get(spec.name).facts["stochastic"]
+    return bool(fact(spec.params) if callable(fact) else fact)
+
+
+def split_scheme(text: str) -> tuple[Entry, str]:
+    """`own:digits-at` -> the entry `own` and `digits-at`."""
+    scheme, colon, argument = text.partition(":")
+    if not colon or not argument:
+        raise BadInput(f"classifier '{text}' is not scheme:name, such as {', '.join(f'{entry.name}:...' for entry in classifiers)}")
+    return classifiers.get(scheme), argument
+
+
+def build_classifier(text: str) -> Any:
+    """The classifier named `text`, an `nn.Module` in eval mode on the CPU, its parameters frozen."""
+    entry, argument = split_scheme(text)
+    return entry.make(argument).eval().requires_grad_(False)
+
+
+def discover(extra: tuple[Path, ...] = (), pyproject: Path = ROOT / "pyproject.toml") -> None:
+    """Import the plug-ins named in `[tool.bench] plugins` (of a package, every public module in it) and the files in `extra`."""
+    for name in tomllib.loads(pyproject.read_text())["tool"]["bench"]["plugins"]:
+        module = importlib.import_module(name)
+        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+            if not found.ispkg and not found.name.startswith("_"):
+                importlib.import_module(f"{name}.{found.name}")
+    for path in extra:
+        load_file(path)
+
+
+def load_file(path: Path) -> ModuleType:
+    name = f"bench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise BadInput(f"plug-in file '{path}' does not exist or is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise BadInput(f"plug-in file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,220 @@
+"""The command: `python -m bench.run`. The only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench import plan as plans
+from bench import registry, report
+from bench.plan import Plan, Request
+from bench.record import Record
+from bench.spec import BadInput, Cell, nearest, split_commas
+from bench.store import Store
+
+LISTS = {"defences": "defence", "attacks": "attack", "datasets": "dataset", "classifiers": "classifier"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad flags end in one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise BadInput(f"unknown flag {unknown[0]}{nearest(unknown[0], flags)}" if unknown else message)
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m bench.run", description="Sweep attacks over defences and write leaderboards.", allow_abbrev=False)
+    p.add_argument("--dataset", help="a registered dataset, or folder:PATH")
+    p.add_argument("--defences", metavar="A,B", help="names with knobs, such as carso[samples=16]; default: all")
+    p.add_argument("--attacks", metavar="A,B", help="names with knobs, such as pgd[steps=100]; default: the budget's")
+    p.add_argument("--norm", help="linf, l2, l1 or l0; default: the dataset's")
+    p.add_argument("--eps", help="a fraction such as 8/255, in pixel units of [0,1]; default: the dataset's")
+    p.add_argument("--n", type=int, help="examples, from the fixed class-stratified subset of the test split")
+    p.add_argument("--first", type=int, help="instead of --n: the first examples of the test split, as published protocols do")
+    p.add_argument("--seed", type=int, help="of the attacks and of the judging")
+    p.add_argument("--draws", type=int, help="evaluation draws of a stochastic defence")
+    p.add_argument("--select", type=int, help="selection draws of a stochastic defence")
+    p.add_argument("--batch", type=int, help="examples attacked together; part of the question")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--budget", help="quick, standard or full")
+    p.add_argument("--plan", type=Path, metavar="FILE", help="a TOML plan, or the name of one of bench/plans")
+    p.add_argument("--with", type=Path, action="append", default=[], dest="extra", metavar="FILE", help="a Python file with plug-ins of yours")
+    p.add_argument("--out", type=Path, default=Path("results"), help="the folder of records and leaderboards")
+    p.add_argument("--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/")
+    p.add_argument("--rerun", action="store_true", help="answer again what the store already holds")
+    p.add_argument("--ray", metavar="ADDRESS", help="run the batches on a Ray cluster ('local' starts one here)")
+    p.add_argument("--list", choices=sorted(LISTS), dest="what", help="show what is registered, with its knobs")
+    p.add_argument("--dry-run", action="store_true", help="show the cells and what they would cost, and stop")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 all answered, 1 a cell failed, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return command(parser().parse_args(words), shlex.join(["python", "-m", "bench.run", *words]))
+    except BadInput as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"bench: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; every finished batch is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def command(args: argparse.Namespace, line: str) -> int:
+    registry.discover(tuple(args.extra))
+    out = Console(highlight=False)
+    if args.what:
+        show_list(out, LISTS[args.what])
+        return 0
+    plan = read_plan(args)
+    for note in plan.notes:
+        out.print(f"note: {escape(note)}", soft_wrap=True)
+    store = Store(args.out)
+    pending = plan.cells if args.rerun else plan.pending(store)
+    data_dir = args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
+    if args.dry_run:
+        show_dry(out, plan, pending, data_dir)
+        return 0
+    failed = sweep(out, args, plan, pending, store, data_dir, line) if pending else 0
+    if not pending:
+        out.print(f"all {len(plan.cells)} cells are in {args.out} already: nothing to do (--rerun answers them again)", soft_wrap=True)
+    elif not failed:
+        out.print(f"{len(pending)} cells answered, {len(plan.cells) - len(pending)} were in {args.out} already", soft_wrap=True)
+    show_leaderboards(out, args, plan, store)
+    if failed:
+        print(f"bench: {failed} of {len(pending)} cells failed; see the .failed.json files under {args.out / 'records'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def read_plan(args: argparse.Namespace) -> Plan:
+    single = ("dataset", "norm", "eps", "n", "first", "seed", "draws", "select", "batch", "budget")
+    asked: dict[str, Any] = {name: getattr(args, name) for name in single}
+    asked |= {name: tuple(split_commas(text)) for name in ("defences", "attacks") if (text := getattr(args, name))}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not args.plan:
+        return plans.plan([Request(**asked)])
+    if clash := sorted(asked):
+        raise BadInput(f"--{clash[0]} and --plan exclude each other: write it into the plan '{args.plan}'")
+    name, requests = plans.from_file(args.plan)
+    return plans.plan(requests, name)
+
+
+def sweep(out: Console, args: argparse.Namespace, plan: Plan, pending: Sequence[Cell], store: Store, data_dir: Path, line: str) -> int:
+    from bench import execute
+
+    device = execute.device_of(args.device)
+    execute.limit_threads()
+    plans.ensure(plan)
+    execute.check(pending, data_dir)
+    store.put_plan(plan.name, plan.cells)
+    for cell in pending if args.rerun else ():
+        store.drop_parts(cell)
+    with Live(out, len(pending)) as watch:
+        how: dict[str, Any] = {"device": device, "data_dir": data_dir, "command": line, "watch": watch}
+        if args.ray:
+            from bench.executors.ray import execute as execute_on_ray
+
+            return execute_on_ray(pending, store, address=args.ray, extra=tuple(args.extra), **how)
+        return execute.execute(pending, store, **how)
+
+
+class Live:
+    """Bars on a terminal (cells, batches, time left), plain lines elsewhere."""
+
+    def __init__(self, out: Console, cells: int) -> None:
+        self.out, self.cells, self.done, self.start = out, cells, 0, time.monotonic()
+        left = (TextColumn("left"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
+        self.bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True, speed_estimate_period=600)
+        self.all = self.bars.add_task("cells", total=cells)
+        self.one = self.bars.add_task("batches", total=None)
+
+    def __enter__(self) -> Live:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def batch(self, cell: Cell, done: int, count: int) -> None:
+        self.bars.update(self.one, description=f"{cell.defence.name} / {cell.attack.name}", completed=done, total=count)
+        self.bars.update(self.all, completed=self.done + done / count)
+
+    def answered(self, cell: Cell, record: Record) -> None:
+        self.line(cell, f"accuracy {record.accuracy:.3f}  (n {len(record.ids)}, {record.cost.seconds:.1f} s)")
+
+    def failed(self, cell: Cell, message: str) -> None:
+        self.line(cell, f"FAILED: {escape(message)}")
+
+    def line(self, cell: Cell, text: str) -> None:
+        self.done += 1
+        self.bars.update(self.all, completed=self.done)
+        width = len(str(self.cells))
+        name = f"{cell.defence.name} / {cell.attack.name} ({cell.threat.norm} {cell.threat.eps})"
+        so_far = f"{self.done:{width}}/{self.cells}  {time.monotonic() - self.start:5.0f} s"
+        self.bars.console.print(f"{so_far}  {name:44} {text}", soft_wrap=True)
+
+
+def show_list(out: Console, kind: str) -> None:
+    table = Table("name", "knobs", "what it is", box=None, pad_edge=False)
+    for entry in sorted(registry.registries[kind], key=lambda entry: entry.name):
+        knobs = ", ".join(f"{knob}={value}" for knob, value in entry.knobs.items())
+        names = entry.facts.get("names")
+        table.add_row(f"{entry.name}:..." if kind == "classifier" else entry.name, escape(knobs), escape(entry.summary))
+        for name in names() if names else ():
+            table.add_row(f"  {entry.name}:{name}", "", "")
+    out.print(table)
+
+
+def show_dry(out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path) -> None:
+    from bench.estimate import estimate
+
+    total, waiting = 0.0, {cell.key for cell in pending}
+    costs = estimate(plan.cells, data_dir)
+    for cell, cost in zip(plan.cells, costs, strict=True):
+        kept = "" if cell.key in waiting else "  (in the store)"
+        seconds = "time unknown" if cost.seconds is None else f"about {cost.seconds:.0f} s"
+        out.print(f"{cell.key}  {escape(str(cell))}\n{'':18}at most {cost.calls:,} calls per example; {seconds}{kept}", soft_wrap=True)
+        total += (cost.seconds or 0.0) * (cell.key in waiting)
+    ahead = f"about {total / 60:.1f} minutes on one thread of this machine's CPU"
+    out.print(f"{len(plan.cells)} cells, {len(waiting)} to answer, {ahead}", soft_wrap=True)
+
+
+def show_leaderboards(out: Console, args: argparse.Namespace, plan: Plan, store: Store) -> None:
+    written = report.write(args.out)
+    wanted = {(cell.dataset.name, cell.threat.norm, str(cell.threat.eps)) for cell in plan.cells}
+    for board in report.boards(store):
+        if (board.dataset, board.norm, board.eps) not in wanted:
+            continue
+        table = Table(*report.BRIEF, title=f"{board.dataset} {board.norm} {board.eps}")
+        for row in board.rows:
+            table.add_row(*(escape(cell) for cell in report.brief(row)))
+        out.print(table)
+    for text in report.against_reference(args.out):
+        out.print(f"differs from the reference: {escape(text)}", soft_wrap=True)
+    for path in written:
+        if path.suffix in (".csv", ".html"):
+            out.print(f"wrote {path}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Checks across the records of one row: what in them makes its number hard to believe. Standard library only.
+
+Every check takes the records of one question, one per attack, on the same examples. Codes and thresholds are those of docs/soundness.md;
+the checks that look at one live defence (P1 to P17) are in probes.py and reach the row through the records' own flags.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
+from bench.labels import family
+from bench.published import Published
+from bench.record import Flag, Record
+from bench.statistics import estimate, lower_limit
+from bench.worst import Worst, is_stochastic
+
+SOFT, HARD = 0.002, 0.01  # of examples broken by an attack that should be the weaker one (at 95%): AutoAttack's margin for Square, and one point
+INVALID = 0.001
+BREAKS_HALF = 0.5  # a stochastic defence holds an example that it gets right more often than not
+# These return the clean image where they fail, so an unmoved image says nothing of them.
+RETURNS_CLEAN = {"autoattack"}
+
+MEANING = {
+    "P1": "is a defence declared deterministic really so",
+    "D1": "gradients that are exactly zero on examples that still stand",
+    "D2": "gradients that are NaN or infinite: the sign of NaN is 0, so the attack stands still",
+    "D5": "one step of FGSM must not beat many steps of PGD",
+    "D7": "an attack without gradients must not beat the attacks with them",
+    "D8": "an attack transferred from another model must not beat the gradients of this one",
+    "D9": "random noise must not beat the gradients",
+    "D10": "an attack by gradients that leaves the image where it is has not attacked",
+    "V1": "proposals that were not finite were dropped, which helps the defence",
+    "V3": "proposals outside of ball or box were projected back",
+    "W1": "robust accuracy above clean accuracy cannot be",
+    "W2": "the draws that chose the attack and those that scored it disagree: too few selection draws",
+    "E1": "the cells of the row used different weights files under one name",
+    "G1": "clean accuracy differs from the published one: not the same model, images or preprocessing",
+    "G2": "more survives here than under the published attack: the attacks of this row are the weaker ones",
+}
+
+
+def audit(records: Sequence[Record], worst: Worst | None, published: Published | None = None) -> list[Flag]:
+    """All flags of one row, the probes' own first; one flag per code, the hardest."""
+    found = [flag for record in records for flag in record.flags]
+    for check in (nondeterminism, zero_gradients, nonfinite_gradients, one_step, black_box, unmoved, proposals, mixed_weights):
+        found += check(records)
+    if worst:
+        found += worst_against_clean(records, worst)
+    if published:
+        found += against_published(records, worst, published)
+    hardest: dict[str, Flag] = {}
+    for flag in found:
+        if flag.id not in hardest or (flag.severity, hardest[flag.id].severity) == ("hard", "soft"):
+            hardest[flag.id] = flag
+    return sorted(hardest.values(), key=lambda flag: flag.severity != "hard")
+
+
+def gradient_attacks(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if family(record.cell) == "gradient"]
+
+
+def nondeterminism(records: Sequence[Record]) -> list[Flag]:
+    """P1: one draw each was to select and to judge; for a deterministic defence the two are the same answer."""
+    if not records or is_stochastic(records[0]):
+        return []
+    share, name = max((fmean(s != c for s, c in zip(r.selected, r.correct, strict=True)), r.cell.attack.name) for r in records)
+    if not share:
+        return []
+    return [Flag("P1", "hard" if share >= 0.01 else "soft", f"judged twice on the same image, {share:.1%} of the answers differ ({name})")]
+
+
+def zero_gradients(records: Sequence[Record]) -> list[Flag]:
+    """D1 from what the attacks met: the share of zero gradients that examples which still stand must account for, whatever the fallen ones had.
+
+    A clamped loss has no gradient left on a fallen example. With accuracy a and zero share z, at least (z - (1-a)) / a of the gradients of the
+    standing examples were zero, since no attack spends more gradients on a fallen example than on a standing one.
+    """
+    shares = []
+    for record in gradient_attacks(records):
+        held = fmean(standing(record))
+        if record.cost.backwards and held:
+            shares.append(((record.cost.zero / record.cost.backwards - (1 - held)) / held, record.cell.attack.name))
+    if not shares or max(shares)[0] < 0.1:
+        return []
+    least, most = min(shares), max(shares)
+    if least[0] >= 0.1:
+        return [Flag("D1", "hard", f"at least {least[0]:.1%} of the gradients on standing examples were zero, under every gradient attack")]
+    return [Flag("D1", "soft", f"at least {most[0]:.1%} of the gradients on standing examples were zero under {most[1]}, but not under {least[1]}")]
+
+
+def nonfinite_gradients(records: Sequence[Record]) -> list[Flag]:
+    """D2: soft if there is any, hard from 1%."""
+    shares = [(r.cost.nonfinite / r.cost.backwards, r.cell.attack.name) for r in gradient_attacks(records) if r.cost.backwards]
+    share, name = max(shares, default=(0.0, ""))
+    return [Flag("D2", "hard" if share >= 0.01 else "soft", f"{share:.2g} of the gradients of {name} were NaN or infinite")] if share else []
+
+
+def one_step(records: Sequence[Record]) -> list[Flag]:
+    """D5: FGSM against the PGD attacks."""
+    iterated = [record for record in records if record.cell.attack.name in ("pgd", "pgd-eot")]
+    return outdone("D5", [r for r in records if r.cell.attack.name == "fgsm"], iterated, "PGD")
+
+
+def black_box(records: Sequence[Record]) -> list[Flag]:
+    """D7 to D9: attacks without this defence's gradients against the union of those with them.
+
+    On a deterministic defence AutoAttack holds a Square attack of its own; where only the union with it keeps up, the flag is soft.
+    """
+    found = []
+    union = gradient_attacks(records)
+    pure = [r for r in union if r.cell.attack.name != "autoattack" or is_stochastic(r)]
+    for code, families in (("D7", ("score", "decision")), ("D8", ("transfer",)), ("D9", ("noise",))):
+        attackers = [record for record in records if family(record.cell) in families]
+        found += outdone(code, attackers, union, "gradient attack")
+        if pure != union:
+            found += [Flag(f.id, "soft", f.message) for f in outdone(code, attackers, pure, "gradient attack but AutoAttack") if f.severity == "hard"]
+    return found
+
+
+def outdone(code: str, attackers: Sequence[Record], union: Sequence[Record], what: str) -> list[Flag]:
+    """The two-sample rule: does an attacker break examples that nothing in the union breaks, beyond the luck of the sample?"""
+    if not attackers or not union:
+        return []
+    counts = [(sum(breaks_alone(attacker, union)), attacker.cell.attack.name) for attacker in attackers]
+    count, name = max(counts)
+    n = len(attackers[0].ids)
+    limit = lower_limit(count, n)
+    if limit <= SOFT:
+        return []
+    return [Flag(code, "hard" if limit > HARD else "soft", f"{name} breaks {count} of {n} examples that no {what} breaks (surely {limit:.1%})")]
+
+
+def breaks_alone(attacker: Record, union: Sequence[Record]) -> list[bool]:
+    draws = attacker.cell.draws
+    # Between two shares of `draws` answers, two standard errors of their difference at the most; one draw each is told apart as it is.
+    clear = 2 * math.sqrt(0.5 / draws) if draws > 1 else 0.5
+    least = [min(counts) / draws for counts in zip(*(other.correct for other in union), strict=True)]
+    shares = [count / draws for count in attacker.correct]
+    return [share <= BREAKS_HALF and other - share > clear for share, other in zip(shares, least, strict=True)]
+
+
+def standing(record: Record) -> list[bool]:
+    return [count > BREAKS_HALF * record.cell.draws for count in record.correct]
+
+
+def unmoved(records: Sequence[Record]) -> list[Flag]:
+    """D10: over 5% of the standing examples that no gradient attack moved. The harness keeps the clean image where no proposal had a
+    larger margin, so this is also the share whose loss never rose."""
+    movers = [r for r in gradient_attacks(records) if r.cell.attack.name not in RETURNS_CLEAN]
+    if not movers or not movers[0].cell.threat.eps:
+        return []
+    stands = [all(held) for held in zip(*(standing(record) for record in movers), strict=True)]
+    still = [held and not any(moves) for held, *moves in zip(stands, *(record.distance for record in movers), strict=True)]
+    if sum(still) <= 0.05 * sum(stands):
+        return []
+    names = ", ".join(dict.fromkeys(record.cell.attack.name for record in movers))
+    return [Flag("D10", "hard", f"{sum(still)} of {sum(stands)} standing examples were not moved by {names}")]
+
+
+def proposals(records: Sequence[Record]) -> list[Flag]:
+    """V1 and V3: proposals that held NaN, or lay outside. Decision-based attacks minimise the distance, and may propose what is too far."""
+    found = []
+    share, name = max(((fmean(s == -1 for s in r.strayed), r.cell.attack.name) for r in records), default=(0.0, ""))
+    if share:
+        found.append(Flag("V1", "hard" if share > INVALID else "soft", f"{name} proposed images that are not finite for {share:.1%} of the examples"))
+    bound = [record for record in records if family(record.cell) != "decision"]
+    share, name = max(((fmean(s > 0 for s in r.strayed), r.cell.attack.name) for r in bound), default=(0.0, ""))
+    if share:
+        found.append(Flag("V3", "soft", f"{name} proposed images outside of ball or box for {share:.1%} of the examples"))
+    return found
+
+
+def mixed_weights(records: Sequence[Record]) -> list[Flag]:
+    """E1: one name, one file. Names that are pinned cannot mix; RobustBench's are not pinned."""
+    used: dict[str, set[str]] = {}
+    for record in records:
+        for name, digest in record.env.weights:
+            used.setdefault(name, set()).add(digest)
+    mixed = sorted(name for name, digests in used.items() if len(digests) > 1)
+    return [Flag("E1", "hard", f"the cells used different weights for {', '.join(mixed)}")] if mixed else []
+
+
+def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
+    """W1 and W2: the clean image is among the candidates, so robust accuracy cannot lie above clean accuracy but by chance."""
+    found = []
+    for clean in (record for record in records if record.cell.attack.name == "none"):
+        gains = [(r - c) / worst.draws for r, c in zip(worst.correct, clean.correct, strict=True)]
+        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        if fmean(gains) > 2 * error:
+            found.append(Flag("W1", "soft", f"robust accuracy lies {fmean(gains):.1%} above clean accuracy (standard error {error:.1%})"))
+    if worst.gap > 0.05:
+        found.append(Flag("W2", "soft", f"the choosing draws give {worst.robust.mean - worst.gap:.3f}, fresh ones {worst.robust.mean:.3f}: raise --select"))
+    return found
+
+
+def against_published(records: Sequence[Record], worst: Worst | None, published: Published) -> list[Flag]:
+    """G1 and G2: the same model must have the published clean accuracy, and no more robust accuracy than the published attack leaves."""
+    found = []
+    for record in records:
+        clean = estimate(record.correct, record.cell.draws)
+        if record.cell.attack.name == "none" and published.clean is not None and not clean.lo <= published.clean <= clean.hi:
+            found.append(Flag("G1", "soft", f"clean accuracy {clean.mean:.3f} [{clean.lo:.3f}, {clean.hi:.3f}], published {published.clean:.3f}"))
+    if worst and worst.robust.lo > published.robust:
+        found.append(Flag("G2", "soft", f"robust accuracy {worst.robust.mean:.3f}, published {published.robust:.3f} under {published.attack}"))
+    return found

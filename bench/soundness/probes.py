@@ -1,0 +1,120 @@
+"""Checks on one live defence before any attack: what in it would make a gradient, or a score, unbelievable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.record import Flag
+from bench.target import margin, right
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether two calls on the same images differ, and the flags raised."""
+
+    stochastic: bool
+    flags: tuple[Flag, ...]
+
+
+def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: bool) -> Probe:
+    """Run the checks that need no attack on images x (n,C,H,W) in [0,1]; `declared` is what the plug-in says of its randomness."""
+    with torch.no_grad():
+        stochastic = not same(defence, x)
+    flags = [
+        *determinism(stochastic, declared),
+        *mode(defence),
+        *state(defence, x),
+        *finite_logits(defence, x),
+        *gradients(defence, x, y, eps),
+    ]
+    return Probe(stochastic or declared, tuple(flags))
+
+
+def same(defence: nn.Module, x: Tensor, calls: int = 5) -> bool:
+    """Whether `calls` predictions of the same images agree to 1e-4 (of each normalised logit vector); infinities are compared as they are."""
+    first = defence(x)
+    unit = F.normalize(first.nan_to_num(posinf=1e4, neginf=-1e4), dim=1)
+    for _ in range(calls - 1):
+        again = defence(x)
+        if not torch.equal(again.isfinite(), first.isfinite()):
+            return False
+        if (F.normalize(again.nan_to_num(posinf=1e4, neginf=-1e4), dim=1) - unit).norm(dim=1).max() > 1e-4:
+            return False
+    return True
+
+
+def determinism(stochastic: bool, declared: bool) -> list[Flag]:
+    if stochastic and not declared:
+        return [Flag("P1", "hard", "declared deterministic, but two calls on the same images differ")]
+    if declared and not stochastic:
+        return [Flag("P1", "soft", "declared stochastic, but five calls on the same images agree")]
+    return []
+
+
+def mode(defence: nn.Module) -> list[Flag]:
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    live = [name for name, module in defence.named_modules() if module.training and isinstance(module, kinds)]
+    return [Flag("P4", "hard", f"layers in training mode: {', '.join(live[:3])}")] if live else []
+
+
+def state(defence: nn.Module, x: Tensor) -> list[Flag]:
+    """Whether a prediction changes the defence's own parameters and buffers, or the images that it was given."""
+    before = {name: value.clone() for name, value in defence.state_dict().items()}
+    given = x.clone()
+    with torch.no_grad():
+        defence(given)
+    changed = [name for name, value in defence.state_dict().items() if not torch.equal(value.nan_to_num(), before[name].nan_to_num())]
+    found = [Flag("P5", "hard", f"a prediction changes the defence: {', '.join(changed[:3])}")] if changed else []
+    if not torch.equal(given, x) or given.requires_grad:
+        found.append(Flag("P5", "hard", "a prediction edits the images that it is given"))
+    return found
+
+
+@torch.no_grad()
+def finite_logits(defence: nn.Module, x: Tensor) -> list[Flag]:
+    flat = [torch.full_like(x[:1], value) for value in (0.0, 0.5, 1.0)]
+    logits = defence(torch.cat([x, torch.rand_like(x), *flat]))
+    nan, inf = (float(bad.any(1).float().mean()) for bad in (logits.isnan(), logits.isinf()))
+    found = [Flag("P6", "hard", f"logits hold NaN on {nan:.1%} of legal images")] if nan else []
+    if inf:
+        found.append(Flag("P6", "soft" if has_surrogate(defence) else "hard", f"logits are infinite on {inf:.1%} of legal images"))
+    return found
+
+
+def gradients(defence: nn.Module, x: Tensor, y: Tensor, eps: float) -> list[Flag]:
+    """P11, D1 and D2: is there a gradient, is it zero, is it finite, for cross-entropy and margin, at the images and at random points beside them."""
+    points = torch.cat([x, (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)])
+    labels = torch.cat([y, y])
+    zero: dict[str, float] = {}
+    nonfinite = 0.0
+    for name, loss in (("cross-entropy", lambda z: F.cross_entropy(z, labels, reduction="sum")), ("margin", lambda z: margin(z, labels).sum())):
+        seen = points.clone().requires_grad_()
+        with torch.enable_grad():
+            logits = defence(seen)
+            try:
+                (grad,) = torch.autograd.grad(loss(logits), seen)
+            except RuntimeError:
+                severity = "soft" if has_surrogate(defence) else "hard"
+                return [Flag("P11", severity, "no gradient reaches the image: attacks need a surrogate")]
+        held = right(logits.detach(), labels)
+        flat = grad.flatten(1)
+        good = flat.isfinite().all(1)
+        nonfinite = max(nonfinite, float((~good).float().mean()))
+        zero[name] = float((good & (flat == 0).all(1))[held].float().mean()) if held.any() else 0.0
+    found = []
+    least, ce = min(zero.values()), zero["cross-entropy"]
+    if least >= 0.1:
+        found.append(Flag("D1", "hard", f"the gradient is exactly zero on {least:.1%} of correctly classified images, for every loss"))
+    elif ce >= 0.1:
+        found.append(Flag("D1", "soft", f"the cross-entropy gradient (not the margin's) is exactly zero on {ce:.1%} of correctly classified images"))
+    if nonfinite:
+        found.append(Flag("D2", "hard" if nonfinite >= 0.01 else "soft", f"the gradient is NaN or infinite on {nonfinite:.1%} of images"))
+    return found
+
+
+def has_surrogate(defence: nn.Module) -> bool:
+    return bool(getattr(defence, "surrogates", None)) or callable(getattr(defence, "presoftmax", None))

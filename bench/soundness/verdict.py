@@ -1,0 +1,78 @@
+"""What a row's number is worth: sound, suspicious, broken or incomplete, and why. Standard library only.
+
+- broken: the attacks here leave less than was published, by 3 points or more and outside of the interval. It is the claim that is broken.
+- suspicious: a hard flag, or three soft ones.
+- incomplete: nothing speaks against the number, but something that it needs was not run.
+- sound: all of it was run. No attack of this bench, at this budget, does better; it is an upper bound and no certificate.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from bench.labels import family, unpinned
+from bench.published import Published
+from bench.record import Flag, Record
+from bench.statistics import Estimate
+from bench.worst import is_stochastic
+
+VERDICTS = ("sound", "incomplete", "suspicious", "broken")
+GAP = 0.03
+MANY = 3  # soft flags
+# Not run by any attack or probe of this bench yet: unbounded attack, step doubling, finite differences, positive controls.
+NOT_YET = ("D3", "D6", "D12", "D18")
+NOT_YET_STOCHASTIC = ("D14", "D15")
+ADAPTIVE = ("A2", "A3", "A4", "A5", "A6", "A7")
+
+
+def judge(
+    flags: Sequence[Flag], missing: Sequence[str], lacks: Sequence[str], robust: Estimate | None, strongest: str, published: Published | None
+) -> tuple[str, tuple[str, ...]]:
+    """The verdict and its reasons. `missing` says in words which cells are unanswered, `lacks` holds codes of what was not run."""
+    reasons = [f"{flag.id} {flag.severity}: {flag.message}" for flag in flags]
+    reasons += [*missing, *([f"not run: {ranges(lacks)}"] if lacks else [])]
+    same_model = not any(flag.id == "G1" for flag in flags)
+    if robust and published and same_model and robust.hi < published.robust and published.robust - robust.mean >= GAP:
+        claim = f"by {strongest}: published {published.robust:.3f} ({published.attack}), here {robust.mean:.3f} [{robust.lo:.3f}, {robust.hi:.3f}]"
+        return "broken", (claim, *reasons)
+    if any(flag.severity == "hard" for flag in flags) or len(flags) >= MANY:
+        return "suspicious", tuple(reasons)
+    return ("incomplete" if missing or lacks or not robust else "sound"), tuple(reasons)
+
+
+def lacking(records: Sequence[Record]) -> tuple[str, ...]:
+    """The codes of the required attacks (A) and diagnostics (D) that the records do not hold."""
+    if not records:
+        return ()
+    cell, names, families = records[0].cell, {r.cell.attack.name for r in records}, {family(r.cell) for r in records}
+    classifier = cell.defence.params.get("classifier")
+    done = {
+        "A1": "gradient" in families,
+        "A2": any(family(r.cell) == "transfer" and from_classifier(r, classifier) for r in records),
+        "D5": "fgsm" in names and bool(names & {"pgd", "pgd-eot"}),
+        "D7": "square" in names,
+        "D8": "transfer" in families,
+        "D9": "noise" in families,
+    }
+    # A bare classifier has no parts that an adaptive attack could aim at.
+    bare = set(cell.defence.params) <= {"classifier"}
+    required = ("A1", *(() if bare else ADAPTIVE), "D5", "D7", "D8", "D9", *NOT_YET, *(NOT_YET_STOCHASTIC if is_stochastic(records[0]) else ()))
+    return tuple(sorted((code for code in required if not done.get(code)), key=order))
+
+
+def from_classifier(record: Record, classifier: object) -> bool:
+    return unpinned(str(record.cell.attack.params.get("source", ""))) == unpinned(str(classifier))
+
+
+def order(code: str) -> tuple[str, int]:
+    return code[0], int(code[1:])
+
+
+def ranges(codes: Sequence[str]) -> str:
+    """`A2, A3, A4, D3` -> `A2-A4, D3`."""
+    parts = []
+    for _, run in itertools.groupby(enumerate(codes), key=lambda pair: (pair[1][0], int(pair[1][1:]) - pair[0])):
+        held = [code for _, code in run]
+        parts.append(f"{held[0]}-{held[-1]}" if len(held) > 2 else ", ".join(held))
+    return ", ".join(parts)

@@ -1,0 +1,112 @@
+"""Weights files: safetensors with a JSON card beside them, found by name, checked by digest. Torch is imported where tensors are read.
+
+`own:NAME` is `weights/NAME.safetensors` of this project; `file:PATH` is any such file. A card says what the tensors are
+(`arch`), how they came to be (data, seed, recipe, command, commit, accuracies), and the `sha256` of the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.registry import ROOT
+from bench.spec import BadInput, nearest
+
+FOLDER = ROOT / "weights"
+
+
+def own_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def locate(text: str) -> Path:
+    """The file that `own:NAME` or `file:PATH` names, with or without the pin `@digest` that a plan adds."""
+    scheme, _, argument = text.partition(":")
+    argument = argument.partition("@")[0]
+    if scheme == "own":
+        path = FOLDER / f"{argument}.safetensors"
+        if not path.is_file():
+            raise BadInput(f"weights 'own:{argument}' are not there{nearest(argument, own_names())}")
+        return path
+    if scheme != "file":
+        raise BadInput(f"weights '{text}' are not own:NAME or file:PATH")
+    path = Path(argument).expanduser()
+    if not path.is_file():
+        raise BadInput(f"weights file '{path}' does not exist")
+    return path
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file, in hex."""
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _digest(path: Path, _mtime: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pin(text: str) -> str:
+    """`own:digits-at` -> `own:digits-at@1a2b3c4d`: a question names the very weights that it asks about."""
+    if not text.startswith(("own:", "file:")):
+        return text
+    found = digest(locate(text))[:8]
+    bare, _, pinned = text.partition("@")
+    if pinned and pinned != found:
+        raise BadInput(f"weights '{bare}' have the digest {found}, not {pinned}")
+    return f"{bare}@{found}"
+
+
+def card(text: str) -> dict[str, Any]:
+    """The card of the weights, checked against the file."""
+    path = locate(text)
+    pin(text)
+    beside = path.with_suffix(".json")
+    try:
+        read: dict[str, Any] = json.loads(beside.read_text())
+    except OSError:
+        raise BadInput(f"weights '{text}' have no card: '{beside}' is missing") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"the card '{beside}' is not JSON: {error}") from None
+    if read.get("sha256") != digest(path):
+        told = str(read.get("sha256"))[:8]
+        raise BadInput(f"weights file '{path}' is not the one that its card describes (sha256 {digest(path)[:8]}, card {told})")
+    return read
+
+
+def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors (float32 where they were stored in half precision, on the CPU) and the card of `own:NAME` or `file:PATH`."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    facts = card(text)
+    try:
+        tensors = load_file(locate(text))
+    except SafetensorError as error:
+        raise BadInput(f"weights file '{locate(text)}' is not a safetensors file, or is damaged: {error}") from None
+    return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, facts
+
+
+def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any], *, half: bool = False) -> None:
+    """Write the tensors and their card, each atomically; `half` stores floating tensors as float16."""
+    import torch
+    from safetensors.torch import save_file
+
+    kept = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()}
+    assert all(bool(torch.isfinite(v).all()) for v in kept.values() if v.is_floating_point())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    try:
+        save_file(kept, fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    fresh.write_text(json.dumps({**facts, "sha256": digest(path)}, indent=1, sort_keys=True) + "\n")
+    os.replace(fresh, path.with_suffix(".json"))

@@ -1,0 +1,95 @@
+"""From the logits of several samples to one prediction: (B, samples, K) -> (B, K), K >= 2.
+
+All but `peel-naive` give finite values and finite gradients for finite float32 logits up to +-50 (where the sum of exponentials, 4e22 for
+eight samples, still fits). `count` and `vote` are piecewise constant: their gradient is zero, by definition.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, one_hot
+
+
+def logit(logits: Tensor) -> Tensor:
+    """Mean over the samples."""
+    return logits.mean(1)
+
+
+def lse(logits: Tensor) -> Tensor:
+    """log sum_e exp(l[k,e]): the same decision as `peel`, with bounded gradients."""
+    return logits.logsumexp(1)
+
+
+def prob(logits: Tensor) -> Tensor:
+    """Log-odds of the mean over the samples of sigmoid(l[k,e]), per class; as a difference of log-sum-exps, so that nothing rounds to 0 or 1."""
+    return logsigmoid(logits).logsumexp(1) - logsigmoid(-logits).logsumexp(1)
+
+
+def peel(logits: Tensor) -> Tensor:
+    """Log-odds of softmax_k(s), s_k = sum_e exp(l[k,e]): exactly s_k - log sum_{j != k} exp(s_j), without cancellation.
+
+    Only differences of s matter, so all is done relative to the largest s: below it every p_k <= 1/2 and log1p(-p_k) is accurate, also
+    among ties; for the largest itself the others are summed directly. Where all logits lie below about -15 the s are too small to
+    be told apart beside log(K-1), and the values (not the gradients) tie, in any float32 form; `lse` does not.
+    arXiv 2306.06081, "PeeL".
+    """
+    s = logits.exp().sum(1)
+    top = s.argmax(1, keepdim=True)
+    is_top = torch.zeros_like(s, dtype=torch.bool).scatter(1, top, True)
+    d = s - s.gather(1, top).detach()  # the function does not change with a common offset, so neither does its gradient
+    others = d.masked_fill(is_top, -math.inf).logsumexp(1, keepdim=True)
+    rest = d.logsumexp(1, keepdim=True) + torch.log1p(-d.softmax(1).masked_fill(is_top, 0.0))
+    return d - torch.where(is_top, others, rest)
+
+
+def peel_naive(logits: Tensor) -> Tensor:
+    """PeeL as the authors' code computes it, for the record: infinite as soon as p rounds to 0 or 1, and then every gradient is NaN."""
+    p = logits.exp().sum(1).softmax(1)
+    return (p / (1 - p)).log()
+
+
+def count(logits: Tensor) -> Tensor:
+    """sum_e floor(l[k,e] / max_j l[j,e]), the authors' `count`: not a vote (negative logits count at most -1, and less without bound).
+
+    Where a sample's maximum is exactly 0 the limit from above is taken: 1 for the maximum itself, a very low value for the others.
+    """
+    values = logits.detach()
+    ratio = (values / values.amax(2, keepdim=True)).floor()
+    lowest = torch.finfo(values.dtype).min / values.shape[1]
+    return _flat(ratio.nan_to_num(nan=1.0, neginf=lowest, posinf=lowest).sum(1), logits)
+
+
+def vote(logits: Tensor) -> Tensor:
+    """Plurality: the number of samples whose largest logit is that of class k."""
+    votes = one_hot(logits.detach().argmax(2), logits.shape[2]).sum(1)
+    return _flat(votes.to(logits.dtype), logits)
+
+
+def _flat(values: Tensor, logits: Tensor) -> Tensor:
+    """`values`, attached to the graph with a gradient of exactly zero: an attack that asks for it is answered rather than crashed."""
+    return values + 0.0 * logits.mean(1)
+
+
+AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "peel": peel,
+    "logit": logit,
+    "prob": prob,
+    "count": count,
+    "vote": vote,
+    "lse": lse,
+    "peel-naive": peel_naive,
+}
+
+
+def named(name: str) -> Callable[[Tensor], Tensor]:
+    """The aggregation of that name; ValueError with the nearest one for a name that does not exist."""
+    if name not in AGGREGATIONS:
+        near = difflib.get_close_matches(name, AGGREGATIONS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(AGGREGATIONS)}"
+        raise ValueError(f"aggregation '{name}' is unknown; {hint}")
+    return AGGREGATIONS[name]

@@ -1,0 +1,115 @@
+"""CARSO itself: representation, several reconstructions from the prior, the same classifier on each, one aggregated prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from carso.aggregate import AGGREGATIONS, named
+from carso.purifier import Purifier
+from carso.representation import find, taps
+
+
+class CARSO(nn.Module):
+    """Purification that an image enters only through the representation that `classifier` has of it.
+
+    Images (B,C,H,W) in [0,1] to logits (B,K). Each of the `samples` reconstructions of a prediction has its own z from N(0,1), fresh at
+    every call; 0 samples means one reconstruction from z=0, which is deterministic. `final` classifies the reconstructions; without
+    it the classifier itself does. For inference: both modules are frozen, and put into evaluation mode. ValueError for an
+    unknown aggregation, or a layer that the classifier does not have.
+    E. Ballarin, A. Ansuini, L. Bortolussi, arXiv 2306.06081.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, purifier: Purifier, samples: int = 8, aggregation: str = "peel", *, final: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if samples < 0:
+            raise ValueError(f"samples={samples} is negative; give 0 (z=0, deterministic) or more")
+        find(classifier, purifier.layers)
+        self.base = classifier
+        self.final = final or classifier
+        self.purifier = purifier
+        self.samples = samples
+        self.aggregate = named(aggregation)
+        self.latent_dim = purifier.layout.latent
+        self.requires_grad_(False).eval()
+
+    def latent(self, x: Tensor) -> Tensor:
+        """The condition c (B,C): all that is computed once per image, whatever the number of samples and draws."""
+        return self.purifier.condition(taps(self.base, x, self.purifier.layers))
+
+    def decode(self, z: Tensor, c: Tensor) -> Tensor:
+        """Images (B,C,H,W) of z (B,D) and c (B,C)."""
+        return self.purifier.decode(z, c)
+
+    def classify(self, x_hat: Tensor) -> Tensor:
+        """Logits (B,K) of reconstructions."""
+        logits: Tensor = self.final(x_hat)
+        return logits
+
+    def purify(self, x: Tensor) -> Tensor:
+        """One reconstruction (B,C,H,W) of each image."""
+        c = self.latent(x)
+        return self.decode(self._noise(c, 1)[:, 0], c)
+
+    def sample_logits(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """Logits (B,samples,K) of every reconstruction, before aggregation; z (B,samples,D) of any number of samples where it is given."""
+        c = self.latent(x)
+        return self._logits(self._noise(c, max(self.samples, 1)) if z is None else z, c)
+
+    def per_draw(self, x: Tensor) -> Tensor:
+        """The logits (B,samples,K) of one draw, before aggregation."""
+        return self.sample_logits(x)
+
+    def draws(self, x: Tensor, k: int) -> Tensor:
+        """k independent predictions (B,k,K) that share the representation: one pass of it, one flat batch of B*k*samples reconstructions."""
+        c = self.latent(x)
+        if not self.samples:
+            return self.aggregate(self._logits(self._noise(c, 1), c))[:, None].expand(-1, k, -1)
+        logits = self._logits(self._noise(c, k * self.samples), c)
+        return self.aggregate(logits.reshape(len(x) * k, self.samples, -1)).reshape(len(x), k, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.aggregate(self.sample_logits(x))
+
+    @property
+    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Differentiable stand-ins for an attacker: `lse` has PeeL's very decisions and bounded gradients, the others approximate."""
+        return {"lse": self._lse, "mean-logit": self._mean_logit, "mean-latent": self._mean_latent, "classifier": self.base}
+
+    def _lse(self, x: Tensor) -> Tensor:
+        return AGGREGATIONS["lse"](self.sample_logits(x))
+
+    def _mean_logit(self, x: Tensor) -> Tensor:
+        return AGGREGATIONS["logit"](self.sample_logits(x))
+
+    def _mean_latent(self, x: Tensor) -> Tensor:
+        c = self.latent(x)
+        return self.classify(self.decode(c.new_zeros(len(c), self.latent_dim), c))
+
+    def _noise(self, c: Tensor, n: int) -> Tensor:
+        make = torch.randn if self.samples else torch.zeros
+        return make(len(c), n, self.latent_dim, device=c.device, dtype=c.dtype)
+
+    def _logits(self, z: Tensor, c: Tensor) -> Tensor:
+        """(B,n,K) of z (B,n,D) and c (B,C), as one flat batch: a map over the samples takes nearly twice as long."""
+        n = z.shape[1]
+        return self.classify(self.decode(z.flatten(0, 1), c.repeat_interleave(n, 0))).reshape(len(c), n, -1)
+
+
+class VAE(CARSO):
+    """The same pipeline around an unconditional VAE, a purifier without taps: each image is encoded, and z drawn from its posterior.
+
+    Samples of the prior would not depend on the image at all. `latent` is the posterior's mu and logvar, side by side (B,2D), and the z of
+    `decode` and `sample_logits` the standard normal noise that picks a point of it; z=0 is its mean.
+    """
+
+    def latent(self, x: Tensor) -> Tensor:
+        return torch.cat(self.purifier.encode(x, x.new_zeros(len(x), 0)), 1)
+
+    def decode(self, z: Tensor, c: Tensor) -> Tensor:
+        mu, logvar = c.chunk(2, 1)
+        return self.purifier.decode(mu + (logvar / 2).exp() * z, c.new_zeros(len(c), 0))

@@ -1,0 +1,52 @@
+"""RAdam wrapped in Lookahead, and the learning rate in three phases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+EVERY = 6
+FAST = 0.8  # the share of the fast weights where both meet
+
+
+class Lookahead:
+    """Every 6 steps of RAdam: theta <- 0.8 theta + 0.2 slow, slow <- theta; the inner moments are left alone.
+
+    `finish` loads the slow weights, which are those of the last meeting. M. Zhang et al., "Lookahead optimizer", arXiv 1907.08610.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        self.parameters = list(parameters)
+        self.inner = torch.optim.RAdam(self.parameters, lr=lr)
+        self.slow = [p.detach().clone() for p in self.parameters]
+        self.steps = 0
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.inner.step()
+        self.steps += 1
+        if self.steps % EVERY == 0:
+            fast = [p.detach() for p in self.parameters]
+            torch._foreach_lerp_(fast, self.slow, 1 - FAST)
+            torch._foreach_copy_(self.slow, fast)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        torch._foreach_copy_([p.detach() for p in self.parameters], self.slow)
+
+
+def learning_rate(epoch: int, epochs: int, *, start: float, base: float, final: float, warmup: float) -> float:
+    """Linear from `start` to `base` in the first `warmup` share of the epochs, constant for as long, then linear to `final` after the last."""
+    rise = int(warmup * epochs)
+    if epoch < rise:
+        return start + (base - start) * epoch / rise
+    return base + (final - base) * max(epoch - 2 * rise, 0) / (epochs - 2 * rise)
