@@ -15,7 +15,7 @@ from bench.soundness.audits import audit
 from bench.soundness.verdict import judge, lacking
 from bench.spec import Cell, Spec
 from bench.statistics import Estimate, estimate
-from bench.worst import Worst, is_stochastic, worst_case
+from bench.worst import Worst, worst_case
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,7 @@ def rows(
     return ranked(tell_apart(found), asked)
 
 
-def row(
-    cells: Sequence[Cell], answers: Mapping[str, Record], failures: Mapping[str, str], published: Sequence[Published], asked: Asked
-) -> Row:
+def row(cells: Sequence[Cell], answers: Mapping[str, Record], failures: Mapping[str, str], published: Sequence[Published], asked: Asked) -> Row:
     """The row of the cells of one question, in plan order."""
     held = [answers[cell.key] for cell in cells if cell.key in answers]
     base = next((r for r in held if r.cell.attack.name == "none"), held[0] if held else None)
@@ -181,7 +179,9 @@ def tell_apart(found: Sequence[Row]) -> list[Row]:
         groups[one.defence, one.classifier, one.n, one.cell.seed].append(one)
     for group in groups.values():
         if len(group) > 1:
-            views = [{"draws": r.cell.draws, "select": r.cell.select, "batch": r.cell.batch, "images": r.cell.dataset, "defence": r.cell.defence} for r in group]
+            views = [
+                {"draws": c.draws, "select": c.select, "batch": c.batch, "images": c.dataset, "defence": c.defence} for c in (r.cell for r in group)
+            ]
             differ = [name for name in views[0] if len({view[name] for view in views}) > 1]
             for i, (one, view) in enumerate(zip(group, views, strict=True)):
                 group[i] = replace(one, defence=f"{one.defence} ({', '.join(f'{name}={view[name]}' for name in differ)})")
@@ -202,7 +202,10 @@ def ranked(found: Sequence[Row], asked: Asked) -> list[Row]:
     marked = []
     for one in found:
         less = spared(one)
-        marked.append((bool(less), replace(one, reasons=(*one.reasons, f"spared what most like it met: {', '.join(less)}")) if less else one))
+        if less:
+            reason = f"spared what most like it met: {', '.join(less)}"
+            one = replace(one, reasons=(*one.reasons, reason), verdict="incomplete" if one.verdict == "sound" else one.verdict)
+        marked.append((bool(less), one))
     marked.sort(key=lambda pair: (not pair[1].complete, pair[0], *best_first(pair[1])))
     return [replace(one, rank=i if one.robust else None) for i, (_, one) in enumerate(marked, 1)]
 

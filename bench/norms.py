@@ -70,7 +70,8 @@ def _linf_distance(delta: Tensor) -> Tensor:
 
 
 def _l2_distance(delta: Tensor) -> Tensor:
-    return delta.flatten(1).norm(dim=1)
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return length
 
 
 def _l1_distance(delta: Tensor) -> Tensor:

@@ -53,23 +53,14 @@ def beside(published: Iterable[Published], cell: Cell) -> list[Published]:
 
 def _robustbench(path: Path) -> Iterator[Published]:
     for row in _read(path):
-        yield Published(
-            *_where(row), "at", f"robustbench:{row['model']}", "AutoAttack", _share(row["clean_acc"]), float(row["autoattack_acc"]) / 100, row["paper"]
-        )
+        clean, robust = _share(row["clean_acc"]), float(row["autoattack_acc"]) / 100
+        yield Published(*_where(row), "at", f"robustbench:{row['model']}", "AutoAttack", clean, robust, row["paper"])
 
 
 def _carso(path: Path) -> Iterator[Published]:
     for row in _read(path):
-        yield Published(
-            *_where(row),
-            row["defence"],
-            row["classifier"],
-            row["attack"],
-            _share(row["clean_acc"]),
-            float(row["robust_acc"]) / 100,
-            row["source"],
-            f"{row['described']}; {row['note']}",
-        )
+        clean, robust, note = _share(row["clean_acc"]), float(row["robust_acc"]) / 100, f"{row['described']}; {row['note']}"
+        yield Published(*_where(row), row["defence"], row["classifier"], row["attack"], clean, robust, row["source"], note)
 
 
 def _read(path: Path) -> list[dict[str, str]]:

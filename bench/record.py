@@ -11,7 +11,7 @@ from bench.spec import Cell
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A reason to doubt a number. `id` as in docs/soundness.md (P1, D2, ...); `severity` is `hard` or `soft`."""
+    """A reason to doubt a number. `id` names the check (P1 and so on: probes of the defence; D1 and so on: of gradients and attacks); `severity` is `hard` or `soft`."""
 
     id: str
     severity: str

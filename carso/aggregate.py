@@ -33,18 +33,17 @@ def prob(logits: Tensor) -> Tensor:
 def peel(logits: Tensor) -> Tensor:
     """Log-odds of softmax_k(s), s_k = sum_e exp(l[k,e]): exactly s_k - log sum_{j != k} exp(s_j), without cancellation.
 
-    Only differences of s matter, so all is done relative to the largest s: below it every p_k <= 1/2 and log1p(-p_k) is accurate, also
-    among ties; for the largest itself the others are summed directly. Where all logits lie below about -15 the s are too small to
+    For all k but the largest s, p_k <= 1/2 and log sum_{j != k} exp(s_j) = lse(s) + log1p(-p_k) is accurate, also among ties; for the
+    largest itself the others are summed directly. p is a softmax, not exp(s - lse(s)), which rounds to 1 for tied large s. Where all logits lie below about -15 the s are too small to
     be told apart beside log(K-1), and the values (not the gradients) tie, in any float32 form; `lse` does not.
     arXiv 2306.06081, "PeeL".
     """
     s = logits.exp().sum(1)
     top = s.argmax(1, keepdim=True)
     is_top = torch.zeros_like(s, dtype=torch.bool).scatter(1, top, True)
-    d = s - s.gather(1, top).detach()  # the function does not change with a common offset, so neither does its gradient
-    others = d.masked_fill(is_top, -math.inf).logsumexp(1, keepdim=True)
-    rest = d.logsumexp(1, keepdim=True) + torch.log1p(-d.softmax(1).masked_fill(is_top, 0.0))
-    return d - torch.where(is_top, others, rest)
+    others = s.masked_fill(is_top, -math.inf).logsumexp(1, keepdim=True)
+    rest = s.logsumexp(1, keepdim=True) + torch.log1p(-s.softmax(1).masked_fill(is_top, 0.0))
+    return s - torch.where(is_top, others, rest)
 
 
 def peel_naive(logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from carso.adversary import Adversaries
 from carso.loss import beta_at, elbo
 from carso.model import CARSO, VAE
-from carso.optimiser import Lookahead, learning_rate
+from carso.optimiser import PLAIN, Lookahead, learning_rate
 from carso.purifier import Purifier
 from carso.recipe import Recipe
 from carso.representation import shapes, taps
@@ -41,8 +41,9 @@ def fit(
     """Train in place, and return the losses of every epoch; purifier in evaluation mode at the end, with the slow weights.
 
     x (N,C,H,W) in [0,1], y (N,) int64, on the device of both modules. The classifier's parameters are frozen for good. No augmentation;
+    the first steps, which RAdam takes unscaled along the summed loss, keep `lr_start` also where an epoch is shorter than they;
     the last, partial batch is kept unless it is a single image, of which there are no batch statistics. Randomness: torch's global
-    generator. ValueError where the data are not finite; FloatingPointError where the loss is not.
+    generator. ValueError where the data are not finite; FloatingPointError where training diverges.
     """
     if not bool(torch.isfinite(x).all()) or float(x.min()) < 0 or float(x.max()) > 1:
         raise ValueError("the training images hold values that are not finite, or outside of [0,1]")
@@ -54,7 +55,6 @@ def fit(
     for epoch in range(recipe.epochs):
         lr = learning_rate(epoch, recipe.epochs, start=recipe.lr_start, base=recipe.lr, final=recipe.lr_final, warmup=recipe.warmup)
         beta = recipe.beta * beta_at(epoch, recipe.epochs, recipe.lag)
-        optimiser.set_lr(lr)
         sums = x.new_zeros(2)
         for chosen in torch.split(torch.randperm(len(x), device=x.device), recipe.batch):
             if len(chosen) == 1:
@@ -64,14 +64,15 @@ def fit(
             with torch.no_grad():
                 representation = taps(classifier, mixed, purifier.layers)
             rec, mu, logvar = purifier(mixed, representation)
+            if not bool(rec.isfinite().all()):
+                raise FloatingPointError(f"training diverged in epoch {epoch}: the reconstruction is not finite; lower lr (now {recipe.lr:g})")
             total, reconstruction, kl = elbo(rec, clean, mu, logvar, beta)
+            optimiser.set_lr(recipe.lr_start if optimiser.steps < PLAIN else lr)
             optimiser.zero_grad()
             torch.autograd.backward(total)
             optimiser.step()
             sums += torch.stack([reconstruction, kl]).detach()
         history.append(Epoch(epoch, lr, beta, *(sums / len(x)).tolist()))
-        if not math.isfinite(history[-1].reconstruction + history[-1].kl):
-            raise FloatingPointError(f"the loss is not finite in epoch {epoch}; lower lr (now {recipe.lr:g})")
         report(history[-1])
     optimiser.finish()
     purifier.eval()

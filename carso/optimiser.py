@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 EVERY = 6
+PLAIN = 5  # RAdam's first steps, which are not divided by the gradient's size
 FAST = 0.8  # the share of the fast weights where both meet
 
 

@@ -76,7 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     x, y = data.x[order].to(device), data.y[order].to(device)
     held = recipe.validation
     started = time.perf_counter()
-    history = train(purifier, classifier, x[held:], y[held:], recipe)
+    try:
+        history = train(purifier, classifier, x[held:], y[held:], recipe)
+    except (FloatingPointError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
     seconds = time.perf_counter() - started
     purifier = stored(purifier, half=recipe.half)
     accuracy = validate(wrap(classifier, purifier), x[:held], y[:held], strength("validation_eps", recipe.validation_eps)) if held else None

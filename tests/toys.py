@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import attack, classifier, dataset, defence
+from bench.registry import attack, build_classifier, classifier, dataset, defence
 
 ALL = {"linf", "l2", "l1", "l0"}
 SIZE = 40
@@ -67,7 +67,8 @@ def toy_classifier(name: str) -> nn.Module:
 @defence("toy-linear")
 def toy_linear(*, classifier: str = "@standard") -> nn.Module:
     """The linear model as a defence."""
-    return Linear()
+    model: nn.Module = build_classifier(classifier)
+    return model
 
 
 @defence("toy-coin", stochastic=True)

@@ -22,15 +22,19 @@ from bench.target import Target
 BISECTIONS = 10  # queries from the start to the boundary in `boundary`
 GRID = 10  # step sizes that `hopskipjump` tries at once, each half the one before
 STARTS = 10  # noise images tried where no other image of the batch will do
+MEETING = 1 + STARTS + BISECTIONS  # the most queries that `boundary` asks before its walk
 
 
-@attack("boundary", norms={"linf", "l2"}, access="decision", family="decision")
-def boundary(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01) -> Tensor:
+@attack("boundary", norms={"linf", "l2"}, access="decision", family="decision", calls=lambda knobs, stochastic: 2 * knobs["steps"] + MEETING)
+def boundary(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01
+) -> Tensor:
     """A random walk on the misclassified side: a step on the sphere around the image, then one towards it, each kept if still misclassified.
 
     `spherical` and `source` are the first lengths of the two, relative to the distance; each adapts to its own success rate. At most
     2*steps queries per example, 11 to 21 more to find the start; on a deterministic defence an example leaves when it is inside
-    the ball. In linf the sphere is that of linf. Brendel et al. 2018, arXiv:1712.04248.
+    the ball. In linf the sphere is that of linf, and the steps on it set squares of pixels to its corners, `spherical` being their share.
+    Returns the point found, and the one in its direction at distance eps (2,B,C,H,W). Brendel et al. 2018, arXiv:1712.04248.
     """
     norm, eps = NORMS[threat.norm], float(threat.eps)
     z, found, _ = start(model, x, y, threat.norm)
@@ -42,24 +46,47 @@ def boundary(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
             break
         centre, here = x[rows], z[rows]
         radius = per_example(norm.distance(here - centre), here)
-        kick = per_example(around[rows], here) * radius
-        if threat.norm == "l2":
-            away = (here - centre) / radius.clamp_min(1e-12)
-            noise = torch.randn_like(here)
-            noise = noise - per_example((noise * away).flatten(1).sum(1), here) * away
-            moved = here - centre + kick * norm.steepest(noise)
-            moved = moved * radius / per_example(norm.distance(moved), here).clamp_min(1e-12)
-        else:
-            moved = torch.clamp(here - centre + kick * (2 * torch.rand_like(here) - 1), -radius, radius)
+        moved = (turn if threat.norm == "l2" else patch)(here - centre, radius, around[rows])
         here, kept = keep(model, (centre + moved).clamp(0, 1), here, y[rows])
-        around[rows] *= (0.1 * (kept - 0.35)).exp()
-        short = radius * (1 - per_example(inward[rows], here)).clamp_min(0)
-        delta = here - centre
-        nearer = delta.clamp(-short, short) if threat.norm == "linf" else delta * torch.minimum(short / per_example(norm.distance(delta), here).clamp_min(1e-12), torch.ones(()))
+        around[rows] = (around[rows] * (0.1 * (kept - 0.35)).exp()).clamp(1e-6, 1)
+        nearer = shrink(here - centre, radius * (1 - per_example(inward[rows], here)), threat.norm)
         here, kept = keep(model, centre + nearer, here, y[rows])
-        inward[rows] = (inward[rows] * (0.1 * (kept - 0.175)).exp()).clamp_max(0.5)
+        inward[rows] = (inward[rows] * (0.1 * (kept - 0.175)).exp()).clamp(1e-6, 0.5)
         z[rows] = here
-    return z
+    return torch.stack([z, reach(z, x, threat.norm, eps)])
+
+
+def turn(delta: Tensor, radius: Tensor, length: Tensor) -> Tensor:
+    """A random step on the l2 sphere, of `length` (B,) relative to its radius (B,1,1,1)."""
+    away = delta / radius.clamp_min(1e-12)
+    noise = torch.randn_like(delta)
+    noise = noise - per_example((noise * away).flatten(1).sum(1), delta) * away
+    moved = away + per_example(length, delta) * NORMS["l2"].steepest(noise)
+    return radius * NORMS["l2"].steepest(moved)
+
+
+def patch(delta: Tensor, radius: Tensor, share: Tensor) -> Tensor:
+    """A random step on the linf sphere: a square with `share` (B,) of the pixels goes to plus or minus the radius, channel by channel."""
+    batch, channels, height, width = delta.shape
+    side = (share * height * width).sqrt().round().clamp(1, min(height, width)).view(-1, 1)
+    top, left = ((torch.rand(batch, 1, device=delta.device) * (size - side + 1)).floor() for size in (height, width))
+    rows, columns = (torch.arange(size, device=delta.device) for size in (height, width))
+    mask = ((rows >= top) & (rows < top + side)).view(-1, 1, height, 1) & ((columns >= left) & (columns < left + side)).view(-1, 1, 1, width)
+    sign = torch.randint(2, (batch, channels, 1, 1), device=delta.device) * 2 - 1
+    return torch.where(mask, sign * radius, delta)
+
+
+def shrink(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
+    """The perturbation projected onto the ball of each example's own `radius` (B,1,1,1)."""
+    if norm == "linf":
+        return delta.clamp(-radius, radius)
+    return delta * (radius / per_example(NORMS[norm].distance(delta), delta).clamp_min(1e-12)).clamp_max(1)
+
+
+def reach(z: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
+    """The point at distance eps in the direction of `z`: a point on the boundary is wrong by no more than rounding, or half of the time."""
+    delta = z - x
+    return (x + delta * per_example(eps / NORMS[norm].distance(delta).clamp_min(1e-12), x)).clamp(0, 1)
 
 
 def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,13 +95,14 @@ def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor) -> tuple[Tens
     return torch.where(per_example(wrong, here), proposal, here), wrong.to(here.dtype)
 
 
-@attack("hopskipjump", norms={"linf", "l2"}, access="decision", family="decision")
+@attack("hopskipjump", norms={"linf", "l2"}, access="decision", family="decision", calls=lambda knobs, stochastic: knobs["queries"])
 def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 25000, initial: int = 100) -> Tensor:
     """Steps along a normal of the boundary estimated from labels, each followed by a bisection back to it.
 
     The i-th estimate asks `initial`*sqrt(i) queries, 10000 at most; the step size is the largest of ten, each half the one before, that
     stays misclassified. Exactly `queries` queries per example; on a deterministic defence an example leaves when it is inside the ball.
-    Returns the nearest point, on a stochastic defence also the last (2,B,C,H,W). Chen et al. 2020, arXiv:1904.02144.
+    Returns the nearest point found, the one in its direction at distance eps, and the last point (3,B,C,H,W).
+    Chen et al. 2020, arXiv:1904.02144.
     """
     norm, eps, values = NORMS[threat.norm], float(threat.eps), x[0].numel()
     halvings = min(20, math.ceil(math.log2(values) * (2 if threat.norm == "linf" else 1.5)))
@@ -103,7 +131,7 @@ def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, que
         radius = norm.distance(z - x)
         best = torch.where(per_example(radius < best_radius, x), z, best)
         best_radius = torch.minimum(radius, best_radius)
-    return torch.stack([best, z]) if model.stochastic else best
+    return torch.stack([best, reach(best, x, threat.norm, eps), z])
 
 
 def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, norm: str) -> Tensor:
@@ -132,7 +160,7 @@ def fooled(model: Target, x: Tensor, y: Tensor) -> Tensor:
 
 
 def start(model: Target, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, int]:
-    """A misclassified point for each example: itself, the nearest image of the batch with another label, or uniform noise.
+    """A misclassified point for each example: itself, the nearest image of the batch with another label, or noise (uniform, or black and white).
 
     Returns the points (B,C,H,W), whether there is one (B,), and the queries per example that it took. Without one it is the image.
     """
@@ -149,6 +177,7 @@ def start(model: Target, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tenso
     while used <= STARTS and not found.all():
         rows = (~found).nonzero().squeeze(1)
         guess = torch.rand_like(x[rows])
+        guess = guess.round() if used % 2 else guess
         wrong = fooled(model, guess, y[rows])
         z[rows[wrong]] = guess[wrong]
         found[rows[wrong]] = True
@@ -163,10 +192,9 @@ def bisect(model: Target, x: Tensor, y: Tensor, z: Tensor, norm: str, active: Te
     delta = z[rows] - centre
     high = per_example(NORMS[norm].distance(delta), x)
     low, nearest = torch.zeros_like(high), z[rows]
-    unit = delta / high.clamp_min(1e-12)
     for _ in range(halvings if len(rows) else 0):
         middle = (low + high) / 2
-        guess = centre + (delta.clamp(-middle, middle) if norm == "linf" else unit * middle)
+        guess = centre + shrink(delta, middle, norm)
         wrong = per_example(fooled(model, guess, names), x)
         nearest = torch.where(wrong, guess, nearest)
         high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +17,10 @@ from bench.spec import ThreatModel
 from bench.target import Target
 
 ALL = {"linf", "l2", "l1", "l0"}
+SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its size
 
 
-@attack("fgsm", norms=ALL, access="white-box", family="gradient")
+@attack("fgsm", norms=ALL, access="white-box", family="gradient", calls=lambda knobs, stochastic: 3)
 def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce") -> Tensor:
     """One step of length eps along the steepest direction of the norm, from the image itself.
 
@@ -26,51 +30,95 @@ def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str 
     return NORMS[threat.norm].ascend(x, gradient(model, x, y, loss_named(loss), 1)[0], x, eps, eps)
 
 
-@attack("pgd", norms=ALL, access="white-box", family="gradient")
+@attack("pgd", norms=ALL, access="white-box", family="gradient", calls=lambda knobs, stochastic: passes(knobs))
 def pgd(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", steps: int = 40, restarts: int = 1, step: float = 0.5, momentum: float = 0.0,
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    loss: str = "ce",
+    steps: int = 40,
+    restarts: int = 1,
+    step: float = 2.0,
+    wide: float = 3.0,
+    momentum: float = 0.0,
     from_x: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Projected gradient ascent from random starts, one draw per step, with a step size that decays to zero.
 
-    `step` is the first step's length relative to eps; `from_x` starts the first restart at the image itself. Returns the last, the
-    highest-loss and the highest-margin iterate of each restart (3*restarts,B,C,H,W). Madry et al. 2018, arXiv:1706.06083.
+    `loss` is one of ce, margin and dlr, or several, each run in turn: `ce+margin`. `step` is the first step's length relative to eps. In l2
+    and l1 the ball shrinks from `wide` times eps to eps over the first 60% of the steps, as in APGD for l1 (Croce & Hein 2021). `from_x`
+    starts the first restart at the image itself. Returns the last, the highest-loss and the highest-margin iterate of each loss and
+    restart (3*losses*restarts,B,C,H,W). Madry et al. 2018, arXiv:1706.06083.
     """
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, momentum=momentum, from_x=from_x, eot=1)
+    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x)
 
 
-@attack("pgd-eot", norms=ALL, access="white-box", family="gradient", needs_stochastic=True)
+@attack("pgd-eot", norms=ALL, access="white-box", family="gradient", needs_stochastic=True, calls=lambda knobs, stochastic: passes(knobs))
 def pgd_eot(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", steps: int = 40, restarts: int = 1, step: float = 0.5, momentum: float = 0.0,
-    from_x: bool = False, eot: int = 20,
-) -> Tensor:  # fmt: skip
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    loss: str = "ce",
+    steps: int = 40,
+    restarts: int = 1,
+    step: float = 2.0,
+    wide: float = 3.0,
+    momentum: float = 0.0,
+    from_x: bool = False,
+    eot: int = 20,
+) -> Tensor:
     """PGD on the mean loss over `eot` draws per step, evaluated as one batch.
 
-    Knobs and candidates as of pgd. Athalye et al. 2018, arXiv:1707.07397.
+    The other knobs and the candidates are those of pgd. Athalye et al. 2018, arXiv:1707.07397.
     """
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, momentum=momentum, from_x=from_x, eot=eot)
+    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x, eot=eot)
 
 
 def climb(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str, steps: int, restarts: int, step: float, momentum: float, from_x: bool, eot: int
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    loss: str,
+    steps: int,
+    restarts: int,
+    step: float,
+    wide: float,
+    momentum: float,
+    from_x: bool = False,
+    eot: int = 1,
 ) -> Tensor:
-    """The candidates of `restarts` runs of projected gradient ascent, (3*restarts,B,C,H,W)."""
-    norm, eps, measure = NORMS[threat.norm], float(threat.eps), loss_named(loss)
+    """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin."""
+    norm, eps = NORMS[threat.norm], float(threat.eps)
+    first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
     candidates = []
-    for restart in range(restarts):
-        x_adv = x if from_x and restart == 0 else to_ball(x + norm.random_start(x, eps), x, threat.norm, eps)
-        steepest_loss = strongest = x_adv
+    for measure, restart in itertools.product([loss_named(name) for name in loss.split("+")], range(restarts)):
+        x_adv = x if from_x and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
+        steepest = strongest = to_ball(x_adv, x, threat.norm, eps)
         best_loss = best_gap = torch.full((len(x),), -torch.inf, device=x.device)
         heading = torch.zeros_like(x)
         for i in range(steps):
+            radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
+            x_adv = to_ball(x_adv, x, threat.norm, radius)
             grad, value, gap = gradient(model, x_adv, y, measure, eot)
-            steepest_loss = torch.where(per_example(value > best_loss, x), x_adv, steepest_loss)
-            strongest = torch.where(per_example(gap > best_gap, x), x_adv, strongest)
-            best_loss, best_gap = torch.maximum(value, best_loss), torch.maximum(gap, best_gap)
+            if radius == eps:
+                steepest = torch.where(per_example(value > best_loss, x), x_adv, steepest)
+                strongest = torch.where(per_example(gap > best_gap, x), x_adv, strongest)
+                best_loss, best_gap = torch.maximum(value, best_loss), torch.maximum(gap, best_gap)
             heading = momentum * heading + unit(grad) if momentum else grad
-            x_adv = norm.ascend(x_adv, heading, x, eps, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
-        candidates += [x_adv, steepest_loss, strongest]
+            x_adv = norm.ascend(x_adv, heading, x, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
+        candidates += [to_ball(x_adv, x, threat.norm, eps), steepest, strongest]
     return torch.stack(candidates)
+
+
+def passes(knobs: Mapping[str, Any]) -> int:
+    """The cost of `climb` per example: a forward and a backward, which counts as two, for each loss, restart, step and draw."""
+    return 3 * len(str(knobs["loss"]).split("+")) * int(knobs["steps"]) * int(knobs["restarts"]) * int(knobs.get("eot", 1))
 
 
 def unit(grad: Tensor) -> Tensor:

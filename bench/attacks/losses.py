@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.spec import BadInput, nearest
 from bench.target import Target, margin
 
-ROWS = 4096  # images in one query: bounds the memory of gradient-free attacks; fixed, since it decides which random number goes where
+ROWS = 200  # images in one query: bounds the memory of gradient-free attacks; fixed, since it decides which random number goes where
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ def finite(grad: Tensor) -> Tensor:
 def margins(model: Target, images: Tensor, y: Tensor) -> Tensor:
     """The margin (B,P) of each of `P` images (B,P,C,H,W) per example, one query each; positive is misclassified."""
     flat, labels = images.flatten(0, 1), y.repeat_interleave(images.shape[1])
-    parts = [margin(model(rows), names) for rows, names in zip(flat.split(ROWS), labels.split(ROWS), strict=True)]
+    parts = [margin(model(rows), names) for rows, names in zip(torch.split(flat, ROWS), torch.split(labels, ROWS), strict=True)]
     return torch.cat(parts).view(images.shape[:2])

@@ -12,7 +12,7 @@ from bench.spec import ThreatModel
 from bench.target import Target
 
 
-@attack("noise", norms={"linf", "l2", "l1", "l0"}, access="score", family="noise")
+@attack("noise", norms={"linf", "l2", "l1", "l0"}, access="score", family="noise", calls=lambda knobs, stochastic: knobs["tries"])
 def noise(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, tries: int = 500) -> Tensor:
     """The best of `tries` random perturbations, by turns uniform in the ball and at one of its corners; `tries` queries per example.
 

@@ -15,7 +15,7 @@ from bench.target import Target
 TRIED = 4  # members of the last population that a stochastic defence is to be judged on
 
 
-@attack("onepixel", norms={"l0"}, access="score", family="score")
+@attack("onepixel", norms={"l0"}, access="score", family="score", calls=lambda knobs, stochastic: knobs["popsize"] * (knobs["steps"] + 1))
 def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, popsize: int = 400, scale: float = 0.5) -> Tensor:
     """Differential evolution of `popsize` sets of floor(eps) pixels, each a position and its new values, for `steps` generations.
 
@@ -37,7 +37,8 @@ def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
             if not len(todo):
                 break
         held = members[todo]
-        one, two, three = (held.gather(1, pick[:, :, None, None].expand_as(held)) for pick in torch.randint(popsize, (3, len(todo), popsize), device=x.device))
+        picks = torch.randint(popsize, (3, len(todo), popsize, 1, 1), device=x.device)
+        one, two, three = (held.gather(1, pick.expand_as(held)) for pick in picks)
         child = one + scale * (two - three)
         # A position outside wraps around; a value outside is the corner of the box, where the strongest pixels lie.
         child[..., :2] %= 1
@@ -54,8 +55,8 @@ def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
 def fit(model: Target, x: Tensor, y: Tensor, members: Tensor) -> Tensor:
     """The margin (B,P) of each member's image."""
     group = max(1, ROWS // members.shape[1])  # images of a few examples at a time: the population of a batch may not fit in memory
-    parts = zip(x.split(group), y.split(group), members.split(group), strict=True)
-    return torch.cat([margins(model, paint(*part), labels) for *part, labels in ((a, c, b) for a, b, c in parts)])
+    parts = zip(*(torch.split(one, group) for one in (x, y, members)), strict=True)
+    return torch.cat([margins(model, paint(images, sets), labels) for images, labels, sets in parts])
 
 
 def paint(x: Tensor, members: Tensor) -> Tensor:
@@ -65,4 +66,4 @@ def paint(x: Tensor, members: Tensor) -> Tensor:
     column = (members[..., 1] * width).long().clamp(0, width - 1)
     where = (row * width + column).unsqueeze(2).expand(-1, -1, x.shape[1], -1)
     flat = x.flatten(2).unsqueeze(1).expand(-1, members.shape[1], -1, -1)
-    return flat.scatter(3, where, members[..., 2:].transpose(2, 3)).unflatten(3, (height, width))
+    return flat.scatter(3, where, members[..., 2:].transpose(2, 3)).view(*flat.shape[:3], height, width)

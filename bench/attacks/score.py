@@ -12,8 +12,10 @@ from bench.spec import ThreatModel
 from bench.target import Target
 
 
-@attack("spsa", norms={"linf", "l2"}, access="score", family="score")
-def spsa(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, samples: int = 128, delta: float = 0.01, step: float = 0.32) -> Tensor:
+@attack("spsa", norms={"linf", "l2"}, access="score", family="score", calls=lambda knobs, stochastic: knobs["steps"] * (2 * knobs["samples"] + 1))
+def spsa(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, samples: int = 128, delta: float = 0.01, step: float = 0.32
+) -> Tensor:
     """Adam on the margin, with gradients estimated from `samples` antithetic pairs of random-sign directions of size `delta`.
 
     `step` is Adam's learning rate relative to eps (in l2, relative to eps over the square root of the number of values). Each step asks

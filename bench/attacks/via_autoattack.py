@@ -9,6 +9,7 @@ results are those of its `standard` version, bit for bit (a test holds this).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,11 +45,20 @@ class Seen(nn.Module):
         return logits.clone()
 
 
-@attack("autoattack", norms={"linf", "l2", "l1"}, access="white-box", family="gradient")
+@attack("autoattack", norms={"linf", "l2", "l1"}, access="white-box", family="gradient", calls=lambda knobs, stochastic: passes(knobs, stochastic))
 def autoattack(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *,
-    version: str = "auto", steps: int = 100, queries: int = 5000, targets: int = 9, eot: int = 20, rand_steps: int = 100,
-) -> Tensor:  # fmt: skip
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    version: str = "auto",
+    steps: int = 100,
+    queries: int = 5000,
+    targets: int = 9,
+    eot: int = 20,
+    rand_steps: int = 100,
+) -> Tensor:
     """AutoAttack: its `standard` version on a deterministic defence, its `rand` version on a stochastic one.
 
     `standard` runs APGD-CE, targeted APGD-DLR, targeted FAB and Square in turn on what is left; `steps` are theirs, `queries` Square's,
@@ -65,7 +75,13 @@ def autoattack(
     return standard(model, x, y, threat, steps, queries, targets)
 
 
-@attack("square", norms={"linf", "l2", "l1"}, access="score", family="score")
+@attack(
+    "square",
+    norms={"linf", "l2", "l1"},
+    access="score",
+    family="score",
+    calls=lambda knobs, stochastic: knobs["queries"] * (knobs["eot"] if stochastic else 1),
+)
 def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 5000, eot: int = 20) -> Tensor:
     """Random search over square patches, `queries` queries per example and fewer where it succeeds.
 
@@ -80,7 +96,9 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
     with torch.no_grad():
         todo = right(seen(x), y) | model.stochastic
         if todo.any() and queries > 1:
-            run = SquareAttack(seen, norm=NAMES[threat.norm], eps=float(threat.eps), n_queries=queries - 2, seed=seed(), device=model.device, **SQUARE)
+            run = SquareAttack(
+                seen, norm=NAMES[threat.norm], eps=float(threat.eps), n_queries=queries - 2, seed=seed(), device=model.device, **SQUARE
+            )
             run.init_hyperparam(x)
             x_adv[todo] = run.attack_single_run(x[todo], y[todo])[1]
     return x_adv
@@ -122,13 +140,29 @@ def rand(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, e
     candidates = []
     for loss in ("ce", "dlr") if model.classes > 2 else ("ce",):
         run = APGDAttack(
-            Seen(model), loss=loss, norm=NAMES[threat.norm], eps=float(threat.eps), n_iter=steps, eot_iter=eot, seed=seed(), device=model.device,
+            Seen(model),
+            loss=loss,
+            norm=NAMES[threat.norm],
+            eps=float(threat.eps),
+            n_iter=steps,
+            eot_iter=eot,
+            seed=seed(),
+            device=model.device,
             logger=logging.getLogger("auto-attack"),
-        )  # fmt: skip
+        )
         run.init_hyperparam(x)
         highest, _, _, misclassified = run.attack_single_run(x, y)
         candidates += [highest.detach(), misclassified.detach()]
     return torch.stack(candidates)
+
+
+def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
+    """The most forward passes per example, a backward counting as two."""
+    if knobs["version"] == "rand" or (knobs["version"] == "auto" and stochastic):
+        return 6 * (int(knobs["rand_steps"]) + 1) * int(knobs["eot"])
+    steps, targets = int(knobs["steps"]), int(knobs["targets"])
+    climb = 3 * (steps + 3)  # APGD, in l1 with two more starts for its larger radii
+    return 1 + 5 * climb + targets * (climb + 1) + targets * (4 * steps + 4) + int(knobs["queries"]) + 12
 
 
 def seed() -> int:

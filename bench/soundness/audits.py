@@ -188,10 +188,11 @@ def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
     for clean in (record for record in records if record.cell.attack.name == "none"):
         gains = [(r - c) / worst.draws for r, c in zip(worst.correct, clean.correct, strict=True)]
         error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-        if fmean(gains) > 2 * error:
+        if fmean(gains) > 200 * error:
             found.append(Flag("W1", "soft", f"robust accuracy lies {fmean(gains):.1%} above clean accuracy (standard error {error:.1%})"))
     if worst.gap > 0.05:
-        found.append(Flag("W2", "soft", f"the choosing draws give {worst.robust.mean - worst.gap:.3f}, fresh ones {worst.robust.mean:.3f}: raise --select"))
+        fresh = worst.robust.mean
+        found.append(Flag("W2", "soft", f"the draws that chose the attack give {fresh - worst.gap:.3f}, fresh ones {fresh:.3f}: raise --select"))
     return found
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from bench.labels import family, unpinned
@@ -24,6 +25,22 @@ MANY = 3  # soft flags
 NOT_YET = ("D3", "D6", "D12", "D18")
 NOT_YET_STOCHASTIC = ("D14", "D15")
 ADAPTIVE = ("A2", "A3", "A4", "A5", "A6", "A7")
+
+MEANING = {
+    "A1": "attack the whole defence through its gradients, averaged over its draws",
+    "A2": "attack the classifier alone, and score on the defence",
+    "A3": "gradients past a stage that has none, as if it were the identity",
+    "A4": "gradients through a smooth stand-in for a stage that has none",
+    "A5": "attack the output before its last, saturating map",
+    "A6": "attack one frozen draw of the randomness",
+    "A7": "attack through the mean latent instead of sampled ones",
+    "D3": "with an unbounded eps every image must fall",
+    "D6": "twice the steps, or the restarts, must not find more",
+    "D12": "gradients must agree with finite differences",
+    "D14": "twice the averaged draws must not find more",
+    "D15": "an attacker who knows the randomness must do at least as well",
+    "D18": "the attacks must break defences that are known to be broken",
+}
 
 
 def judge(
@@ -67,6 +84,11 @@ def from_classifier(record: Record, classifier: object) -> bool:
 
 def order(code: str) -> tuple[str, int]:
     return code[0], int(code[1:])
+
+
+def spelt(text: str) -> str:
+    """The same text with its ranges of codes spelt out: `A2-A4` -> `A2 A3 A4`."""
+    return re.sub(r"([A-Z])(\d+)-\1(\d+)", lambda m: " ".join(f"{m[1]}{i}" for i in range(int(m[2]), int(m[3]) + 1)), text)
 
 
 def ranges(codes: Sequence[str]) -> str:

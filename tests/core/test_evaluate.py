@@ -19,8 +19,8 @@ from bench.store import Store
 
 
 def cell(attack: str, defence: str = "toy-linear", *, eps: str = "1/10", norm: str = "linf", n: int = 40, batch: int = 7, draws: int = 1) -> Cell:
-    line, rival = (held.resolve(Spec.parse(text)) for held, text in ((registry.defences, defence), (registry.attacks, attack)))
-    rival = Spec.of(rival.name, {k: "toy:linear" if v == "@standard" else v for k, v in rival.items})
+    found = (held.resolve(Spec.parse(text)) for held, text in ((registry.defences, defence), (registry.attacks, attack)))
+    line, rival = (Spec.of(spec.name, {k: "toy:linear" if v == "@standard" else v for k, v in spec.items}) for spec in found)
     access = registry.attacks.get(rival.name).facts["access"]
     return Cell(Spec.of("toy", {"n": n}), line, rival, ThreatModel(norm, Fraction(eps), access), 0, draws, draws, batch)
 

@@ -1,0 +1,13 @@
+"""No defence: what any other must beat."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.registry import build_classifier, defence
+
+
+@defence("undefended")
+def undefended(*, classifier: str = "@standard") -> nn.Module:
+    """The classifier as it is, trained on clean images alone."""
+    return build_classifier(classifier)  # type: ignore[no-any-return]

@@ -1,0 +1,43 @@
+"""From a store of records to leaderboards: CSV, Markdown, one HTML page. No torch here: it takes a second on a laptop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import published
+from bench.leaderboard import Leaderboard, leaderboards
+from bench.registry import ROOT
+from bench.report.html import page
+from bench.report.markdown import BRIEF, brief, markdown
+from bench.report.reference import compare_reference
+from bench.report.tables import cells_csv, leaderboard_csv
+from bench.store import Store, write_text
+
+REFERENCE = ROOT / "results" / "reference"
+
+__all__ = ["BRIEF", "against_reference", "boards", "brief", "compare_reference", "write"]
+
+
+def boards(store: Store) -> list[Leaderboard]:
+    """Every leaderboard of the store, beside the published figures."""
+    return leaderboards(store.records(), store.plans(), store.failures(), published.load())
+
+
+def write(root: Path) -> list[Path]:
+    """Write the leaderboards, cells.csv and report.html of the store at `root`, and return their paths; the same bytes for the same store."""
+    found = boards(Store(root))
+    folder = root / "leaderboards"
+    texts = {folder / f"{board.name}{suffix}": make(board) for board in found for suffix, make in ((".csv", leaderboard_csv), (".md", markdown))}
+    if found:
+        texts |= {folder / "cells.csv": cells_csv(found), root / "report.html": page(found)}
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
+
+
+def against_reference(root: Path, reference: Path = REFERENCE) -> list[str]:
+    """In words, where the store at `root` differs from the published one beyond the intervals; nothing if there is none, or it is `root`."""
+    if root.resolve() == reference.resolve() or not (reference / "records").is_dir():
+        return []
+    theirs = [row for board in boards(Store(reference)) for row in board.rows]
+    return compare_reference([row for board in boards(Store(root)) for row in board.rows], theirs)

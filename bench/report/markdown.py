@@ -1,0 +1,62 @@
+"""A leaderboard as Markdown. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench.leaderboard import Leaderboard, Row
+from bench.report.provenance import provenance
+from bench.statistics import Estimate
+
+CODE = ("command", "commit", "defences", "attacks")
+BRIEF = ("#", "defence", "clean", "robust", "strongest attack", "verdict", "cost")
+
+
+def brief(row: Row) -> list[str]:
+    """The row under the headings of `BRIEF`, for a terminal."""
+    rank, defence, _, *rest, _ = line(row)
+    return [rank, defence, *rest]
+
+
+def line(row: Row) -> list[str]:
+    claim = f"{row.published.robust:.3f}" if row.published else ""
+    cost = f"{row.cost_ratio:.1f}x" if row.cost_ratio is not None else ""
+    verdict = row.verdict if row.complete else f"{row.verdict} (cells missing)"
+    return [str(row.rank or ""), row.defence, row.classifier, ranged(row.clean), ranged(row.robust), row.strongest_attack, verdict, cost, claim]
+
+
+def ranged(estimate: Estimate | None) -> str:
+    return f"{estimate.mean:.3f} [{estimate.lo:.3f}, {estimate.hi:.3f}]" if estimate else ""
+
+
+def markdown(board: Leaderboard) -> str:
+    """The leaderboard, the accuracy under each attack, what the verdicts rest on, and where the numbers come from."""
+    attacks = [label for label in board.attacks if label != "none"]
+    header = ("#", "defence", "classifier", "clean", "robust", "strongest attack", "verdict", "cost", "published")
+    each = ([row.defence, *(f"{row.accuracies[a]:.3f}" if a in row.accuracies else "" for a in attacks)] for row in board.rows)
+    parts = [
+        f"# {board.dataset}, {board.norm}, eps {board.eps}",
+        "Accuracy with its 95% interval. Robust: on the worst attack per example, an upper bound. "
+        "Cost: inference time over that of the undefended classifier.",
+        table(header, (line(row) for row in board.rows)),
+        "## Accuracy under each attack",
+        table(("defence", *attacks), each),
+        "## Why these verdicts",
+        "\n".join(f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}" for row in board.rows),
+        "## Where the numbers come from",
+        "\n".join(f"- {name}: {', '.join(quoted(name, value) for value in values)}" for name, values in provenance(board)),
+        "Rebuilt from the records by `python -m bench.report`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def quoted(name: str, value: str) -> str:
+    return f"`{value}`" if name in CODE else escape(value)
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(escape(text) for text in cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

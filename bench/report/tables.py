@@ -1,0 +1,84 @@
+"""Leaderboards as CSV. Standard library only.
+
+In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% interval; `queries` and `backwards` are forward and backward
+passes per example; `nonfinite` and `zero` count gradients, `strayed` and `unmoved` examples. A `defence` reads as in the leaderboard.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from bench.labels import family
+from bench.leaderboard import Leaderboard, Row
+from bench.record import Record
+from bench.statistics import Estimate, estimate
+
+COLUMNS = (
+    *("rank", "defence", "classifier", "dataset", "norm", "eps", "n", "seed", "stochastic"),
+    *("clean_acc", "clean_lo", "clean_hi", "robust_acc", "robust_lo", "robust_hi"),
+    *("strongest_attack", "verdict", "reasons", "complete", "ms_per_image", "cost_ratio", "parameters", "published_robust_acc"),
+)
+CELL_COLUMNS = (
+    *("dataset", "norm", "eps", "n", "seed", "defence", "classifier", "stochastic", "attack", "acc", "lo", "hi", "clean_acc"),
+    *("family", "access", "queries", "backwards", "seconds", "draws", "select", "batch", "key"),
+    *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags"),
+)
+
+
+def leaderboard_csv(board: Leaderboard) -> str:
+    header = (*COLUMNS, *(f"acc_{label}" for label in board.attacks))
+    return to_csv(header, ([*leading(board, row), *(share(row.accuracies.get(label)) for label in board.attacks)] for row in board.rows))
+
+
+def cells_csv(boards: Sequence[Leaderboard]) -> str:
+    return to_csv(CELL_COLUMNS, (cell(board, row, record) for board in boards for row in board.rows for record in row.records))
+
+
+def leading(board: Leaderboard, row: Row) -> list[str]:
+    known = [*question(board, row), yes(row.stochastic), *interval(row.clean), *interval(row.robust)]
+    judged = [row.strongest_attack, row.verdict, "; ".join(row.reasons), yes(row.complete)]
+    costs = [number(row.ms_per_image, ".4f"), number(row.cost_ratio, ".2f"), number(row.parameters, "d")]
+    return [number(row.rank, "d"), *known, *judged, *costs, share(row.published.robust if row.published else None)]
+
+
+def question(board: Leaderboard, row: Row) -> list[str]:
+    return [row.defence, row.classifier, board.dataset, board.norm, board.eps, number(row.n, "d"), str(row.cell.seed)]
+
+
+def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
+    n, asked, cost = len(record.ids), record.cell, record.cost
+    defence, classifier, *where, seed = question(board, row)
+    clean = estimate(record.clean, asked.select)
+    scores = [*interval(estimate(record.correct, asked.draws)), share(clean.mean)]
+    effort = [family(asked), asked.threat.access, f"{cost.forwards / n:.1f}", f"{cost.backwards / n:.1f}", f"{cost.seconds:.2f}"]
+    how = [str(asked.draws), str(asked.select), str(asked.batch), asked.key]
+    doubts = [str(count) for count in (cost.nonfinite, cost.zero, sum(s != 0 for s in record.strayed), sum(d == 0 for d in record.distance))]
+    flags = " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags)
+    source = [record.env.device, record.env.commit, flags]
+    return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *scores, *effort, *how, *doubts, *source]
+
+
+def interval(estimate: Estimate | None) -> list[str]:
+    return [share(estimate.mean), share(estimate.lo), share(estimate.hi)] if estimate else ["", "", ""]
+
+
+def share(value: float | None) -> str:
+    return number(value, ".4f")
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def to_csv(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return out.getvalue()

@@ -1,0 +1,62 @@
+"""The training adversaries: who is attacked, by how much, and to what effect."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from carso.adversary import Adversaries, fgsm, pgd
+from carso.recipe import read
+from tests.carso.small import classifier, images
+
+ALL = Adversaries(0.5, 0.05, 0.1, steps=5, step=0.02)
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "m"), [(640, 0.5, 80), (490, 0.5, 61), (640, 0.15, 24), (340, 0.15, 12), (128, 0.01, 0), (84, 0.01, 0), (1024, 0.01, 2)]
+)
+def test_a_batch_is_dealt_as_in_the_paper(batch: int, share: float, m: int) -> None:
+    x, y = images(batch), torch.zeros(batch, dtype=torch.int64)
+    mixed = Adversaries(share, 0.05, 0.1, 1, 0.01).deal(classifier(), x, y)
+    changed = (mixed - x).abs().flatten(1).amax(1) > 0
+    assert changed.nonzero().flatten().tolist() == list(range(batch - 4 * m, batch))
+
+
+def test_four_chunks_of_the_right_strength() -> None:
+    x, y = images(80), torch.arange(80) % 4
+    moved = (ALL.deal(classifier(), x, y) - x).abs().flatten(1).amax(1)
+    for i, (eps, exact) in enumerate(((0.05, False), (0.1, False), (0.05, True), (0.1, True))):
+        chunk = moved[40 + 10 * i : 50 + 10 * i]
+        assert chunk.max() <= eps + 1e-6
+        assert (chunk > 0.5 * eps).all()
+        if exact:  # a single signed step goes all the way somewhere
+            torch.testing.assert_close(chunk, torch.full_like(chunk, eps))
+
+
+def test_both_raise_the_loss_within_box_and_ball() -> None:
+    f, x, y = classifier(), images(20), torch.arange(20) % 4
+    eps = torch.full((20, 1, 1, 1), 0.1)
+    torch.manual_seed(0)
+    clean, by_fgsm, by_pgd = x, fgsm(f, x, y, eps), pgd(f, x, y, eps, steps=10, step=0.03)
+    losses = [float(cross_entropy(f(v), y)) for v in (clean, by_fgsm, by_pgd)]
+    assert losses[0] < losses[1] < losses[2]
+    for v in (by_fgsm, by_pgd):
+        assert ((v - x).abs() <= 0.1 + 1e-6).all()
+        assert 0 <= v.min() <= v.max() <= 1
+        assert not v.requires_grad
+    assert all(p.grad is None for p in f.parameters())
+
+
+def test_fgsm_on_a_linear_model_is_closed_form() -> None:
+    """For two classes the loss rises fastest, in linf, along the sign of the difference of the weights."""
+    f = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).requires_grad_(False)
+    x, y = 0.25 + images(6) / 2, torch.tensor([0, 1] * 3)
+    weight = f[1].weight
+    want = x + 0.1 * torch.where(y == 0, 1.0, -1.0)[:, None, None, None] * (weight[1] - weight[0]).sign().view(1, 1, 8, 8)
+    torch.testing.assert_close(fgsm(f, x, y, torch.full((6, 1, 1, 1), 0.1)), want)
+
+
+def test_strengths_of_the_paper() -> None:
+    a = Adversaries.of(read("cifar10"))
+    assert (a.weak, a.strong, a.steps, a.step, a.share) == (4 / 255, 8 / 255, 40, 0.01, 0.5)

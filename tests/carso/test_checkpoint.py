@@ -1,0 +1,75 @@
+"""Purifiers on disk, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from carso import CARSO, checkpoint
+from tests.carso.small import classifier, images, purifier
+
+
+def write(path: Path, *, half: bool = False) -> Path:
+    p = purifier()
+    checkpoint.save(path, p, {**checkpoint.describe(p, classifier()), "classifier": "small"}, half=half)
+    return path
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_round_trip(tmp_path: Path, half: bool) -> None:
+    back, card = checkpoint.load(write(tmp_path / "a.safetensors", half=half))
+    checkpoint.check(card, classifier())
+    x = images()
+    got, want = CARSO(classifier(), back, 0).purify(x), CARSO(classifier(), purifier(), 0).purify(x)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-3 if half else 0)
+    assert back.layers == purifier().layers
+    assert all(t.dtype != torch.float16 for t in back.state_dict().values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+
+
+def test_fingerprint_is_of_the_values() -> None:
+    f = classifier()
+    assert checkpoint.fingerprint(f) == checkpoint.fingerprint(classifier())
+    with torch.no_grad():
+        f.logits.bias[0] += 1e-6
+    assert checkpoint.fingerprint(f) != checkpoint.fingerprint(classifier())
+
+
+def test_another_classifier_is_refused(tmp_path: Path) -> None:
+    _, card = checkpoint.load(write(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match=r"made for another classifier: small, fingerprint \w{8}; this one's is \w{8}$"):
+        checkpoint.check(card, classifier(5))
+    checkpoint.check(card | {"kind": "vae"}, classifier(5))
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors")
+    good, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+    path.write_bytes(good[:-1] + b"\1")
+    with pytest.raises(ValueError, match="is not the one that its card describes"):
+        checkpoint.load(path)
+    path.write_bytes(good[:50])
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.load(path)
+    path.write_bytes(good)
+    for change, message in (({"arch": "cnn"}, "describes a 'cnn'"), ({"layout": {**card["layout"], "latent": 4}}, "do not fit its layout: decoder")):
+        path.with_suffix(".json").write_text(json.dumps(card | change))
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"cannot be read: .*a\.json: No such file"):
+        checkpoint.load(path)
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors")
+    before = path.read_bytes()
+    p = purifier()
+    p.compressors[0][0][1].running_var.fill_(1e5)  # beyond half precision
+    with pytest.raises(ValueError, match=r"not finite: compressors\.0\.0\.1\.running_var in half precision"):
+        checkpoint.save(path, p, {}, half=True)
+    assert path.read_bytes() == before
+    checkpoint.save(path, p, {}, half=False)

@@ -1,0 +1,118 @@
+"""Training: it learns, repeats, moves only what it may, and refuses what it cannot use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from carso.checkpoint import fingerprint
+from carso.fit import Epoch, fit, new_purifier, validate, wrap
+from carso.loss import elbo
+from carso.model import CARSO, VAE
+from carso.purifier import Purifier
+from carso.recipe import Recipe, read
+from tests.carso.small import IMAGE, LAYERS, Small, classifier
+
+
+def blobs(n: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A bright quadrant, whose place is the class, and noise."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (n,), generator=g)
+    coarse = torch.zeros(n, 1, 4, 4)
+    for i, label in enumerate(y.tolist()):
+        coarse[i, 0, 2 * (label // 2) : 2 * (label // 2) + 2, 2 * (label % 2) : 2 * (label % 2) + 2] = 0.8
+    return (interpolate(coarse, scale_factor=2) + 0.1 * torch.rand(n, 1, 8, 8, generator=g)).clamp(0, 1), y
+
+
+def recipe(kind: str = "carso", **changes: object) -> Recipe:
+    layers = LAYERS if kind == "carso" else ()
+    small = replace(read("digits", kind), bottleneck=8, latent=3, encoder=(2, 4), decoder=(8, 6, 4), epochs=40, batch=24, pgd_steps=2, layers=layers)
+    return replace(small, **changes)  # type: ignore[arg-type]
+
+
+def trained_classifier() -> Small:
+    x, y = blobs()
+    f = classifier().requires_grad_(True)
+    optimiser = torch.optim.Adam(f.parameters(), lr=0.02)
+    for _ in range(40):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(f(x), y).backward()
+        optimiser.step()
+    return f.requires_grad_(False)
+
+
+def run(kind: str = "carso", **changes: object) -> tuple[Small, Purifier, list[Epoch]]:
+    f = trained_classifier()
+    torch.manual_seed(3)
+    p = new_purifier(f, IMAGE, recipe(kind, **changes))
+    return f, p, fit(p, f, *blobs(), recipe(kind, **changes))
+
+
+@pytest.mark.parametrize("kind", ["carso", "vae"])
+def test_it_learns_to_reconstruct_what_the_classifier_recognises(kind: str) -> None:
+    f, p, history = run(kind, beta=0.02)
+    assert len(history) == 40
+    assert history[-1].reconstruction < 0.7 * history[0].reconstruction
+    d = wrap(f, p, 4)
+    assert type(d) is (CARSO if kind == "carso" else VAE)
+    clean, attacked = validate(d, *blobs(seed=1), eps=0.6)
+    assert clean > (0.95 if kind == "carso" else 0.35)  # chance: 0.25
+    assert attacked < clean - 0.2
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_classifier_is_left_alone() -> None:
+    f = trained_classifier()
+    before = fingerprint(f)
+    _, first, _ = run(epochs=3)
+    _, second, _ = run(epochs=3)
+    assert fingerprint(first) == fingerprint(second)
+    assert not first.training
+    fit(first, f, *blobs(), recipe(epochs=1))
+    assert fingerprint(f) == before
+
+
+def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, y), f = blobs(), trained_classifier()
+    r = recipe(epochs=1, batch=40, adversarial=0.5)
+    p = new_purifier(f, IMAGE, r)
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    p.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+
+    def spy(x_rec: Tensor, target: Tensor, *rest: Any) -> Any:
+        targets.append(target)
+        return elbo(x_rec, target, *rest)
+
+    monkeypatch.setattr("carso.fit.elbo", spy)
+    fit(p, f, x, y, r)
+    seen = sorted(image.flatten().tolist() for image in torch.cat(targets))
+    assert seen == sorted(image.flatten().tolist() for image in x)  # every clean image once
+    attacked = [int(((a - b).abs().flatten(1).amax(1) > 0).sum()) for a, b in zip(inputs, targets, strict=True)]
+    assert attacked == [20, 20, 8]  # of 40, 40 and 16
+
+
+def test_a_last_batch_of_one_is_left_out() -> None:
+    x, y = blobs(41)
+    f = trained_classifier()
+    p = new_purifier(f, IMAGE, recipe())
+    fit(p, f, x, y, recipe(epochs=1, batch=40))
+    assert p.joint[1][1].num_batches_tracked == 1
+
+
+def test_bad_input() -> None:
+    f = trained_classifier()
+    x, y = blobs()
+    p = new_purifier(f, IMAGE, recipe())
+    with pytest.raises(ValueError, match="not finite, or outside"):
+        fit(p, f, x.index_fill(0, torch.tensor([5]), float("nan")), y, recipe())
+    with pytest.raises(ValueError, match="no layer 'conv9'"):
+        new_purifier(f, IMAGE, recipe(layers=("conv9",)))
+    with pytest.raises(ValueError, match=r"tap 0 \(5x8x8\) is too small for 4 blocks"):
+        new_purifier(f, IMAGE, recipe(blocks=4, padding=0))
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch 0: .* lower lr"):
+        fit(p, f, x, y, recipe(lr_start=1e38, epochs=2))

@@ -1,0 +1,102 @@
+"""The training command, and the defences that read what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.data.sample import load
+from bench.registry import build_classifier, defences, is_stochastic
+from bench.spec import BadInput, Spec
+from carso import checkpoint
+from carso.train import main
+
+QUICK = ["--dataset", "digits", "--device", "cpu", "--set", "epochs=2", "--set", "pgd_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {kind: folder / f"{kind}.safetensors" for kind in checkpoint.KINDS}
+    for kind, path in paths.items():
+        assert main([*QUICK, "--kind", kind, "--out", str(path)]) == 0
+    return paths
+
+
+def test_the_card_says_how_to_do_it_again(trained: dict[str, Path], tmp_path: Path) -> None:
+    card = json.loads(trained["carso"].with_suffix(".json").read_text())
+    assert (card["dataset"], card["classifier"], card["kind"], card["seed"]) == ("digits", "own:digits-at", "carso", 0)
+    assert card["data"] == load(Spec("digits"), split="train").digest
+    assert card["classifier_fingerprint"] == checkpoint.fingerprint(build_classifier("own:digits-at"))
+    assert card["recipe"]["epochs"] == 2
+    assert 0 <= card["validation"]["pgd_acc"] <= card["validation"]["clean_acc"] <= 1
+    again = tmp_path / "again.safetensors"
+    command = card["command"].split()[3:]
+    assert main([*command[: command.index("--out")], "--out", str(again)]) == 0
+    assert again.read_bytes() == trained["carso"].read_bytes()
+
+
+@pytest.mark.parametrize("kind", checkpoint.KINDS)
+def test_the_defence_reads_it(trained: dict[str, Path], kind: str) -> None:
+    knobs = {"classifier": "own:digits-at", "purifier": f"file:{trained[kind]}", "samples": 3}
+    d = defences.get(kind).make(**knobs)
+    x = load(Spec("digits", (("first", 4),))).x
+    assert d(x).shape == (4, 10)
+    assert not d.training
+    assert not any(p.requires_grad for p in d.parameters())
+    assert not torch.equal(d(x), d(x))
+    assert is_stochastic(Spec.of(kind, {"samples": 3}))
+    assert not is_stochastic(Spec.of(kind, {"samples": 0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier": "own:digits-standard"}, "was made for another classifier: own:digits-at"),
+        ({"aggregation": "peal"}, "aggregation 'peal' is unknown; did you mean 'peel'"),
+        ({"samples": -2}, "samples=-2 is negative"),
+        ({"purifier": "own:digits-at"}, "describes a"),
+        ({"purifier": "file:/nowhere/x.safetensors"}, "does not exist"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(trained: dict[str, Path], change: dict[str, object], message: str) -> None:
+    knobs = {"classifier": "own:digits-at", "purifier": f"file:{trained['carso']}", **change}
+    with pytest.raises(BadInput, match=message) as caught:
+        defences.get("carso").make(**knobs)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vae_is_no_carso(trained: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match="of the kind 'vae', not 'carso'"):
+        defences.get("carso").make(classifier="own:digits-at", purifier=f"file:{trained['vae']}")
+    defences.get("vae").make(classifier="own:digits-standard", purifier=f"file:{trained['vae']}")  # reads no representation: fits any
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "digit", "--recipe", "digits"], "dataset 'digit' is unknown; did you mean 'digits'"),
+        (["--dataset", "digits", "--recipe", "digitz"], "recipe 'digitz' is unknown; did you mean 'digits'"),
+        (["--dataset", "digits", "--classifier", "own:digits-art"], "are not there; did you mean 'digits-at'"),
+        (["--dataset", "digits", "--set", "layers=conv4"], "no layer 'conv4'"),
+        (["--dataset", "digits", "--set", "epochs"], "'epochs' is not field=value"),
+        (["--dataset", "digits", "--set", "validation=5000"], "leaves nothing of the 1297"),
+        (["--dataset", "digits", "--set", "mean=0.1,0.2"], "one value for each of the 1 channels"),
+        (["--dataset", "digits", "--out", "x.pt"], "does not end in .safetensors"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--dataset", "digits", "--device", "cuda"]) == 2
+    assert "there is no GPU" in capsys.readouterr().err

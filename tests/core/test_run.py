@@ -1,0 +1,121 @@
+"""The command as a user types it: exit codes, one clear line, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.run import main
+from tests.conftest import TOYS
+
+ROOT = Path(__file__).parents[2]
+TOY = ["--with", str(TOYS), "--dataset", "toy", "--n", "40", "--defences", "toy-linear", "--attacks", "toy-exact"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_sweep_writes_records_and_leaderboard_and_a_second_one_answers_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results"
+    assert main([*TOY, "--out", str(out)]) == 0
+    (row,) = csv.DictReader((out / "leaderboards/toy-linf-1_10.csv").open())
+    assert (row["defence"], row["clean_acc"], row["robust_acc"], row["strongest_attack"]) == ("toy-linear", "1.0000", "0.5000", "toy-exact")
+    assert (row["complete"], row["n"], row["acc_toy-exact"]) == ("yes", "40", "0.5000")
+    before = files(out)
+    assert "2 cells answered" in capsys.readouterr().out
+    assert main([*TOY, "--out", str(out)]) == 0
+    assert "all 2 cells are in" in capsys.readouterr().out
+    assert files(out) == before
+
+
+def test_rerun_answers_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*TOY, "--out", str(tmp_path)])
+    assert main([*TOY, "--out", str(tmp_path), "--rerun"]) == 0
+    assert "2 cells answered" in capsys.readouterr().out.partition("wrote")[2]
+
+
+def test_a_failed_cell_gives_exit_code_1_and_an_incomplete_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TOY[:-1], "toy-exact,liar-crashes", "--out", str(tmp_path)]) == 1
+    assert "1 of 3 cells failed" in capsys.readouterr().err
+    (row,) = csv.DictReader((tmp_path / "leaderboards/toy-linf-1_10.csv").open())
+    assert row["complete"] == "no"
+    assert "the attack fell over" in row["reasons"]
+    assert not row.get("acc_liar-crashes")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--attacks", "pdg"], "attack 'pdg' is unknown; did you mean 'pgd'?"),
+        (["--atacks", "pgd"], "unknown flag --atacks; did you mean '--attacks'?"),
+        (["--eps", "many"], "eps 'many' is not a number"),
+        (["--eps=-1"], "eps '-1' is negative"),
+        (["--n", "many"], "invalid int value: 'many'"),
+        (["--n", "41"], "n=41 is more than the 40 images of its test split"),
+        (["--device", "cuda:99"], "device 'cuda:99' was asked for, but"),
+        (["--device", "gpu"], "device 'gpu' is unknown"),
+        (["--plan", "nowhere"], "--attacks and --plan exclude each other"),
+        (["--list", "attack"], "invalid choice: 'attack'"),
+        (["--defences", "toy-linear[classifier=own:digits-at]"], "cannot take the images (1, 2, 3) of 'toy'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    out = tmp_path / "results"
+    assert main([*TOY, "--out", str(out), *words]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("what", ["defences", "attacks", "datasets", "classifiers"])
+def test_lists_show_names_and_knobs(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list", what]) == 0
+    shown = capsys.readouterr().out
+    for word in {"defences": "carso samples=8", "attacks": "pgd steps", "datasets": "digits", "classifiers": "own:digits-at"}[what].split():
+        assert word in shown
+
+
+def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TOY, "--dry-run", "--out", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out
+    assert "toy-linear" in shown
+    assert "at most 3 calls per example" in shown
+    assert "2 cells, 2 to answer" in shown
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_interrupt_keeps_what_was_finished_and_exits_130(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nfrom bench.registry import attack\n"
+        "@attack('slow', norms={'linf'}, access='score', family='score')\n"
+        "def slow(model, x, y, threat):\n    '''Slow.'''\n    time.sleep(0.4)\n    return x\n"
+    )
+    words = ["--with", str(TOYS), "--with", str(slow), "--dataset", "toy", "--defences", "toy-linear", "--batch", "2", "--out", str(tmp_path / "out")]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.run", *words, "--attacks", "toy-exact,slow"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environ
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/records/**/slow-*.part*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.decode().count("\n") == 1
+    assert "interrupted" in said.decode()
+    kept = list(tmp_path.glob("out/records/**/*.json"))
+    assert any("none-" in path.name for path in kept)
+    assert any("toy-exact-" in path.name for path in kept)
+    assert any(".part" in path.name for path in kept)

@@ -1,0 +1,58 @@
+"""Small records made by hand, for the parts that only read records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from bench.record import Cost, Env, Flag, Record
+from bench.spec import Cell, Spec, ThreatModel
+
+ACCESS = {"square": "score", "spsa": "score", "boundary": "decision", "hopskipjump": "decision", "transfer": "transfer"}
+
+
+def cell(
+    attack: str = "none",
+    defence: str = "at[classifier=own:digits-at@1a2b3c4d]",
+    *,
+    dataset: str = "digits[n=4]",
+    norm: str = "linf",
+    eps: str = "1/5",
+    seed: int = 0,
+    select: int = 1,
+    draws: int = 1,
+) -> Cell:
+    spec = Spec.parse(attack)
+    threat = ThreatModel(norm, Fraction(eps), ACCESS.get(spec.name, "white-box"))
+    return Cell(Spec.parse(dataset), Spec.parse(defence), spec, threat, seed, select, draws, 50)
+
+
+def record(
+    asked: Cell,
+    correct: Sequence[int],
+    *,
+    selected: Sequence[int] | None = None,
+    clean: Sequence[int] | None = None,
+    margin: Sequence[float] | None = None,
+    distance: Sequence[float] | None = None,
+    strayed: Sequence[float] | None = None,
+    cost: Cost | None = None,
+    flags: Sequence[Flag] = (),
+    env: Env | None = None,
+) -> Record:
+    """The answer to `asked` with the evaluation counts `correct`; what is not given is as on an example that the attack moved and judged the same."""
+    n = len(correct)
+    same = tuple(round(count * asked.select / asked.draws) for count in correct)
+    return Record(
+        cell=asked,
+        ids=tuple(range(n)),
+        clean=tuple(clean or (asked.select,) * n),
+        selected=tuple(same if selected is None else selected),
+        margin=tuple(margin or (0.0,) * n),
+        correct=tuple(correct),
+        distance=tuple(distance or ((0.0 if asked.attack.name == "none" else float(asked.threat.eps)),) * n),
+        strayed=tuple(strayed or (0.0,) * n),
+        cost=cost or Cost(),
+        flags=tuple(flags),
+        env=env or Env(),
+    )

@@ -1,0 +1,69 @@
+"""The rules of the verdict, one by one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from bench.published import Published
+from bench.record import Flag
+from bench.soundness.verdict import judge, lacking, ranges, spelt
+from bench.statistics import Estimate, estimate
+from tests.fake_records import cell, record
+
+CLAIM = Published("cifar10", "linf", Fraction(8, 255), "at", "robustbench:X", "AutoAttack", 0.92, 0.677, "a source")
+SOFT, HARD = Flag("V3", "soft", "strayed"), Flag("D2", "hard", "NaN")
+
+
+def at(share: float, n: int = 100) -> Estimate:
+    return estimate([1] * round(share * n) + [0] * (n - round(share * n)), 1)
+
+
+def test_sound_needs_everything() -> None:
+    assert judge([], [], [], at(0.5), "pgd", None) == ("sound", ())
+    assert judge([SOFT, SOFT], [], [], at(0.5), "pgd", None)[0] == "sound"
+    assert judge([], ["spsa failed: x"], [], at(0.5), "pgd", None) == ("incomplete", ("spsa failed: x",))
+    assert judge([], [], ["A2", "D3"], at(0.5), "pgd", None) == ("incomplete", ("not run: A2, D3",))
+    assert judge([], [], [], None, "", None)[0] == "incomplete"
+
+
+def test_one_hard_flag_or_three_soft_ones_are_suspicious() -> None:
+    assert judge([HARD], ["x failed"], ["D3"], at(0.5), "pgd", None) == ("suspicious", ("D2 hard: NaN", "x failed", "not run: D3"))
+    assert judge([SOFT] * 3, [], [], at(0.5), "pgd", None)[0] == "suspicious"
+    assert judge([SOFT] * 2, [], ["D3"], at(0.5), "pgd", None)[0] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("robust", "n", "verdict"), [(0.5, 100, "broken"), (0.6, 100, "sound"), (0.65, 10_000, "sound"), (0.64, 10_000, "broken"), (0.9, 100, "sound")]
+)
+def test_a_claim_is_broken_outside_of_the_interval_and_by_three_points(robust: float, n: int, verdict: str) -> None:
+    assert judge([], [], [], at(robust, n), "pgd", CLAIM)[0] == verdict
+
+
+def test_broken_names_the_attack_and_outranks_flags() -> None:
+    verdict, reasons = judge([HARD], [], [], at(0.5), "square", CLAIM)
+    assert verdict == "broken"
+    assert reasons[0].startswith("by square: published 0.677 (AutoAttack), here 0.500 [0.404, 0.596]")
+
+
+def test_a_model_that_is_not_the_published_one_breaks_no_claim() -> None:
+    assert judge([Flag("G1", "soft", "clean differs")], [], [], at(0.1), "pgd", CLAIM)[0] == "sound"
+
+
+def test_what_a_row_lacks_is_read_from_its_records() -> None:
+    bare = [record(cell(name), [1]) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:x]", "noise")]
+    assert lacking(bare) == ("D3", "D6", "D12", "D18")
+    assert lacking(bare[:2]) == ("D3", "D5", "D6", "D7", "D8", "D9", "D12", "D18")
+    assert lacking(bare[:1])[0] == "A1"
+    assert lacking([]) == ()
+    noisy = {"defence": "carso[classifier=own:x@1a2b3c4d,samples=8]", "select": 2, "draws": 4}
+    carso = [record(cell(name, **noisy), [4]) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:x@1a2b3c4d]", "noise")]
+    assert lacking(carso) == ("A3", "A4", "A5", "A6", "A7", "D3", "D6", "D12", "D14", "D15", "D18")
+    assert lacking(carso[:4])[0] == "A2"
+
+
+def test_ranges_are_short_and_can_be_spelt_out() -> None:
+    codes = ("A2", "A3", "A4", "A5", "D3", "D5", "D6", "D12")
+    assert ranges(codes) == "A2-A5, D3, D5, D6, D12"
+    assert spelt(ranges(codes)).replace(",", "").split() == list(codes)
