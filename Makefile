@@ -6,10 +6,8 @@ $(VENV)/bin/uv:
 	python3 -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check uv==0.13.8
 
-# torchattacks ships an old copy of the robustbench package: install robustbench once more, last, so that the right one wins.
 $(VENV)/.ready: requirements.txt $(VENV)/bin/uv
 	$(UV) pip install -q --python $(PY) --no-deps --compile-bytecode -r requirements.txt
-	$(UV) pip install -q --python $(PY) --no-deps --compile-bytecode --reinstall-package robustbench "$$(grep -m1 '^robustbench==' requirements.txt)"
 	touch $@
 
 .PHONY: setup

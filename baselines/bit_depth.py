@@ -19,7 +19,8 @@ class BitDepth(nn.Module):
         self.top = 2**bits - 1
 
     def forward(self, x: Tensor, rounding: Rounding) -> Tensor:
-        return rounding(x * self.top) / self.top
+        levels: Tensor = rounding(x * self.top) / self.top
+        return levels
 
 
 @defence("bit-depth")

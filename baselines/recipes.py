@@ -34,16 +34,18 @@ class Recipe:
         return asdict(self)
 
 
+CNN = {"width": 16, "hidden": 64}
+MLP = {"hidden": 128}
 RECIPES = {
     "digits": {
-        "standard": Recipe("cnn"),
-        "at": Recipe("cnn", epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"),  # a tenth above the default eps: more robust at it
-        "other": Recipe("mlp"),
+        "standard": Recipe("cnn", CNN),
+        "at": Recipe("cnn", CNN, epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"),  # a tenth above the default eps: more robust at it
+        "other": Recipe("mlp", MLP),
     },
     "mnist": {
-        "standard": Recipe("cnn", epochs=5, batch=128, average=0.998),
-        "at": Recipe("cnn", epochs=14, batch=128, lr=4e-3, weight_decay=5e-4, eps="8/25", steps=5, average=0.998),
-        "other": Recipe("mlp", epochs=5, batch=128, average=0.998),
+        "standard": Recipe("cnn", CNN, epochs=5, batch=128, average=0.998),
+        "at": Recipe("cnn", CNN, epochs=14, batch=128, lr=4e-3, weight_decay=5e-4, eps="8/25", steps=5, average=0.998),
+        "other": Recipe("mlp", MLP, epochs=5, batch=128, average=0.998),
     },
 }
 

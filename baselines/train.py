@@ -90,17 +90,17 @@ def attack(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tens
         net.train(training)
 
 
-def measure(net: nn.Module, data: Dataset, eps: float, device: str, *, batch: int = 500) -> tuple[float, float]:
-    """Accuracy on the clean images, and under PGD of `STEPS` steps with `RESTARTS` restarts."""
+def measure(net: nn.Module, data: Dataset, eps: float, device: str, *, steps: int, restarts: int, batch: int = 500) -> tuple[float, float]:
+    """Accuracy on the clean images, and under linf PGD from `restarts` random starts."""
     clean = robust = 0
     for x, y in zip(data.x.split(batch), data.y.split(batch), strict=True):
         x, y = x.to(device), y.to(device)
         resists = net(x).argmax(1) == y
         clean += int(resists.sum())
-        for _ in range(RESTARTS):
+        for _ in range(restarts):
             left = resists.nonzero().squeeze(1)
             if len(left):
-                resists[left] = net(attack(net, x[left], y[left], eps, STEPS)).argmax(1) == y[left]
+                resists[left] = net(attack(net, x[left], y[left], eps, steps)).argmax(1) == y[left]
         robust += int(resists.sum())
     return clean / len(data), robust / len(data)
 
@@ -125,7 +125,7 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
     started = time.perf_counter()
     net = rounded(fit(make(arch, name), data, recipe, device, lambda epoch, loss: show(name, epoch, recipe.epochs, loss, started)))
     seconds = time.perf_counter() - started
-    clean, robust = measure(net, test, float(Fraction(budget)), device)
+    clean, robust = measure(net, test, float(Fraction(budget)), device, steps=STEPS, restarts=RESTARTS)
 
     path = (args.out or weights.FOLDER) / f"{args.dataset}-{name}.safetensors"
     facts = {
@@ -142,7 +142,8 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
         "torch": torch.__version__,
         "seconds": round(seconds, 1),
         "accuracy": {
-            "split": f"test, n={len(test)} of its fixed order",
+            "split": "test",
+            "n": len(test),
             "clean": round(clean, 4),
             "robust": round(robust, 4),
             "attack": f"linf {budget}, PGD of {STEPS} steps, {RESTARTS} restarts",

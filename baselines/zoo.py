@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -90,8 +91,8 @@ def files(argument: str) -> list[Path]:
 
 
 def missing(argument: str, path: Path, reason: str) -> BadInput:
-    why = f" and cannot be downloaded ({reason})" if reason else ""
-    return BadInput(f"weights of 'robustbench:{argument}' are not there{why}: put {path.name} into {path.parent}")
+    why = f" (their download failed: {reason})" if reason else ""
+    return BadInput(f"weights of 'robustbench:{argument}' are not there: put {path.name} into {path.parent}{why}")
 
 
 def download(argument: str, path: Path, key: str) -> None:
@@ -100,11 +101,12 @@ def download(argument: str, path: Path, key: str) -> None:
     fresh = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bar is on stderr
             package("utils").download_gdrive_new(key, fresh)
-        check(argument, fresh)
+        if what := defect(fresh):
+            raise OSError(f"what came is {what}")
         os.replace(fresh, path)
-    except Exception as error:  # the downloader's own errors, those of requests, BadInput of the check, a read-only disk
+    except Exception as error:  # of the downloader, of requests, of a full or read-only disk
         raise missing(argument, path, brief(error)) from None
     finally:
         fresh.unlink(missing_ok=True)
@@ -114,13 +116,20 @@ def download(argument: str, path: Path, key: str) -> None:
 
 
 def check(argument: str, path: Path) -> None:
-    """Refuse what downloads leave behind: pages of HTML, empty and truncated files."""
+    what = defect(path)
+    if what:
+        raise BadInput(f"weights file '{path}' of 'robustbench:{argument}' is {what}; remove it, and fetch it again")
+
+
+def defect(path: Path) -> str:
+    """What a failed download left instead of weights, if anything: a page of HTML, an empty or a truncated file."""
     with path.open("rb") as file:
         head = file.read(64).lstrip()
-    whole = zipfile.is_zipfile(path) if head.startswith(b"PK") else head.startswith(b"\x80")  # torch's format, and its older one
-    if not whole:
-        what = "a web page" if head.startswith(b"<") else "empty" if not head else "truncated" if head.startswith(b"PK") else "no weights file"
-        raise BadInput(f"weights file '{path}' of 'robustbench:{argument}' is {what}; remove it, and fetch it again")
+    if head.startswith(b"PK"):  # torch's format
+        return "" if zipfile.is_zipfile(path) else "truncated"
+    if head.startswith(b"\x80"):  # torch's older format
+        return ""
+    return "empty" if not head else "a web page" if head.startswith(b"<") else "no weights file"
 
 
 def brief(error: BaseException) -> str:
@@ -141,7 +150,8 @@ def package(module: str) -> ModuleType:
         if find_spec(needed) is None:
             raise BadInput(f"classifiers of RobustBench need the package {needed}; run make setup")
     refuse_old_copy()
-    with stand_ins():
+    with stand_ins(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it imports timm by names that are about to go
         return importlib.import_module(f"robustbench.{module}")
 
 

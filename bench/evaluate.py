@@ -54,7 +54,8 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     grid = range(batches(cell, len(bench.data.x)))
     columns: dict[str, list[float]] = {name: [] for name in ("ids", "clean", "selected", "margin", "correct", "distance", "strayed")}
     target = make_target(cell, bench, at)
-    seconds, times = 0.0, (None, None)
+    seconds = 0.0
+    times: tuple[float | None, float | None] = (None, None)
     for index in grid if part is None else part:
         rows = slice(index * cell.batch, (index + 1) * cell.batch)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
@@ -125,7 +126,8 @@ def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, T
     if (~finite.any(0)).float().mean() > INVALID:
         raise AttackFailed(f"attack '{cell.attack.name}' returned images that are not finite for {int((~finite.any(0)).sum())} of {len(x)} examples")
     made = torch.where(finite[:, :, None, None, None], made.to(x), x)
-    out = torch.stack([NORMS[norm].distance(one - x) - eps for one in made]).clamp_min(0)
+    reach = float("inf") if entry.facts["minimal"] else eps
+    out = torch.stack([NORMS[norm].distance(one - x) - reach for one in made]).clamp_min(0)
     out = torch.maximum(out, (made - made.clamp(0, 1)).abs().flatten(2).amax(2))
     strayed = torch.where(out > 1e-6 + 1e-5 * eps, out, 0).amax(0)
     inside = torch.stack([to_ball(one, x, norm, eps) for one in made])

@@ -138,7 +138,7 @@ def commit() -> str:
 
 @functools.cache
 def versions() -> tuple[tuple[str, str], ...]:
-    names = ("foolbox", "numpy", "pyautoattack", "robustbench", "torch", "torchattacks")
+    names = ("numpy", "pyautoattack", "robustbench", "torch")
     return tuple(sorted((("python", platform.python_version()), *((name, metadata.version(name)) for name in names))))
 
 

@@ -13,7 +13,7 @@ from bench.published import Published, beside, match
 from bench.record import Flag, Record
 from bench.soundness.audits import audit
 from bench.soundness.verdict import judge, lacking
-from bench.spec import Cell, Spec
+from bench.spec import NORMS, Cell, Spec
 from bench.statistics import Estimate, estimate
 from bench.worst import Worst, worst_case
 
@@ -82,12 +82,12 @@ class Asked:
 def leaderboards(
     records: Sequence[Record], plans: Mapping[str, Sequence[Cell]], failures: Mapping[str, str], published: Iterable[Published] = ()
 ) -> list[Leaderboard]:
-    """One leaderboard per dataset, norm and exact eps, in that order."""
+    """One leaderboard per dataset, norm (linf first) and exact eps, in that order."""
     published = tuple(published)
     held: dict[tuple[Spec, str, Fraction], list[Record]] = defaultdict(list)
     for record in records:
         held[place(record.cell)].append(record)
-    places = sorted({*held, *(place(cell) for plan in plans.values() for cell in plan)}, key=lambda p: (str(p[0]), p[1], p[2]))
+    places = sorted({*held, *(place(cell) for plan in plans.values() for cell in plan)}, key=lambda p: (str(p[0]), NORMS.index(p[1]), p[2]))
     names = Counter((dataset.name, norm, eps) for dataset, norm, eps in places)
     boards = []
     for here in places:

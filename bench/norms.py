@@ -35,23 +35,20 @@ class Norm:
 
 
 def to_ball(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
-    """The image in the `norm` ball of radius `eps` around `x` and in [0,1]; exact to float32 rounding, images inside come back as they are.
+    """The image in the `norm` ball of radius `eps` around `x` and in [0,1]; images inside come back as they are.
 
-    The box is convex and holds `x`, so clipping to it after the projection never leaves the ball.
+    Clipped to the box first, projected then: a projection moves every pixel towards `x`, which lies in the box, so it stays there, and
+    nothing of the ball is spent on what the box would cut. Rounded to float32 towards `x`, so that the distance, taken exactly, is at most eps.
     """
     kind = NORMS[norm]
     centre = x.double()
-    delta = x_adv.double() - centre
-    outside = (kind.distance(delta) > eps)[:, None, None, None]
-    inside = torch.where(outside, centre + kind.project(delta, eps), x_adv.double()).clamp(0, 1).to(x.dtype)
-    if norm in ("linf", "l0"):
-        return inside
-    # Rounding to float32 adds up over the pixels in these norms: project onto a ball that is smaller by what it added.
-    excess = (kind.distance(inside.double() - centre) - eps).clamp_min(0)
-    if not excess.any():
-        return inside
-    shrink = (eps / (eps + 2 * excess))[:, None, None, None]
-    return (centre + (inside.double() - centre) * shrink).to(x.dtype)
+    clipped = x_adv.double().clamp(0, 1)
+    delta = clipped - centre
+    outside = per_example(kind.distance(delta) > eps, x)
+    exact = torch.where(outside, centre + kind.project(delta, eps), clipped).clamp(0, 1)
+    rounded = exact.to(x.dtype)
+    farther = (rounded.double() - centre).abs() > (exact - centre).abs()
+    return torch.where(farther, torch.nextafter(rounded, x), rounded)
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:

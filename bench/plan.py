@@ -98,7 +98,7 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     lines = [resolved(defences, text, {}, roles, asked=request.defences is not None, notes=notes) for text in names]
     names = request.attacks or budget["attacks"]
     rivals = [resolved(attacks, text, budget, roles, asked=request.attacks is not None, notes=notes) for text in names]
-    threats = {attack: threat_of(attack, request, facts) for attack in rivals if attack}
+    threats = {attack: threat for attack in rivals if attack and (threat := threat_of(attack, request, facts, notes))}
     cells = []
     for line in filter(None, lines):
         random = is_stochastic(line)
@@ -133,15 +133,19 @@ def dataset_of(request: Request) -> tuple[Spec, Mapping[str, Any]]:
     return Spec.of(spec.name, {**entry.resolve(spec.params), **subset}), entry.facts
 
 
-def threat_of(attack: Spec, request: Request, facts: Mapping[str, Any]) -> ThreatModel:
-    """The threat model that the attack answers: the sweep's where it can, else, if no norm was asked for, its own."""
+def threat_of(attack: Spec, request: Request, facts: Mapping[str, Any], notes: dict[str, None]) -> ThreatModel | None:
+    """The threat model that the attack answers: the sweep's where it can, else, if no norm was asked for, its own, else none."""
     can: set[str] = attacks.get(attack.name).facts["norms"]
     norm = request.norm or facts["norm"]
     if norm not in NORMS:
         raise BadInput(f"norm '{norm}' is unknown{nearest(norm, NORMS)}")
     if norm not in can:
         if request.norm:
-            raise BadInput(f"attack '{attack.name}' has no {norm} form; it has {', '.join(sorted(can))}: leave --norm out, or the attack")
+            why = f"attack '{attack.name}' has no {norm} form; it has {', '.join(sorted(can))}"
+            if request.attacks:
+                raise BadInput(f"{why}: leave --norm out, or the attack")
+            notes[f"left out: {why}"] = None
+            return None
         norm = next(one for one in NORMS if one in can)
         return ThreatModel(norm, Fraction(facts["eps"][norm]))
     return ThreatModel(norm, parse_eps(request.eps) if request.eps is not None else Fraction(facts["eps"][norm]))

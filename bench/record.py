@@ -11,7 +11,7 @@ from bench.spec import Cell
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A reason to doubt a number. `id` names the check (P1 and so on: probes of the defence; D1 and so on: of gradients and attacks); `severity` is `hard` or `soft`."""
+    """A reason to doubt a number: `id` names the check (P: of the defence, D: of gradients and attacks), `severity` is `hard` or `soft`."""
 
     id: str
     severity: str
@@ -115,16 +115,17 @@ def merge(parts: Sequence[Record]) -> Record:
     first = parts[0]
     if any(part.cell != first.cell for part in parts):
         raise ValueError(f"parts of different cells cannot be merged: {sorted({part.cell.key for part in parts})}")
-    columns = {name: [v for part in parts for v in getattr(part, name)] for name in ("ids", *PER_EXAMPLE)}
+    columns: dict[str, list[Any]] = {name: [v for part in parts for v in getattr(part, name)] for name in ("ids", *PER_EXAMPLE)}
     order = sorted(range(len(columns["ids"])), key=columns["ids"].__getitem__)
-    times = {
+    times: dict[str, Any] = {
         name: min((t for part in parts if (t := getattr(part.cost, name)) is not None), default=None)
         for name in ("ms_per_image", "base_ms_per_image", "parameters")
     }
     totals = {f.name: sum(getattr(part.cost, f.name) for part in parts) for f in fields(Cost) if f.name not in times}
+    ordered: dict[str, Any] = {name: tuple(values[i] for i in order) for name, values in columns.items()}
     return replace(
         first,
-        **{name: tuple(values[i] for i in order) for name, values in columns.items()},
+        **ordered,
         cost=Cost(**times, **totals),
         flags=tuple(dict.fromkeys(flag for part in parts for flag in part.flags)),
     )

@@ -135,17 +135,21 @@ def attack(
     access: str,
     family: str,
     needs_stochastic: bool = False,
+    minimal: bool = False,
     calls: Callable[[Mapping[str, Any], bool], float] | None = None,
 ) -> Callable[..., Any]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
     `family` groups attacks in reports (gradient, score, decision, transfer, noise, none). An attack that `needs_stochastic` is left out of
-    plans for deterministic defences, where it is another attack under a second name. `calls(knobs, stochastic)` is the most that it asks
+    plans for deterministic defences, where it is another attack under a second name. A `minimal` attack looks for the nearest
+    misclassified point, and leaves the ball without straying where that lies outside. `calls(knobs, stochastic)` is the most that it asks
     of the target per example, in forward passes (a backward counts as two): what `--dry-run` multiplies.
     """
     if not norms <= set(NORMS) or access not in ACCESS:
         raise TypeError(f"attack '{name}': norms {norms} and access '{access}' must be among {NORMS} and {ACCESS}")
-    return _register("attack", name, {"norms": norms, "access": access, "family": family, "needs_stochastic": needs_stochastic, "calls": calls})
+    return _register(
+        "attack", name, {"norms": norms, "access": access, "family": family, "needs_stochastic": needs_stochastic, "minimal": minimal, "calls": calls}
+    )
 
 
 def _register(kind: str, name: str, facts: Mapping[str, Any]) -> Callable[..., Any]:

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench import labels, registry, report
 from bench import plan as plans
-from bench import registry, report
 from bench.plan import Plan, Request
 from bench.record import Record
 from bench.spec import BadInput, Cell, nearest, split_commas
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace, line: str) -> int:
     registry.discover(tuple(args.extra))
-    out = Console(highlight=False)
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     if args.what:
         show_list(out, LISTS[args.what])
         return 0
@@ -125,27 +125,30 @@ def sweep(out: Console, args: argparse.Namespace, plan: Plan, pending: Sequence[
     execute.limit_threads()
     plans.ensure(plan)
     execute.check(pending, data_dir)
+    if args.ray:
+        from bench.executors import ray
+
+        ray.connect(args.ray)
     store.put_plan(plan.name, plan.cells)
     for cell in pending if args.rerun else ():
         store.drop_parts(cell)
-    with Live(out, len(pending)) as watch:
+    with Live(out, pending) as watch:
         how: dict[str, Any] = {"device": device, "data_dir": data_dir, "command": line, "watch": watch}
         if args.ray:
-            from bench.executors.ray import execute as execute_on_ray
-
-            return execute_on_ray(pending, store, address=args.ray, extra=tuple(args.extra), **how)
+            return ray.execute(pending, store, extra=tuple(args.extra), **how)
         return execute.execute(pending, store, **how)
 
 
 class Live:
     """Bars on a terminal (cells, batches, time left), plain lines elsewhere."""
 
-    def __init__(self, out: Console, cells: int) -> None:
-        self.out, self.cells, self.done, self.start = out, cells, 0, time.monotonic()
+    def __init__(self, out: Console, cells: Sequence[Cell]) -> None:
+        self.cells, self.done, self.start = len(cells), 0, time.monotonic()
+        self.names = labels.short(cell.attack for cell in cells)
         left = (TextColumn("left"), TimeRemainingColumn())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
         self.bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True, speed_estimate_period=600)
-        self.all = self.bars.add_task("cells", total=cells)
+        self.all = self.bars.add_task("cells", total=self.cells)
         self.one = self.bars.add_task("batches", total=None)
 
     def __enter__(self) -> Live:
@@ -156,7 +159,7 @@ class Live:
         self.bars.stop()
 
     def batch(self, cell: Cell, done: int, count: int) -> None:
-        self.bars.update(self.one, description=f"{cell.defence.name} / {cell.attack.name}", completed=done, total=count)
+        self.bars.update(self.one, description=f"{cell.defence.name} / {self.names[cell.attack]}", completed=done, total=count)
         self.bars.update(self.all, completed=self.done + done / count)
 
     def answered(self, cell: Cell, record: Record) -> None:
@@ -169,9 +172,9 @@ class Live:
         self.done += 1
         self.bars.update(self.all, completed=self.done)
         width = len(str(self.cells))
-        name = f"{cell.defence.name} / {cell.attack.name} ({cell.threat.norm} {cell.threat.eps})"
+        name = f"{cell.defence.name} / {self.names[cell.attack]} ({cell.threat.norm} {cell.threat.eps})"
         so_far = f"{self.done:{width}}/{self.cells}  {time.monotonic() - self.start:5.0f} s"
-        self.bars.console.print(f"{so_far}  {name:44} {text}", soft_wrap=True)
+        self.bars.console.print(f"{so_far}  {escape(name.ljust(56))} {text}", soft_wrap=True)
 
 
 def show_list(out: Console, kind: str) -> None:

@@ -163,12 +163,9 @@ class Cell:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Cell:
-        threat = data["threat"]
-        return Cell(
-            *(Spec.from_json(data[k]) for k in ("dataset", "defence", "attack")),
-            ThreatModel(threat["norm"], Fraction(threat["eps"]), threat["access"]),
-            *(int(data[k]) for k in ("seed", "select", "draws", "batch")),
-        )
+        dataset, defence, attack = (Spec.from_json(data[k]) for k in ("dataset", "defence", "attack"))
+        threat = ThreatModel(data["threat"]["norm"], Fraction(data["threat"]["eps"]), data["threat"]["access"])
+        return Cell(dataset, defence, attack, threat, *(int(data[k]) for k in ("seed", "select", "draws", "batch")))
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.threat.norm} {self.threat.eps}: {self.defence} under {self.attack}"

@@ -54,13 +54,14 @@ class Target(nn.Module):
     def _answer(self, call: Callable[[Tensor], Tensor], x: Tensor, times: int) -> Tensor:
         self.forwards += len(x) * times
         if self.access == "white-box":
-            return call(self._watched(x, times))
+            answer: Tensor = call(self._watched(x, times))
+            return answer
         with torch.no_grad():
             logits: Tensor = call(x.detach())
         if self.access == "score":
             return logits
-        labels = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-        return labels * ~logits.isnan().any(-1, keepdim=True)
+        labels: Tensor = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return labels.masked_fill(logits.isnan().any(-1, keepdim=True), 0)
 
     def _watched(self, x: Tensor, times: int) -> Tensor:
         """`x` behind a view whose gradient is counted when it arrives."""
@@ -102,7 +103,8 @@ def draws(defence: nn.Module, x: Tensor, k: int) -> Tensor:
         shared: Tensor = own(x, k)
         return shared
     logits: Tensor = defence(x.repeat_interleave(k, 0) if k > 1 else x)
-    return logits.unflatten(0, (len(x), k))
+    several: Tensor = logits.unflatten(0, (len(x), k))
+    return several
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:

@@ -69,15 +69,15 @@ def card(text: str) -> dict[str, Any]:
     pin(text)
     beside = path.with_suffix(".json")
     try:
-        read: dict[str, Any] = json.loads(beside.read_text())
+        read = json.loads(beside.read_text())
     except OSError:
         raise BadInput(f"weights '{text}' have no card: '{beside}' is missing") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"the card '{beside}' is not JSON: {error}") from None
-    if read.get("sha256") != digest(path):
-        told = str(read.get("sha256"))[:8]
+    if not isinstance(read, dict) or read.get("sha256") != digest(path):
+        told = str(read.get("sha256"))[:8] if isinstance(read, dict) else "none"
         raise BadInput(f"weights file '{path}' is not the one that its card describes (sha256 {digest(path)[:8]}, card {told})")
-    return read
+    return dict(read)
 
 
 def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench import registry
-from bench.attacks.decision import start
+from bench.attacks.decision import BISECTIONS, bisect, start
 from bench.data.sample import Dataset, load
 from bench.norms import to_ball
 from bench.spec import Spec, ThreatModel
@@ -53,6 +53,7 @@ def fool(kind: str, **knobs: int) -> tuple[str, Run]:
 
     def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
         z, found, _ = start(model, data.x, data.y, norm)
+        z = bisect(model, data.x, data.y, z, norm, found, BISECTIONS)
         rows = (found & right(model(data.x), data.y)).nonzero().squeeze(1)
         known = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
         attack = foolbox.attacks.BoundaryAttack(**knobs) if kind == "boundary" else foolbox.attacks.HopSkipJumpAttack(constraint=norm, **knobs)

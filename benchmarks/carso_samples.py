@@ -1,9 +1,9 @@
 """What it costs to predict with several samples: one flat batch against a loop, and `draws`, which shares the representation.
 
-`python benchmarks/carso_samples.py [--samples 8] [--draws 10] [--images 32] [--size 32] [--width 64] [--repeats 5]`
+    python -m benchmarks.carso_samples [--samples 8] [--draws 10] [--images 32] [--repeats 3]
 
-A ResNet-18-like classifier and an untrained purifier of the paper's shape around its first three stages; forward and backward to the image.
-Times are the fastest of the repeats, in milliseconds, on the threads that torch is given.
+Two defences: the digits one of this project, and a ResNet-18 under an untrained purifier that reads its first three stages. Times are of a forward
+pass and a backward pass to the image, the fastest of the repeats, on the threads that torch is given.
 """
 
 from __future__ import annotations
@@ -50,57 +50,74 @@ def fastest(run: Callable[[], object], repeats: int) -> float:
     return 1000 * min(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in (("samples", 8), ("draws", 10), ("images", 32), ("size", 32), ("width", 64), ("repeats", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    image = (3, args.size, args.size)
-    base = resnet18(args.width).eval().requires_grad_(False)
-    layers = tuple(f"{i}.conv2" for i in range(1, 7))
-    layout = Layout(image, shapes(base, image, layers), (0.5,) * 3, (0.25,) * 3, bottleneck=128, latent=64, decoder=(128, 128, 64, 64, 32))
-    defence = CARSO(base, Purifier(layout, layers), args.samples).to(device)
-    x = torch.rand(args.images, *image, device=device)
+def measure(name: str, defence: CARSO, x: Tensor, draws: int, repeats: int) -> None:
+    """Print the times of one defence; forward, and backward to the image."""
+    samples, base = defence.samples, defence.base
 
-    def backward(f: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    def backward(f: Callable[[Tensor], Tensor]) -> float:
         def run() -> object:
             v = x.clone().requires_grad_()
             return torch.autograd.grad(f(v).sum(), v)
 
-        return run
+        return fastest(run, repeats)
 
     def loop(v: Tensor) -> Tensor:
-        c = defence.latent(v)
-        z = torch.randn(len(v), args.samples, defence.latent_dim, device=v.device)
-        return defence.aggregate(torch.stack([defence.classify(defence.decode(z[:, e], c)) for e in range(args.samples)], 1))
+        c, z = defence.latent(v), torch.randn(len(v), defence.latent_dim, samples, device=v.device)
+        return defence.aggregate(torch.stack([defence.classify(defence.decode(z[..., e], c)) for e in range(samples)], 1))
 
-    def vmapped(v: Tensor) -> Tensor:
-        c = defence.latent(v)
-        z = torch.randn(args.samples, len(v), defence.latent_dim, device=v.device)
-        return defence.aggregate(torch.vmap(lambda e: defence.classify(defence.decode(e, c)), out_dims=1)(z))
+    def mapped(v: Tensor) -> Tensor:
+        c, z = defence.latent(v), torch.randn(len(v), defence.latent_dim, samples, device=v.device)
+        return defence.aggregate(torch.vmap(lambda e: defence.classify(defence.decode(e, c)), in_dims=2, out_dims=1)(z))
 
     def purifier_alone(v: Tensor) -> Tensor:
         c = defence.latent(v)
-        return defence.decode(torch.randn(len(v) * args.samples, defence.latent_dim, device=v.device), c.repeat_interleave(args.samples, 0))
+        return defence.decode(torch.randn(len(v) * samples, defence.latent_dim, device=v.device), c.repeat_interleave(samples, 0))
 
     def separate(v: Tensor) -> Tensor:
-        return torch.stack([defence(v) for _ in range(args.draws)], 1)
+        return torch.stack([defence(v) for _ in range(draws)], 1)
 
-    where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{args.images} images of {args.size}x{args.size}, {args.samples} samples, {where}")
-    bare = fastest(backward(base), args.repeats)
-    own = fastest(backward(purifier_alone), args.repeats) - bare
-    flat = fastest(backward(defence), args.repeats)
-    bound = (args.samples + 1) * bare + own
-    print(f"bare classifier {bare:.0f} ms, purifier alone {own:.0f} ms; CARSO in one flat batch {flat:.0f} ms")
-    print(f"  = {flat / bound:.2f} of {args.samples + 1} bare passes and the purifier's own time")
-    for name, f in (("a loop over the samples", loop), ("torch.vmap over the samples", vmapped)):
-        took = fastest(backward(f), args.repeats)
-        print(f"  {name}: {took:.0f} ms, {took / flat:.2f} times the flat batch")
-    shared, apart = (fastest(backward(f), args.repeats) for f in (lambda v: defence.draws(v, args.draws), separate))
-    print(f"draws(x, {args.draws}): {shared:.0f} ms; {args.draws} separate predictions: {apart:.0f} ms, {apart / shared:.2f} times as long")
+    bare, flat = backward(base), backward(defence)
+    own = backward(purifier_alone) - bare
+    print(f"{name}: {len(x)} images of {x.shape[2]}x{x.shape[3]}, {samples} samples")
+    share = flat / ((samples + 1) * bare + own)
+    print(f"  one flat batch {flat:.1f} ms = {share:.2f} of {samples + 1} bare passes ({bare:.1f} ms) and the purifier's own time")
+    for what, f in (("a loop over the samples", loop), ("torch.vmap over them", mapped)):
+        took = backward(f)
+        print(f"  {what} {took:.1f} ms, {took / flat:.2f} times the flat batch")
+    shared, apart = backward(lambda v: defence.draws(v, draws)), backward(separate)
+    print(f"  {draws} separate predictions {apart:.1f} ms, {apart / shared:.2f} times draws(x, {draws}), which takes {shared:.1f} ms")
+
+
+def resnet(images: int, samples: int) -> tuple[CARSO, Tensor]:
+    base = resnet18(64).eval().requires_grad_(False)
+    layers = tuple(f"{i}.conv2" for i in range(1, 7))
+    layout = Layout(
+        (3, 32, 32), shapes(base, (3, 32, 32), layers), (0.5,) * 3, (0.25,) * 3, bottleneck=128, latent=64, decoder=(128, 128, 64, 64, 32)
+    )
+    return CARSO(base, Purifier(layout, layers), samples), torch.rand(images, 3, 32, 32)
+
+
+def digits(images: int, samples: int) -> tuple[CARSO, Tensor]:
+    from bench.data.sample import load
+    from bench.registry import defences, discover
+    from bench.spec import Spec
+
+    discover()
+    defence: CARSO = defences.get("carso").make(classifier="own:digits-at", purifier="own:digits-carso", samples=samples)
+    return defence, load(Spec("digits", (("n", images),))).x
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name, default in (("samples", 8), ("draws", 10), ("images", 32), ("repeats", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name, make in (("digits", digits), ("ResNet-18", resnet)):
+        defence, x = make(args.images, args.samples)
+        measure(name, defence.to(device), x.to(device), args.draws, args.repeats)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def peel(logits: Tensor) -> Tensor:
     """Log-odds of softmax_k(s), s_k = sum_e exp(l[k,e]): exactly s_k - log sum_{j != k} exp(s_j), without cancellation.
 
     For all k but the largest s, p_k <= 1/2 and log sum_{j != k} exp(s_j) = lse(s) + log1p(-p_k) is accurate, also among ties; for the
-    largest itself the others are summed directly. p is a softmax, not exp(s - lse(s)), which rounds to 1 for tied large s. Where all logits lie below about -15 the s are too small to
-    be told apart beside log(K-1), and the values (not the gradients) tie, in any float32 form; `lse` does not.
+    largest itself the others are summed directly. p is a softmax, not exp(s - lse(s)), which rounds to 1 for tied large s. Where all
+    logits lie below about -15 the s are too small to be told apart beside log(K-1), and the values (not the gradients) tie, in any
+    float32 form; `lse` does not.
     arXiv 2306.06081, "PeeL".
     """
     s = logits.exp().sum(1)

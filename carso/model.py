@@ -11,6 +11,8 @@ from carso.aggregate import AGGREGATIONS, named
 from carso.purifier import Purifier
 from carso.representation import find, taps
 
+FLAT = 2**18  # pixel values in one batch of several draws (85 images of 3x32x32): larger ones take memory, and no less time
+
 
 class CARSO(nn.Module):
     """Purification that an image enters only through the representation that `classifier` has of it.
@@ -65,11 +67,13 @@ class CARSO(nn.Module):
         return self.sample_logits(x)
 
     def draws(self, x: Tensor, k: int) -> Tensor:
-        """k independent predictions (B,k,K) that share the representation: one pass of it, one flat batch of B*k*samples reconstructions."""
+        """k independent predictions (B,k,K) that share the representation: one pass of it, and as many draws to a flat batch as `FLAT` allows."""
         c = self.latent(x)
         if not self.samples:
             return self.aggregate(self._logits(self._noise(c, 1), c))[:, None].expand(-1, k, -1)
-        logits = self._logits(self._noise(c, k * self.samples), c)
+        z = self._noise(c, k * self.samples)
+        together = max(FLAT // (self.samples * x.numel()), 1) * self.samples
+        logits = torch.cat([self._logits(part, c) for part in torch.split(z, together, 1)], 1)
         return self.aggregate(logits.reshape(len(x) * k, self.samples, -1)).reshape(len(x), k, -1)
 
     def forward(self, x: Tensor) -> Tensor:

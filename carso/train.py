@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import shlex
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from torch import nn
 from bench.data.sample import Dataset, load, stratified_order
 from bench.registry import ROOT, build_classifier, datasets, discover
 from bench.spec import BadInput, Spec
+from bench.weights import digest, locate
 from carso import checkpoint
 from carso.fit import Epoch, fit, new_purifier, validate, wrap
 from carso.purifier import Purifier
@@ -57,6 +60,9 @@ def prepare(args: argparse.Namespace) -> tuple[Recipe, str, nn.Module, Dataset, 
     out = args.out or ROOT / "weights" / f"{args.dataset}-{args.kind}.safetensors"
     if out.suffix != ".safetensors":
         raise BadInput(f"--out '{out}' does not end in .safetensors")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise BadInput(f"--out '{out}' cannot be written: '{above}' is not a folder that may be written to")
     return recipe, name, build_classifier(name).to(device), data, device, out
 
 
@@ -81,6 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     except (FloatingPointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
     seconds = time.perf_counter() - started
     purifier = stored(purifier, half=recipe.half)
     accuracy = validate(wrap(classifier, purifier), x[:held], y[:held], strength("validation_eps", recipe.validation_eps)) if held else None
@@ -90,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": data.digest,
         "split": f"train, less {held} held-out images",
         "classifier": name,
+        "classifier_sha256": digest(locate(name)) if name.startswith(("own:", "file:")) else None,
         "recipe": recipe.to_json(),
         "seed": args.seed,
         "command": shlex.join(["python", "-m", "carso.train", *argv]),
@@ -112,15 +122,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(purifier: Purifier, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, recipe: Recipe) -> list[Epoch]:
-    """`fit` under a progress bar."""
+    """`fit` under a progress bar; ten plain lines where the output is no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    terminal = sys.stdout.isatty()
+    every = math.ceil(recipe.epochs / 10)
+    with Progress(*columns, disable=not terminal) as bar:
         task = bar.add_task("", total=recipe.epochs)
 
-        def show(epoch: Epoch) -> None:
-            bar.update(task, advance=1, description=f"bce {epoch.reconstruction:.2f} kl {epoch.kl:.2f} lr {epoch.lr:.2g}")
+        def show(e: Epoch) -> None:
+            line = f"bce {e.reconstruction:.2f} kl {e.kl:.2f} beta {e.beta:.2g} lr {e.lr:.2g}"
+            bar.update(task, advance=1, description=line)
+            if not terminal and (e.epoch + 1) % every == 0:
+                print(f"epoch {e.epoch + 1}/{recipe.epochs}: {line}", flush=True)
 
         return fit(purifier, classifier, x, y, recipe, show)
 

@@ -11,5 +11,6 @@ from torch import nn
 
 from baselines.nets.cnn import Cnn
 from baselines.nets.mlp import Mlp
+from baselines.nets.resnet import ResNet
 
-NETS: dict[str, Callable[..., nn.Module]] = {"cnn": Cnn, "mlp": Mlp}
+NETS: dict[str, Callable[..., nn.Module]] = {"cnn": Cnn, "mlp": Mlp, "resnet": ResNet}

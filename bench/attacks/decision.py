@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import ROWS, margins
+from bench.attacks.losses import margins, rows_at_once
 from bench.norms import NORMS, per_example
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -25,7 +25,9 @@ STARTS = 10  # noise images tried where no other image of the batch will do
 MEETING = 1 + STARTS + BISECTIONS  # the most queries that `boundary` asks before its walk
 
 
-@attack("boundary", norms={"linf", "l2"}, access="decision", family="decision", calls=lambda knobs, stochastic: 2 * knobs["steps"] + MEETING)
+@attack(
+    "boundary", norms={"linf", "l2"}, access="decision", family="decision", minimal=True, calls=lambda knobs, stochastic: 2 * knobs["steps"] + MEETING
+)
 def boundary(
     model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01
 ) -> Tensor:
@@ -95,7 +97,7 @@ def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor) -> tuple[Tens
     return torch.where(per_example(wrong, here), proposal, here), wrong.to(here.dtype)
 
 
-@attack("hopskipjump", norms={"linf", "l2"}, access="decision", family="decision", calls=lambda knobs, stochastic: knobs["queries"])
+@attack("hopskipjump", norms={"linf", "l2"}, access="decision", family="decision", minimal=True, calls=lambda knobs, stochastic: knobs["queries"])
 def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 25000, initial: int = 100) -> Tensor:
     """Steps along a normal of the boundary estimated from labels, each followed by a bisection back to it.
 
@@ -138,7 +140,7 @@ def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, no
     """The direction (B,C,H,W) in which misclassification becomes more likely, from `count` labels at distance `delta` (B,)."""
     total, labels, directions, done = torch.zeros_like(here), torch.zeros_like(delta), torch.zeros_like(here), 0
     while done < count:
-        some = min(count - done, max(1, ROWS // len(here)))
+        some = min(count - done, max(1, rows_at_once(here) // len(here)))
         shape = (len(here), some, *here.shape[1:])
         way = torch.randn(shape, device=here.device) if norm == "l2" else 2 * torch.rand(shape, device=here.device) - 1
         way = way / way.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None, None]
@@ -169,7 +171,6 @@ def start(model: Target, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tenso
     label = torch.where(answer.amax(1) > 0, answer.argmax(1), -1)
     distance = torch.stack([NORMS[norm].distance(x - one) for one in x])
     distance = distance.masked_fill(label.unsqueeze(0) == y.unsqueeze(1), torch.inf)
-    distance.fill_diagonal_(torch.inf)
     least, nearest = distance.min(1)
     found = (label != y) | least.isfinite()
     z = torch.where(per_example((label != y) | ~least.isfinite(), x), x, x[nearest])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from bench.spec import BadInput, nearest
 from bench.target import Target, margin
 
-ROWS = 200  # images in one query: bounds the memory of gradient-free attacks; fixed, since it decides which random number goes where
+# Images in one query of a gradient-free attack: what fits a CPU's cache, a GPU's memory. Fixed, since it decides which random number goes where.
+ROWS = {"cpu": 256, "cuda": 4096}
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -56,9 +57,16 @@ def finite(grad: Tensor) -> Tensor:
     return torch.where(good.view(-1, *[1] * (grad.dim() - 1)), grad, 0.0)
 
 
+def rows_at_once(x: Tensor) -> int:
+    return ROWS.get(x.device.type, ROWS["cpu"])
+
+
 @torch.no_grad()
 def margins(model: Target, images: Tensor, y: Tensor) -> Tensor:
     """The margin (B,P) of each of `P` images (B,P,C,H,W) per example, one query each; positive is misclassified."""
     flat, labels = images.flatten(0, 1), y.repeat_interleave(images.shape[1])
-    parts = [margin(model(rows), names) for rows, names in zip(torch.split(flat, ROWS), torch.split(labels, ROWS), strict=True)]
+    parts = [
+        margin(model(some), names)
+        for some, names in zip(torch.split(flat, rows_at_once(images)), torch.split(labels, rows_at_once(images)), strict=True)
+    ]
     return torch.cat(parts).view(images.shape[:2])

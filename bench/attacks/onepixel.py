@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import ROWS, margins
+from bench.attacks.losses import margins, rows_at_once
 from bench.registry import attack
 from bench.spec import ThreatModel
 from bench.target import Target
@@ -19,9 +19,10 @@ TRIED = 4  # members of the last population that a stochastic defence is to be j
 def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, popsize: int = 400, scale: float = 0.5) -> Tensor:
     """Differential evolution of `popsize` sets of floor(eps) pixels, each a position and its new values, for `steps` generations.
 
-    A child, one member plus `scale` times the difference of two others, takes its parent's place if its margin is higher. Each
-    generation asks `popsize` queries per example, and so does the first population; on a deterministic defence an example leaves when it
-    is fooled. Returns the best member, on a stochastic defence the best four (4,B,C,H,W). Su et al. 2019, arXiv:1710.08864.
+    A child takes one pixel from one member plus `scale` times the difference of two others, the rest from its parent, and takes that one's
+    place if its margin is higher; with one pixel this is the published rule. Each generation asks `popsize` queries per example, and so
+    does the first population; on a deterministic defence an example leaves when it is fooled. Returns the best member, on a stochastic
+    defence the best four (4,B,C,H,W). Su et al. 2019, arXiv:1710.08864.
 
     Ours, not that of torchattacks, which evolves image by image, member by member, in Python.
     """
@@ -43,6 +44,8 @@ def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
         # A position outside wraps around; a value outside is the corner of the box, where the strongest pixels lie.
         child[..., :2] %= 1
         child[..., 2:] = child[..., 2:].clamp(0, 1)
+        swapped = torch.randint(pixels, (len(todo), popsize, 1, 1), device=x.device) == torch.arange(pixels, device=x.device).view(-1, 1)
+        child = torch.where(swapped, child, held)
         gap = fit(model, x[todo], y[todo], child)
         better = gap > fitness[todo]
         members[todo] = torch.where(better[:, :, None, None], child, held)
@@ -54,7 +57,7 @@ def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
 
 def fit(model: Target, x: Tensor, y: Tensor, members: Tensor) -> Tensor:
     """The margin (B,P) of each member's image."""
-    group = max(1, ROWS // members.shape[1])  # images of a few examples at a time: the population of a batch may not fit in memory
+    group = max(1, rows_at_once(x) // members.shape[1])  # images of a few examples at a time: the population of a batch may not fit in memory
     parts = zip(*(torch.split(one, group) for one in (x, y, members)), strict=True)
     return torch.cat([margins(model, paint(images, sets), labels) for images, labels, sets in parts])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import ROWS, finite, margins
+from bench.attacks.losses import finite, margins, rows_at_once
 from bench.norms import to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -56,7 +56,7 @@ def estimate(model: Target, x: Tensor, y: Tensor, samples: int, delta: float) ->
     """The SPSA estimate (B,C,H,W) of the margin's gradient at `x`, and the mean margin (B,) of the points that it asked about."""
     grad, total, done = torch.zeros_like(x), torch.zeros(len(x), device=x.device), 0
     while done < samples:
-        count = min(samples - done, max(1, ROWS // (2 * len(x))))
+        count = min(samples - done, max(1, rows_at_once(x) // (2 * len(x))))
         signs = torch.randint(2, (len(x), count, *x.shape[1:]), device=x.device, dtype=torch.int8).to(x.dtype) * 2 - 1
         ahead, behind = (margins(model, (x.unsqueeze(1) + way * delta * signs).clamp(0, 1), y) for way in (1, -1))
         grad += ((ahead - behind)[:, :, None, None, None] * signs).sum(1)

@@ -62,14 +62,17 @@ def autoattack(
     """AutoAttack: its `standard` version on a deterministic defence, its `rand` version on a stochastic one.
 
     `standard` runs APGD-CE, targeted APGD-DLR, targeted FAB and Square in turn on what is left; `steps` are theirs, `queries` Square's,
-    `targets` the number of wrong classes that the targeted ones try. With three classes APGD-DLR takes the place of its targeted form,
-    with two none does. `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It returns the
-    highest-loss and the last misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on
-    single draws, would return the clean image after a lucky one.
+    `targets` the number of wrong classes that the targeted ones try. With three classes APGD-DLR takes the place of its targeted form, with
+    two none does; Square is left out where it has no form for the size of the images (12x12 in l2, say).
+
+    `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It returns the highest-loss and the last
+    misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on single draws, would return
+    the clean image after a lucky one.
     """
     if version not in ("auto", "standard", "rand"):
         raise BadInput(f"version '{version}' is unknown; there are: auto, rand, standard")
     quiet()
+    x = x.contiguous()
     if version == "rand" or (version == "auto" and model.stochastic):
         return rand(model, x, y, threat, rand_steps, eot)
     return standard(model, x, y, threat, steps, queries, targets)
@@ -88,15 +91,16 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
     On a stochastic defence each query asks for the mean logits of `eot` draws, each of them counted. The search stops at an example
     when their margin turns positive, so its candidate may be wrong only half the time.
     """
-    from pyautoattack.square import SquareAttack
-
     quiet()
+    if not tiles(x, threat.norm):
+        raise ValueError(f"pyautoattack's Square has no {threat.norm} form for images of {x.shape[2]}x{x.shape[3]}: its first tiles do not fit")
+    x = x.contiguous()
     seen = Seen(model, eot if model.stochastic else 1)
     x_adv = x.clone()
     with torch.no_grad():
         todo = right(seen(x), y) | model.stochastic
         if todo.any() and queries > 1:
-            run = SquareAttack(
+            run = square_search()(
                 seen, norm=NAMES[threat.norm], eps=float(threat.eps), n_queries=queries - 2, seed=seed(), device=model.device, **SQUARE
             )
             run.init_hyperparam(x)
@@ -107,7 +111,6 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
 def standard(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, queries: int, targets: int) -> Tensor:
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
 
     seen, sparse = Seen(model), threat.norm == "l1"
     facts: dict[str, Any] = {"norm": NAMES[threat.norm], "eps": float(threat.eps), "seed": seed(), "device": model.device}
@@ -119,7 +122,8 @@ def standard(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: in
     elif model.classes == 3:
         runs.append(APGDAttack(seen, loss="dlr", **climbing))
     runs.append(FABAttack_PT(seen, n_iter=steps, targeted=True, n_target_classes=others, **facts))
-    runs.append(SquareAttack(seen, n_queries=queries, **facts, **SQUARE))
+    if tiles(x, threat.norm):
+        runs.append(square_search()(seen, n_queries=queries, **facts, **SQUARE))
     x_adv = x.clone()
     with torch.no_grad():
         alive = right(seen(x), y)
@@ -154,6 +158,27 @@ def rand(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, e
         highest, _, _, misclassified = run.attack_single_run(x, y)
         candidates += [highest.detach(), misclassified.detach()]
     return torch.stack(candidates)
+
+
+def square_search() -> Any:
+    """The library's Square, which crashes in l2 and l1 when the last margin left is exactly 0 or NaN: both are successes."""
+    from pyautoattack.square import SquareAttack
+
+    class Square(SquareAttack):  # type: ignore[misc]
+        def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            margin, loss = super().margin_and_loss(x, y)
+            return torch.where(margin.isnan() | (margin == 0), -1e-30, margin), loss
+
+    return Square
+
+
+def tiles(x: Tensor, norm: str) -> bool:
+    """Whether the library's Square can start: in l2 and l1 it lays a fifth of the image's height side by side, and may run over the edge."""
+    size = x.shape[2]
+    if norm == "linf":
+        return True
+    tile = size // 5
+    return tile == 1 or (tile > 1 and size == x.shape[3] and (size - 5 * tile) // 2 + size // tile * tile <= size)
 
 
 def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:

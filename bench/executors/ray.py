@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,33 @@ from bench.spec import BadInput, Cell
 from bench.store import Store
 
 
-def execute(
-    cells: Sequence[Cell], store: Store, *, address: str, device: str, data_dir: Path, command: str, watch: Watch, extra: tuple[Path, ...]
-) -> int:
-    """Answer the cells into the store; returns how many failed. `address` as Ray takes it, or `local` for workers on this machine.
-
-    Every node needs this checkout, the weights and the data at the same paths.
-    """
+def connect(address: str) -> None:
+    """Join the cluster at `address`, as Ray takes it, or start one on this machine for `local`; BadInput where there is none, or no Ray."""
     try:
         import ray
     except ImportError:
         raise BadInput("--ray needs Ray, which is not installed; install the extra 'cluster': .venv/bin/uv pip install ray") from None
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:  # Ray itself tries for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise BadInput(f"no Ray cluster answers at '{address}': {error}") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     environ = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
     try:
         ray.init(address=None if address == "local" else address, include_dashboard=None, runtime_env=environ, log_to_driver=False)
     except ConnectionError as error:
         raise BadInput(f"no Ray cluster answers at '{address}': {str(error).partition(chr(10))[0]}") from None
+
+
+def execute(cells: Sequence[Cell], store: Store, *, device: str, data_dir: Path, command: str, watch: Watch, extra: tuple[Path, ...]) -> int:
+    """Answer the cells into the store on the cluster that is connected, and leave it; returns how many failed.
+
+    Every node needs this checkout, the weights and the data at the same paths.
+    """
+    import ray
+
     remote: Any = ray.remote(num_gpus=1 if device.startswith("cuda") else 0)(answer)
     where = (device.partition(":")[0], data_dir.resolve(), command, tuple(path.resolve() for path in extra))
     done: dict[Cell, dict[int, Record]] = {}

@@ -1,7 +1,7 @@
 """Checks across the records of one row: what in them makes its number hard to believe. Standard library only.
 
-Every check takes the records of one question, one per attack, on the same examples. Codes and thresholds are those of docs/soundness.md;
-the checks that look at one live defence (P1 to P17) are in probes.py and reach the row through the records' own flags.
+Every check takes the records of one question, one per attack, on the same examples. `MEANING` says what each code asks.
+The checks that look at one live defence are in probes.py, and reach the row through the records' own flags.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
-from bench.labels import family
+from bench.labels import family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
 from bench.statistics import estimate, lower_limit
@@ -24,6 +24,10 @@ RETURNS_CLEAN = {"autoattack"}
 
 MEANING = {
     "P1": "is a defence declared deterministic really so",
+    "P4": "layers that behave as in training, where dropout or batch statistics change the answer",
+    "P5": "a prediction must change neither the defence nor the images it is given",
+    "P6": "logits must be finite on every legal image",
+    "P11": "a gradient must reach the image",
     "D1": "gradients that are exactly zero on examples that still stand",
     "D2": "gradients that are NaN or infinite: the sign of NaN is 0, so the attack stands still",
     "D5": "one step of FGSM must not beat many steps of PGD",
@@ -123,13 +127,18 @@ def outdone(code: str, attackers: Sequence[Record], union: Sequence[Record], wha
     """The two-sample rule: does an attacker break examples that nothing in the union breaks, beyond the luck of the sample?"""
     if not attackers or not union:
         return []
-    counts = [(sum(breaks_alone(attacker, union)), attacker.cell.attack.name) for attacker in attackers]
+    counts = [(sum(breaks_alone(attacker, union)), named(attacker)) for attacker in attackers]
     count, name = max(counts)
     n = len(attackers[0].ids)
     limit = lower_limit(count, n)
     if limit <= SOFT:
         return []
     return [Flag(code, "hard" if limit > HARD else "soft", f"{name} breaks {count} of {n} examples that no {what} breaks (surely {limit:.1%})")]
+
+
+def named(record: Record) -> str:
+    attack = record.cell.attack
+    return f"{attack.name} from {unpinned(str(attack.params['source']))}" if family(record.cell) == "transfer" else attack.name
 
 
 def breaks_alone(attacker: Record, union: Sequence[Record]) -> list[bool]:
@@ -188,7 +197,7 @@ def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
     for clean in (record for record in records if record.cell.attack.name == "none"):
         gains = [(r - c) / worst.draws for r, c in zip(worst.correct, clean.correct, strict=True)]
         error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-        if fmean(gains) > 200 * error:
+        if fmean(gains) > 2 * error:
             found.append(Flag("W1", "soft", f"robust accuracy lies {fmean(gains):.1%} above clean accuracy (standard error {error:.1%})"))
     if worst.gap > 0.05:
         fresh = worst.robust.mean

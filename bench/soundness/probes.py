@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -91,12 +92,16 @@ def gradients(defence: nn.Module, x: Tensor, y: Tensor, eps: float) -> list[Flag
     labels = torch.cat([y, y])
     zero: dict[str, float] = {}
     nonfinite = 0.0
-    for name, loss in (("cross-entropy", lambda z: F.cross_entropy(z, labels, reduction="sum")), ("margin", lambda z: margin(z, labels).sum())):
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # summed: a mean would make small gradients smaller
+        "cross-entropy": lambda z, names: F.cross_entropy(z, names, reduction="sum"),
+        "margin": lambda z, names: margin(z, names).sum(),
+    }
+    for name, loss in losses.items():
         seen = points.clone().requires_grad_()
         with torch.enable_grad():
             logits = defence(seen)
             try:
-                (grad,) = torch.autograd.grad(loss(logits), seen)
+                (grad,) = torch.autograd.grad(loss(logits, labels), seen)
             except RuntimeError:
                 severity = "soft" if has_surrogate(defence) else "hard"
                 return [Flag("P11", severity, "no gradient reaches the image: attacks need a surrogate")]

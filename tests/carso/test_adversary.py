@@ -60,3 +60,13 @@ def test_fgsm_on_a_linear_model_is_closed_form() -> None:
 def test_strengths_of_the_paper() -> None:
     a = Adversaries.of(read("cifar10"))
     assert (a.weak, a.strong, a.steps, a.step, a.share) == (4 / 255, 8 / 255, 40, 0.01, 0.5)
+
+
+def test_labels_go_with_their_images() -> None:
+    f, x, y = classifier(), images(80), torch.arange(80) // 3 % 4
+    eps = torch.tensor([0.05] * 10 + [0.1] * 10).view(20, 1, 1, 1)
+    torch.manual_seed(4)
+    mixed = ALL.deal(f, x, y)
+    torch.manual_seed(4)
+    want = torch.cat([x[:40], pgd(f, x[40:60], y[40:60], eps, steps=5, step=0.02), fgsm(f, x[60:], y[60:], eps)])
+    torch.testing.assert_close(mixed, want)

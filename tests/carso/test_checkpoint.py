@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from carso import CARSO, checkpoint
 from tests.carso.small import classifier, images, purifier
@@ -36,6 +37,8 @@ def test_fingerprint_is_of_the_values() -> None:
     with torch.no_grad():
         f.logits.bias[0] += 1e-6
     assert checkpoint.fingerprint(f) != checkpoint.fingerprint(classifier())
+    one, other = (nn.ModuleDict({name: nn.PReLU()}) for name in "ab")  # equal values under other names
+    assert checkpoint.fingerprint(one) != checkpoint.fingerprint(other)
 
 
 def test_another_classifier_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from carso.checkpoint import fingerprint
 from carso.fit import Epoch, fit, new_purifier, validate, wrap
 from carso.loss import elbo
 from carso.model import CARSO, VAE
+from carso.optimiser import Lookahead
 from carso.purifier import Purifier
 from carso.recipe import Recipe, read
+from carso.representation import taps
 from tests.carso.small import IMAGE, LAYERS, Small, classifier
 
 
@@ -72,8 +74,9 @@ def test_the_same_seed_gives_the_same_weights_and_the_classifier_is_left_alone()
     _, second, _ = run(epochs=3)
     assert fingerprint(first) == fingerprint(second)
     assert not first.training
-    fit(first, f, *blobs(), recipe(epochs=1))
+    fit(first, f.train(), *blobs(), recipe(epochs=1))
     assert fingerprint(f) == before
+    assert not f.training
 
 
 def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +85,21 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
     p = new_purifier(f, IMAGE, r)
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    p.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+    made: list[Lookahead] = []
+
+    def look(_module: Any, args: Any) -> None:
+        inputs.append(args[0])
+        for got, want in zip(args[1], taps(f, args[0], LAYERS), strict=True):  # of the attacked images, detached
+            torch.testing.assert_close(got, want.detach())
+            assert not got.requires_grad
+
+    class Kept(Lookahead):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    p.register_forward_pre_hook(look)
+    monkeypatch.setattr("carso.fit.Lookahead", Kept)
 
     def spy(x_rec: Tensor, target: Tensor, *rest: Any) -> Any:
         targets.append(target)
@@ -94,6 +111,8 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
     assert seen == sorted(image.flatten().tolist() for image in x)  # every clean image once
     attacked = [int(((a - b).abs().flatten(1).amax(1) > 0).sum()) for a, b in zip(inputs, targets, strict=True)]
     assert attacked == [20, 20, 8]  # of 40, 40 and 16
+    for parameter, slow in zip(p.parameters(), made[0].slow, strict=True):
+        assert torch.equal(parameter, slow)
 
 
 def test_a_last_batch_of_one_is_left_out() -> None:

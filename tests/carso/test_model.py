@@ -104,6 +104,18 @@ def test_a_draw_is_a_prediction() -> None:
     torch.testing.assert_close(got, want)
 
 
+def test_large_draws_are_split_and_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    d, x = carso(3), images()
+    torch.manual_seed(1)
+    want = d.draws(x, 5)
+    monkeypatch.setattr("carso.model.FLAT", 2 * 3 * x.numel() + 1)
+    torch.manual_seed(1)
+    with counted(d.purifier.decoder) as decoded, counted(d.purifier.bottleneck) as encoded:
+        got = d.draws(x, 5)
+    torch.testing.assert_close(got, want)
+    assert (decoded, encoded) == ([30, 30, 15], [5])
+
+
 @pytest.mark.parametrize("make", [carso, vae])
 def test_no_samples_is_the_prior_mean_and_deterministic(make: type) -> None:
     d, x = make(0), images()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from bench.data.sample import load
 from bench.registry import build_classifier, defences, is_stochastic
 from bench.spec import BadInput, Spec
 from carso import checkpoint
+from carso.fit import Epoch
+from carso.model import CARSO
+from carso.purifier import Purifier
 from carso.train import main
 
 QUICK = ["--dataset", "digits", "--device", "cpu", "--set", "epochs=2", "--set", "pgd_steps=1"]
@@ -59,6 +63,7 @@ def test_the_defence_reads_it(trained: dict[str, Path], kind: str) -> None:
         ({"aggregation": "peal"}, "aggregation 'peal' is unknown; did you mean 'peel'"),
         ({"samples": -2}, "samples=-2 is negative"),
         ({"purifier": "own:digits-at"}, "describes a"),
+        ({"purifier": "own:digits-at@01234567"}, "have the digest .*, not 01234567"),
         ({"purifier": "file:/nowhere/x.safetensors"}, "does not exist"),
     ],
 )
@@ -67,6 +72,28 @@ def test_what_does_not_belong_together_is_refused(trained: dict[str, Path], chan
     with pytest.raises(BadInput, match=message) as caught:
         defences.get("carso").make(**knobs)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_held_out_is_not_trained_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes: list[int] = []
+    seen: list[torch.Tensor] = []
+
+    def spy(purifier: Purifier, classifier: torch.nn.Module, x: torch.Tensor, *rest: Any) -> list[Epoch]:
+        sizes.append(len(x))
+        seen.append(x)
+        purifier.mu.weight.data.fill_(1 / 3)  # no number of half precision
+        return [Epoch(0, 0.0, 0.0, 0.0, 0.0)]
+
+    def check(defence: CARSO, x: torch.Tensor, *rest: Any) -> tuple[float, float]:
+        sizes.append(len(x))
+        assert not (x[:, None] == seen[0]).flatten(2).all(2).any()
+        assert float(defence.purifier.mu.weight[0, 0]) == float(torch.tensor(1 / 3).half())  # what is checked is what is kept
+        return 1.0, 0.0
+
+    monkeypatch.setattr("carso.train.fit", spy)
+    monkeypatch.setattr("carso.train.validate", check)
+    assert main([*QUICK, "--set", "validation=97", "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert sizes == [1200, 97]
 
 
 def test_a_vae_is_no_carso(trained: dict[str, Path]) -> None:
@@ -86,6 +113,7 @@ def test_a_vae_is_no_carso(trained: dict[str, Path]) -> None:
         (["--dataset", "digits", "--set", "validation=5000"], "leaves nothing of the 1297"),
         (["--dataset", "digits", "--set", "mean=0.1,0.2"], "one value for each of the 1 channels"),
         (["--dataset", "digits", "--out", "x.pt"], "does not end in .safetensors"),
+        (["--dataset", "digits", "--out", f"{__file__}/x.safetensors"], "is not a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for package in ("bench", "baselines", "carso") for path in sorted((ROOT / package).rglob("*.py"))]
-FIRST_BLOCK = ["bench.spec", "bench.registry", "bench.plan", "bench.record", "bench.store", "bench.published", "bench.leaderboard", "bench.statistics"]
+FIRST_BLOCK = [
+    "bench.spec",
+    "bench.registry",
+    "bench.plan",
+    "bench.record",
+    "bench.store",
+    "bench.published",
+    "bench.leaderboard",
+    "bench.statistics",
+]
 FIRST_BLOCK += ["bench.soundness.audits", "bench.report", "bench.weights"]
 KNOW_BENCH = {"defence.py", "train.py"}
 

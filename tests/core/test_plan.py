@@ -45,6 +45,12 @@ def test_what_only_makes_sense_for_stochastic_defences_is_left_out_for_others() 
     assert [(c.defence.name, c.attack.name) for c in cells] == [("toy-linear", "none"), ("toy-coin", "none"), ("toy-coin", "pgd-eot")]
 
 
+def test_a_norm_filters_the_default_attacks_but_not_the_ones_that_were_named() -> None:
+    made = plan([Request(norm="l2", defences=("undefended",))])
+    assert {c.threat.norm for c in made.cells} == {"l2"}
+    assert any("onepixel" in note for note in made.notes)
+
+
 def test_weights_are_pinned_to_their_digest() -> None:
     (cell, *_) = plan([Request(defences=("at",), attacks=("none",))]).cells
     assert cell.defence.params["classifier"] == f"own:digits-at@{weights.digest(weights.locate('own:digits-at'))[:8]}"
@@ -54,7 +60,7 @@ def test_the_default_sweep_on_digits_has_every_defence_and_family() -> None:
     cells = plan([Request()]).cells
     assert {c.defence.name for c in cells} >= {"undefended", "at", "carso", "vae", "jpeg", "bit-depth"}
     rivals = {c.attack.name for c in cells}
-    assert rivals >= set("none fgsm pgd pgd-eot autoattack square spsa onepixel boundary hopskipjump transfer".split())
+    assert rivals >= {"none", "fgsm", "pgd", "pgd-eot", "autoattack", "square", "spsa", "onepixel", "boundary", "hopskipjump", "transfer"}
     assert len({c.attack for c in cells if c.attack.name == "transfer"}) == 2
     assert int(cells[0].dataset.params["n"]) >= 100
 
@@ -105,7 +111,9 @@ def test_missing_weights_in_a_default_list_are_noted_and_left_out() -> None:
 
 def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n')
+    path.write_text(
+        'dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n'
+    )
     name, requests = from_file(path)
     assert name == "mine"
     assert plan(requests).cells == plan([toy(seed=3), toy(seed=3, attacks=("toy-two",), eps="1/5")]).cells

@@ -63,8 +63,8 @@ def test_discovery_finds_ours_and_a_file_of_yours(tmp_path: Path) -> None:
     mine.write_text("from bench.registry import defence\n@defence('found-in-a-file')\ndef make(*, k: int = 1):\n    '''Mine.'''\n")
     discover((mine,))
     assert {"undefended", "at", "carso", "vae", "jpeg", "bit-depth", "found-in-a-file"} <= {entry.name for entry in defences}
-    wanted = "none fgsm pgd pgd-eot autoattack square spsa onepixel boundary hopskipjump transfer"
-    assert set(wanted.split()) <= {entry.name for entry in attacks}
+    wanted = {"none", "fgsm", "pgd", "pgd-eot", "autoattack", "square", "spsa", "onepixel", "boundary", "hopskipjump", "transfer"}
+    assert wanted <= {entry.name for entry in attacks}
     del defences._entries["found-in-a-file"]
 
 

@@ -105,7 +105,11 @@ def test_an_interrupt_keeps_what_was_finished_and_exits_130(tmp_path: Path) -> N
     words = ["--with", str(TOYS), "--with", str(slow), "--dataset", "toy", "--defences", "toy-linear", "--batch", "2", "--out", str(tmp_path / "out")]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.run", *words, "--attacks", "toy-exact,slow"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environ
+        [sys.executable, "-m", "bench.run", *words, "--attacks", "toy-exact,slow"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environ,
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/records/**/slow-*.part*.json")) and time.monotonic() < deadline:

@@ -20,7 +20,10 @@ def test_text_form_round_trips_and_sorts_its_knobs() -> None:
 
 
 def test_a_value_may_hold_brackets() -> None:
-    assert Spec.parse("jpeg[inner=carso[samples=2,aggregation=lse],quality=75]").params == {"inner": "carso[samples=2,aggregation=lse]", "quality": "75"}
+    assert Spec.parse("jpeg[inner=carso[samples=2,aggregation=lse],quality=75]").params == {
+        "inner": "carso[samples=2,aggregation=lse]",
+        "quality": "75",
+    }
 
 
 @pytest.mark.parametrize("text", ["", "a[b", "a]b[", "a[b]", "a[=1]", "a[b=1,b=2]", "a[b=[1]"])

@@ -1,0 +1,54 @@
+"""A narrow residual network for photographs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Two convolutions after their normalisations, beside a shortcut (He et al. 2016, pre-activation)."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(inner, outer, 1, stride=stride, bias=False) if inner != outer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(x))
+        short = self.shortcut(h) if self.shortcut is not None else x
+        out: Tensor = short + self.conv2(F.relu(self.norm2(self.conv1(h))))
+        return out
+
+
+class ResNet(nn.Module):
+    """Images (B,C,H,W) in [0,1] to logits (B,K).
+
+    Named layers: `stem` (w,H,W); `layer1` (w,H,W), `layer2` (2w,H/2,W/2), `layer3` (4w,H/4,W/4), each of `depth` blocks; `logits` (K).
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int = 16, depth: int = 2) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(shape[0], 1, 1))
+        self.register_buffer("std", torch.ones(shape[0], 1, 1))
+        self.stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        widths = (width, width, 2 * width, 4 * width)
+        layers = [
+            nn.Sequential(*(Block(widths[i] if k == 0 else widths[i + 1], widths[i + 1], 2 if i and k == 0 else 1) for k in range(depth)))
+            for i in range(3)
+        ]
+        self.layer1, self.layer2, self.layer3 = layers
+        self.norm = nn.BatchNorm2d(4 * width)
+        self.logits = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem((x - self.mean) / self.std)
+        h = self.layer3(self.layer2(self.layer1(h)))
+        logits: Tensor = self.logits(F.relu(self.norm(h)).mean((2, 3)))
+        return logits

@@ -1,0 +1,132 @@
+"""Every attack against linear models, where the smallest perturbation that works is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench.norms import NORMS
+from bench.target import margin, right
+from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
+
+GRADIENT: list[tuple[str, dict[str, Any]]] = [
+    ("fgsm", {}),
+    ("pgd", {"steps": 20}),
+    ("pgd", {"steps": 20, "loss": "margin", "from_x": True}),
+    ("pgd", {"steps": 20, "loss": "dlr", "restarts": 2}),
+    ("pgd", {"steps": 20, "momentum": 0.75}),
+    ("autoattack", {"steps": 40, "queries": 20}),
+]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(("name", "knobs"), GRADIENT)
+@pytest.mark.parametrize("problem", [two_classes(), two_classes(channels=3, size=12)], ids=["1x8x8", "3x12x12"])
+def test_gradient_attacks_reach_the_optimum(problem: Problem, name: str, knobs: dict[str, Any], norm: str) -> None:
+    best = float(problem.optimum[norm][0])
+    assert fooled(problem, name, norm, 1.02 * best, **knobs).all()
+    assert not fooled(problem, name, norm, 0.98 * best, **knobs).any()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_with_several_classes_the_nearest_is_found(norm: str, classes: int) -> None:
+    problem = many_classes(classes)
+    for name, knobs in (("pgd", {"steps": 30, "restarts": 5, "loss": "ce+margin"}), ("autoattack", {"steps": 20, "queries": 20})):
+        eps = float(problem.optimum[norm].median())
+        found = fooled(problem, name, norm, eps, **knobs)
+        assert not found[problem.optimum[norm] > 1.02 * eps].any()
+        assert found[problem.optimum[norm] < 0.98 * eps].all(), (name, norm, classes)
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("fgsm", {}), ("pgd", {"steps": 10}), ("onepixel", {"popsize": 200, "steps": 100})])
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_l0_attacks_need_the_fewest_pixels(name: str, knobs: dict[str, Any], pixels: int) -> None:
+    problem = two_classes(channels=2, size=6, batch=6)
+    # what a pixel can change: each channel goes to the corner of the box that its weight asks for
+    normal = (problem.model.weight[1] - problem.model.weight[0]) * torch.where(problem.y == 1, -1.0, 1.0).unsqueeze(1)  # type: ignore[operator, index]
+    gain = (normal * ((normal > 0).float() - problem.x.flatten(1))).view_as(problem.x).sum(1).flatten(1)
+    gap = -margin(problem.model(problem.x), problem.y)
+    reach = gain.sort(dim=1, descending=True).values[:, :pixels].sum(1)
+    for i in range(6):  # each image gets the plane that `pixels` of its pixels just reach, and just do not
+        for share, expected in ((0.9 if name == "onepixel" else 0.99, True), (1.01, False)):
+            shift = (share * reach[i] - gap[i]) / 2 * torch.tensor([1.0, -1.0]) * (1 if problem.y[i] == 0 else -1)
+            one = Problem(type(problem.model)(problem.model.weight, problem.model.bias + shift), problem.x[i : i + 1], problem.y[i : i + 1], {})  # type: ignore[call-arg, operator]
+            assert bool(fooled(one, name, "l0", float(pixels), **knobs)) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "ratio", "knobs"),
+    [
+        ("spsa", "linf", 1.25, {"steps": 40, "samples": 64}),
+        ("spsa", "l2", 1.25, {"steps": 40, "samples": 64}),
+        ("boundary", "linf", 1.1, {"steps": 800}),
+        ("boundary", "l2", 1.1, {"steps": 800}),
+        ("hopskipjump", "linf", 1.25, {"queries": 2500}),
+        ("hopskipjump", "l2", 1.1, {"queries": 2500}),
+    ],
+)
+def test_attacks_without_gradients_come_near_the_optimum(name: str, norm: str, ratio: float, knobs: dict[str, Any]) -> None:
+    problem = two_classes()
+    best = float(problem.optimum[norm][0])
+    assert fooled(problem, name, norm, ratio * best, **knobs).all()
+    assert not fooled(problem, name, norm, 0.98 * best, **knobs).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_needs_patches(norm: str) -> None:
+    """Its patches fit weights that have patches; its guarantee is no more than that."""
+    problem = two_classes(smooth=True, gap=0.2)
+    best = float(problem.optimum[norm][0])
+    assert fooled(problem, "square", norm, (1.5 if norm == "linf" else 2.5) * best, queries=1500).all()
+    assert not fooled(problem, "square", norm, 0.98 * best, queries=100).any()
+
+
+def test_square_refuses_the_sizes_that_it_cannot_tile() -> None:
+    problem = two_classes(size=12)
+    with pytest.raises(ValueError, match="12x12"):
+        fooled(problem, "square", "l2", 0.1, queries=5)
+    assert not fooled(problem, "square", "linf", 0.001, queries=5).any()
+    for size in (6, 7, 8, 9, 10, 11, 15, 16, 20, 28, 32):
+        fooled(two_classes(size=size, batch=2), "square", "l2", 0.001, queries=4)
+
+
+@pytest.mark.parametrize("name", ["boundary", "hopskipjump"])
+def test_minimal_norm_attacks_report_the_distance_that_they_found(name: str) -> None:
+    problem = two_classes()
+    found = candidates(problem, name, "l2", 0.01, **({"steps": 800} if name == "boundary" else {"queries": 1500}))[0]
+    distance = NORMS["l2"].distance(found - problem.x)
+    assert (distance < 1.15 * problem.optimum["l2"]).all()
+    assert (distance > 0.999 * problem.optimum["l2"]).all()
+
+
+@pytest.mark.parametrize("name", ["boundary", "hopskipjump"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_class_again(name: str, norm: str) -> None:
+    problem = two_classes()
+    normal = problem.model.weight[1] - problem.model.weight[0]  # type: ignore[index]
+    # class 1 is a slab between two planes, as thick as its images are far from the first
+    slab = Wrapped(problem.model, lambda logits, x: torch.stack([((x.flatten(1) - 0.5) @ normal).sub(0.1).abs() - 0.1, torch.zeros(len(x))], 1))
+    thin = Problem(slab, problem.x, problem.y, {})
+    with torch.no_grad():
+        assert right(slab(thin.x), thin.y).all()
+        found = candidates(thin, name, norm, 1e-3, **({"steps": 500} if name == "boundary" else {"queries": 900}))[0]
+        assert not right(slab(found), thin.y).any()
+    assert (NORMS[norm].distance(found - thin.x) < 1.5 * problem.optimum[norm]).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_noise_keeps_the_best_of_its_tries(norm: str) -> None:
+    problem = two_classes()
+    eps = 3.0 if norm == "l0" else 1.5 * float(problem.optimum[norm][0])
+    few, many = (margin(problem.model(candidates(problem, "noise", norm, eps, tries=tries)[0]), problem.y) for tries in (10, 200))
+    assert (many >= few).all(), "the first ten tries are among the two hundred"
+    assert (many > margin(problem.model(problem.x), problem.y) + 0.02).all()
+
+
+def test_transfer_attacks_the_surrogate() -> None:
+    problem = two_classes()
+    for norm in ("linf", "l2", "l1"):
+        assert fooled(problem, "transfer", norm, 1.02 * float(problem.optimum[norm][0]), steps=20).all()

@@ -1,0 +1,137 @@
+"""The parts that attacks are made of, each against what it should be."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.attacks.decision import start
+from bench.attacks.gradient import climb, unit
+from bench.attacks.losses import LOSSES, ROWS, finite, margins
+from bench.attacks.onepixel import paint
+from bench.norms import NORMS, to_ball
+from bench.spec import ThreatModel, parse_eps
+from bench.target import Target, margin
+
+
+class Waves(nn.Module):
+    """A loss with many hills, so that the last iterate is seldom the best; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = torch.randn(64, 40, generator=generator) * 4, torch.randn(40, 5, generator=generator)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return (x.flatten(1) @ self.first).sin() @ self.second
+
+
+def test_losses_on_logits_known_by_hand() -> None:
+    logits, y = torch.tensor([[[3.0, 1.0, 0.0, -1.0], [1.0, 2.0, 5.0, 4.0]]]), torch.tensor([[0, 1]])
+    assert LOSSES["margin"](logits, y).tolist() == [[-2, 3]]
+    assert LOSSES["dlr"](logits, y).tolist() == [[pytest.approx(-2 / 3), pytest.approx(3 / 3)]]
+    assert LOSSES["ce"](logits, y).tolist() == [
+        [pytest.approx(-math.log(math.exp(3) / sum(map(math.exp, (3, 1, 0, -1)))), abs=1e-5), pytest.approx(3.36, abs=0.1)]
+    ]
+    assert LOSSES["dlr"](logits[..., :2], y[:, :1].expand(1, 2)).tolist() == [[-2, 1]], "two classes have no third: the margin"
+
+
+def test_finite_zeroes_the_whole_example() -> None:
+    grad = torch.ones(4, 1, 2, 2)
+    grad[1, 0, 0, 0], grad[3, 0, 1, 1] = torch.nan, -torch.inf
+    assert finite(grad).flatten(1).sum(1).tolist() == [4, 0, 4, 0]
+
+
+def test_margins_in_parts_are_those_of_the_whole() -> None:
+    model = Waves()
+    images, y = torch.rand(7, 2 * ROWS["cpu"] // 7 + 3, 1, 8, 8), torch.arange(7) % 5
+    whole = margin(model(images.flatten(0, 1)), y.repeat_interleave(images.shape[1])).view(7, -1)
+    assert torch.allclose(margins(Target(model, access="score", classes=5), images, y), whole, atol=1e-5)
+    assert max(map(len, model.seen[1:])) <= ROWS["cpu"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_candidates_are_the_last_the_highest_loss_and_the_highest_margin(norm: str) -> None:
+    model, x, y = Waves(), torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 5
+    eps = {"linf": "0.1", "l2": "1"}[norm]
+    torch.manual_seed(0)
+    made = climb(Target(model, classes=5), x, y, ThreatModel(norm, parse_eps(eps)), loss="ce", steps=12, restarts=1, step=2.0, wide=1.0, momentum=0.0)
+    visited = torch.stack(model.seen)
+    losses = torch.stack([LOSSES["ce"](model(one), y) for one in visited])
+    gaps = torch.stack([margin(model(one), y) for one in visited])
+    for i in range(6):
+        assert torch.equal(made[1, i], visited[losses[:, i].argmax(), i])
+        assert torch.equal(made[2, i], visited[gaps[:, i].argmax(), i])
+    assert not any(torch.equal(made[0], one) for one in visited), "the last step is not looked at"
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_ball_that_starts_wide_ends_at_eps(norm: str, steps: int) -> None:
+    x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 5
+    made = climb(
+        Target(Waves(), classes=5),
+        x,
+        y,
+        ThreatModel(norm, parse_eps("1/4")),
+        loss="margin",
+        steps=steps,
+        restarts=2,
+        step=2.0,
+        wide=3.0,
+        momentum=0.0,
+    )
+    assert all((NORMS[norm].distance(one.double() - x.double()) <= 0.25 + 1e-12).all() for one in made)
+
+
+def test_momentum_adds_gradients_of_equal_size() -> None:
+    model, x, y = Waves(), 0.3 + 0.4 * torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)), torch.arange(3)
+    threat = ThreatModel("l2", parse_eps("1/2"))
+    made = climb(Target(model, classes=5), x, y, threat, loss="ce", steps=3, restarts=1, step=1.0, wide=1.0, momentum=0.5, from_x=True)[0]
+    x_adv, heading = x, torch.zeros_like(x)
+    for i in range(3):
+        leaf = x_adv.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+        heading = 0.5 * heading + grad / grad.abs().flatten(1).mean(1).view(-1, 1, 1, 1)
+        length = heading.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        x_adv = to_ball(x_adv + 0.25 * (1 + math.cos(math.pi * i / 3)) * heading / length, x, "l2", 0.5)
+    assert torch.allclose(made, x_adv, atol=1e-5)
+    assert unit(torch.zeros(1, 1, 2, 2)).abs().sum() == 0
+
+
+def test_paint_puts_values_at_rows_and_columns() -> None:
+    x = torch.zeros(1, 2, 2, 4)
+    one = paint(x, torch.tensor([[[[0.6, 0.3, 0.7, 0.9], [0.1, 0.99, 0.2, 0.4]]]]))[0, 0]
+    expected = torch.zeros(2, 2, 4)
+    expected[:, 1, 1], expected[:, 0, 3] = torch.tensor([0.7, 0.9]), torch.tensor([0.2, 0.4])
+    assert torch.equal(one, expected)
+
+
+def test_starts_are_the_image_itself_its_nearest_neighbour_or_noise() -> None:
+    level = torch.tensor([0.1, 0.3, 0.35, 0.9, 0.95]).view(5, 1, 1, 1)
+    x = level.expand(5, 1, 4, 4).contiguous()
+
+    class Steps(nn.Module):
+        """Class 1 from 0.5 on; no answer at 0.3."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            mean = images.mean((1, 2, 3))
+            logits = torch.stack([0.5 - mean, mean - 0.5], 1)
+            return torch.where(((mean - 0.3).abs() < 1e-4).unsqueeze(1), torch.nan, logits)
+
+    y = torch.tensor([0, 0, 0, 1, 0])
+    z, found, used = start(Target(Steps(), access="decision", classes=2), x, y, "l2")
+    assert found.all()
+    assert used == 1
+    # 0.1 and 0.35: the nearest image with another answer is the one without an answer; 0.3 and 0.95 are wrong themselves; 0.9 takes 0.35
+    assert z.mean((1, 2, 3)).tolist() == pytest.approx([0.3, 0.3, 0.3, 0.35, 0.95])
+    torch.manual_seed(0)
+    alone, found, used = start(Target(Steps(), access="decision", classes=2), x[:1], y[:1], "l2")
+    assert found.all()
+    assert used > 1
+    assert alone.mean() >= 0.5

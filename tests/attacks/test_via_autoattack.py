@@ -1,0 +1,93 @@
+"""The adapter against pyautoattack itself, and the library's traps."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from bench import registry
+from bench.spec import ThreatModel, parse_eps
+from bench.target import Target
+from tests.attacks.linear import Problem, candidates
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(3)
+    layers = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 10))
+    return layers.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def problem(net: nn.Module) -> Problem:
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Problem(net, x, net(x).argmax(1), {})
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "0.012"), ("l2", "0.06"), ("l1", "0.35")])
+def test_standard_is_the_library_bit_for_bit(problem: Problem, net: nn.Module, norm: str, eps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyautoattack import AutoAttack
+
+    queries = 60
+    threat = ThreatModel(norm, parse_eps(eps))
+    torch.manual_seed(5)
+    target, library = Target(net, classes=10), Target(net, classes=10)
+    ours = registry.attacks.get("autoattack").make(target, problem.x.clone(), problem.y, threat, queries=queries)
+    torch.manual_seed(5)
+    seed = int(torch.randint(2**31, ()))
+    front = AutoAttack(library, norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[norm], eps=float(threat.eps), seed=seed, version="standard")
+    front.square.n_queries = queries
+    theirs, _ = front.run_standard_evaluation(problem.x.clone(), problem.y)
+    assert torch.equal(ours, theirs)
+    checks = 5 + 1 + 1  # the library's own, for randomness, for probabilities, for test-time optimisation
+    assert (library.forwards - checks * len(ours), library.backwards) == (target.forwards, target.backwards)
+    changed = (ours != problem.x).flatten(1).any(1)
+    assert 0 < changed.sum() < len(changed), "an eps at which some fall and some stand"
+
+
+def test_tracing_and_the_dynamic_counters_are_untouched(problem: Problem) -> None:
+    from pyautoattack import checks
+
+    def trace(frame: object, event: str, argument: object) -> None:
+        return None
+
+    before = dict(checks.funcs)
+    held = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        candidates(problem, "autoattack", "linf", 0.01, steps=3, queries=5, targets=1)
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(held)
+    assert checks.funcs == before
+
+
+def test_images_that_are_not_contiguous_are_attacked_all_the_same(problem: Problem) -> None:
+    turned = Problem(problem.model, problem.x.expand(-1, -1, -1, -1).transpose(2, 3), problem.y, {})
+    made = registry.attacks.get("autoattack").make(
+        Target(problem.model, classes=10), turned.x, turned.y, ThreatModel("linf", parse_eps("0.01")), steps=3, queries=5, targets=1
+    )
+    assert made.isfinite().all()
+
+
+def test_the_seed_comes_from_the_global_generator(problem: Problem) -> None:
+    one, two, three = (candidates(problem, "square", "linf", 0.01, seed=seed, queries=20) for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+def test_square_on_a_stochastic_defence_counts_every_draw(problem: Problem) -> None:
+    target = Target(problem.model, access="score", stochastic=True, classes=10)
+    candidates(problem, "square", "linf", 1e-5, target, queries=10, eot=3)
+    assert target.forwards == 30 * len(problem.x)
+
+
+def test_library_warnings_reach_no_terminal(problem: Problem, capfd: pytest.CaptureFixture[str]) -> None:
+    flat = Problem(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False), problem.x, problem.y, {})
+    flat.model[1].weight.zero_()  # type: ignore[index, union-attr]
+    candidates(flat, "autoattack", "linf", 0.01, steps=3, queries=5, targets=1)
+    out = capfd.readouterr()
+    assert (out.out, out.err) == ("", "")

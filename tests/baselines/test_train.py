@@ -1,0 +1,143 @@
+"""Training our own classifiers: learns, repeats, keeps what it measured; and the parts that it is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from baselines.own import make
+from baselines.recipes import RECIPES, Recipe
+from baselines.train import attack, augment, fit, main, measure, rounded
+from bench.data.sample import dataset_of, load
+from bench.registry import build_classifier
+from bench.spec import Spec
+
+
+def two_kinds(count: int = 64) -> tuple[Tensor, Tensor]:
+    """Images that are bright on the left or on the right."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % 2
+    x = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
+    x[y == 0, :, :, :4] += 0.6
+    x[y == 1, :, :, 4:] += 0.6
+    return x, y
+
+
+def quiet(epoch: int, loss: float) -> None: ...
+
+
+@pytest.mark.parametrize("net", ["cnn", "mlp", "resnet"])
+@pytest.mark.parametrize("eps", ["0", "1/10"])
+def test_fit_learns_and_repeats(net: str, eps: str) -> None:
+    data = dataset_of("toy", *two_kinds(), classes=2)
+    recipe = Recipe(net, epochs=8, batch=16, lr=1e-2, eps=eps, steps=2, shift=0, average=0.8)
+
+    def train() -> nn.Module:
+        torch.manual_seed(0)
+        return fit(make({"name": net, "params": {"shape": [1, 8, 8], "classes": 2}}, net), data, recipe, "cpu", quiet)
+
+    once = train()
+    assert measure(once, data, 0.05, "cpu", steps=3, restarts=1)[0] == 1.0
+    assert torch.allclose(once.get_buffer("mean"), data.x.mean())
+    assert not once.training
+    again = train()
+    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_the_attack_of_training_stays_in_ball_and_box_and_raises_the_loss() -> None:
+    net = build_classifier("own:digits-standard")
+    x, y = two_kinds(16)
+    torch.manual_seed(0)
+    x_adv = attack(net, x, y, 0.1, 5)
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-6
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+    assert nn.functional.cross_entropy(net(x_adv), y) > nn.functional.cross_entropy(net(x), y)
+    assert attack(net, x, y, 0.0, 5) is x
+
+
+def test_the_strength_of_training_rises_to_its_eps(monkeypatch: pytest.MonkeyPatch) -> None:
+    strengths: list[float] = []
+
+    def spy(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+        strengths.append(round(eps, 6))
+        return x
+
+    monkeypatch.setattr("baselines.train.attack", spy)
+    recipe = Recipe("mlp", epochs=5, batch=32, eps="1/10", warm=0.4)
+    fit(make({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net"), dataset_of("toy", *two_kinds(), classes=2), recipe, "cpu", quiet)
+    assert strengths[::2] == [0.05, 0.1, 0.1, 0.1, 0.1]  # two batches in each epoch
+
+
+def test_what_is_measured_is_what_half_precision_keeps() -> None:
+    net = make({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net")
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    after = rounded(net).state_dict()
+    assert all(torch.equal(after[k], v.half().float()) for k, v in before.items())
+    assert any(not torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_measure_counts_an_example_that_one_restart_breaks() -> None:
+    """A model that is right on the clean image, and off it on one side of a random direction only."""
+
+    class Edge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            s = x.flatten(1)[:, 0] - 0.5 - 0.05  # class 1 as soon as the first pixel rises by 0.05
+            return torch.stack([-s, s], 1)
+
+    data = dataset_of("toy", torch.full((10, 1, 1, 2), 0.5), torch.zeros(10, dtype=torch.long), classes=2)
+    assert measure(Edge(), data, 0.04, "cpu", steps=5, restarts=2) == (1.0, 1.0)
+    assert measure(Edge(), data, 0.06, "cpu", steps=5, restarts=2) == (1.0, 0.0)
+
+
+def test_augmentation_moves_and_mirrors() -> None:
+    x = torch.zeros(200, 1, 5, 5)
+    x[:, 0, 2, 1] = 1.0
+    torch.manual_seed(0)
+    assert torch.equal(augment(x, Recipe("cnn", shift=0)), x)
+    moved = augment(x, Recipe("cnn", shift=1))
+    places = {tuple(image.nonzero()[0].tolist()) for image in moved[:, 0]}
+    assert places == {(r, c) for r in (1, 2, 3) for c in (0, 1, 2)}
+    assert 0.5 <= moved[:, 0, 2, 1].mean() <= 0.65  # half stay, and a ninth of the others
+    mirrored = augment(x, Recipe("cnn", shift=0, flip=True))
+    assert 0.4 <= mirrored[:, 0, 2, 3].mean() <= 0.6
+
+
+def test_the_command_writes_weights_and_a_card_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--dataset", "digits", "--name", "other", "--epochs", "2", "--n", "100", "--device", "cpu", "--out", str(tmp_path), "--seed", "4"]
+    assert main(argv) == 0
+    card = json.loads((tmp_path / "digits-other.json").read_text())
+    assert (card["recipe"]["epochs"], card["seed"], card["accuracy"]["n"], card["dataset"]) == (2, 4, 100, "digits")
+    assert card["arch"] == {"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 10, "hidden": 128}}
+    net = build_classifier(f"file:{tmp_path / 'digits-other.safetensors'}")
+    data = load(Spec.parse("digits[n=100]"))
+    assert measure(net, data, 0.2, "cpu", steps=1, restarts=0)[0] == card["accuracy"]["clean"]
+    assert "clean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--dataset", "digit"], "digit"),
+        (["--dataset", "toy"], "there is no recipe for classifiers of 'toy'"),
+        (["--dataset", "digits", "--eps", "much"], "eps 'much' is not a number"),
+        (["--dataset", "digits", "--epochs", "-1"], "must be positive"),
+        (["--dataset", "digits", "--device", "gpu"], "gpu"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str) -> None:
+    assert main([*argv, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_name_what_exists() -> None:
+    for recipes in RECIPES.values():
+        assert recipes.keys() == {"standard", "at", "other"}
+        assert recipes["other"].net != recipes["standard"].net
+        assert recipes["standard"].eps == recipes["other"].eps == "0" != recipes["at"].eps
