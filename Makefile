@@ -31,6 +31,7 @@ report: setup
 train: setup
 	$(PY) -m baselines.train --dataset $(or $(DATASET),digits) $(if $(DEVICE),--device $(DEVICE))
 	$(PY) -m carso.train --dataset $(or $(DATASET),digits) $(if $(DEVICE),--device $(DEVICE))
+	$(PY) -m carso.train --dataset $(or $(DATASET),digits) --kind vae $(if $(DEVICE),--device $(DEVICE))
 
 check: setup
 	$(VENV)/bin/ruff check .

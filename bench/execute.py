@@ -124,13 +124,13 @@ def environment(cell: Cell, device: str, command: str, data: str) -> Env:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the code, with `-dirty` where files of the code differ from it; empty outside of a checkout."""
+    """The commit of the code, with `-dirty` where the code differs from it; empty outside of a checkout. (Weights are told by their digests.)"""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "bench", "baselines", "carso", "weights", "requirements.txt")
+        changed = git("status", "--porcelain", "--", "bench", "baselines", "carso", "requirements.txt")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from bench.data.sample import Dataset, load, stratified_order
+from bench.execute import commit
 from bench.registry import ROOT, build_classifier, datasets, discover
 from bench.spec import BadInput, Spec
 from bench.weights import digest, locate
@@ -150,12 +150,6 @@ def stored(purifier: Purifier, *, half: bool) -> Purifier:
 def report(accuracy: tuple[float, float], n: int, eps: str) -> dict[str, Any]:
     attack = f"linf {eps}, PGD of 20 steps on the margin of the lse surrogate"
     return {"n": n, "clean_acc": round(accuracy[0], 4), "pgd_acc": round(accuracy[1], 4), "attack": attack, "draws": 4}
-
-
-def commit() -> str:
-    """The commit of the project's files, with `-dirty` where they were changed since; empty outside of a repository."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":
