@@ -79,19 +79,33 @@ def zero_gradients(records: Sequence[Record]) -> list[Flag]:
     """D1 from what the attacks met: the share of zero gradients that examples which still stand must account for, whatever the fallen ones had.
 
     A clamped loss has no gradient left on a fallen example. With accuracy a and zero share z, at least (z - (1-a)) / a of the gradients of the
-    standing examples were zero, since no attack spends more gradients on a fallen example than on a standing one.
+    standing examples were zero, since no attack spends more gradients on a fallen example than on a standing one. Hard only if the
+    cross-entropy, which underflows where an answer is certain, cannot account for them: an attack that uses it for a share c of its
+    gradients shows at least (z - c) / (1 - c) under its other losses, and one that uses nothing else shows nothing about them.
     """
-    shares = []
+    shares, beyond = [], []
     for record in gradient_attacks(records):
-        held = fmean(standing(record))
+        held, name = fmean(standing(record)), record.cell.attack.name
         if record.cost.backwards and held:
-            shares.append(((record.cost.zero / record.cost.backwards - (1 - held)) / held, record.cell.attack.name))
+            share, ce = (record.cost.zero / record.cost.backwards - (1 - held)) / held, cross_entropy_share(record)
+            shares.append((share, name))
+            beyond += [((share - ce) / (1 - ce), name)] if ce < 1 else []
     if not shares or max(shares)[0] < 0.1:
         return []
-    least, most = min(shares), max(shares)
-    if least[0] >= 0.1:
-        return [Flag("D1", "hard", f"at least {least[0]:.1%} of the gradients on standing examples were zero, under every gradient attack")]
-    return [Flag("D1", "soft", f"at least {most[0]:.1%} of the gradients on standing examples were zero under {most[1]}, but not under {least[1]}")]
+    if beyond and min(beyond)[0] >= 0.1:
+        least = min(beyond)[0]
+        return [Flag("D1", "hard", f"at least {least:.1%} of the gradients on standing examples were zero, under every gradient attack and loss")]
+    share, name = max(shares)
+    return [Flag("D1", "soft", f"at least {share:.1%} of the gradients on standing examples were zero under {name}, but not under every attack and loss")]
+
+
+def cross_entropy_share(record: Record) -> float:
+    """The share of an attack's gradients that are of the cross-entropy: by its `loss` knob, or half of it for AutoAttack's pair of losses."""
+    attack = record.cell.attack
+    if attack.name == "autoattack":
+        return 0.5
+    losses = str(attack.params.get("loss", "margin")).split("+")
+    return losses.count("ce") / len(losses)
 
 
 def nonfinite_gradients(records: Sequence[Record]) -> list[Flag]:

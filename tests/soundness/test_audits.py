@@ -92,6 +92,17 @@ def test_zero_gradients_under_one_loss_of_two_are_soft() -> None:
     assert flags(saturated, alive) == {"D1": "soft"}
 
 
+def test_zeros_that_the_cross_entropy_can_account_for_are_not_hard() -> None:
+    def met(attack: str, zero: int) -> dict[str, str]:
+        return flags(record(cell(attack), stands(1.0), cost=Cost(backwards=100, zero=zero)))
+
+    assert met("pgd[loss=ce]", 100) == {"D1": "soft"}
+    assert met("pgd[loss=ce+margin]", 50) == {"D1": "soft"}
+    assert met("pgd[loss=ce+margin]", 60) == {"D1": "hard"}  # at least (0.6 - 0.5) / 0.5 = 20% of the margin's
+    assert met("autoattack", 54) == {"D1": "soft"}
+    assert met("autoattack", 56) == {"D1": "hard"}
+
+
 def test_an_attack_that_leaves_the_standing_images_where_they_are() -> None:
     held = stands(0.6)
     still = [0.0] * 4 + [0.2] * 96
