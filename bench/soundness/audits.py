@@ -96,7 +96,7 @@ def zero_gradients(records: Sequence[Record]) -> list[Flag]:
         least = min(beyond)[0]
         return [Flag("D1", "hard", f"at least {least:.1%} of the gradients on standing examples were zero, under every gradient attack and loss")]
     share, name = max(shares)
-    return [Flag("D1", "soft", f"at least {share:.1%} of the gradients on standing examples were zero under {name}, but not under every attack and loss")]
+    return [Flag("D1", "soft", f"at least {share:.1%} of the gradients on standing examples were zero under {name}, not under every attack and loss")]
 
 
 def cross_entropy_share(record: Record) -> float:
