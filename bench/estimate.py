@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from bench import registry
 from bench.evaluate import build_defence, clock, load_cached
 from bench.spec import BadInput, Cell, Spec
@@ -28,18 +30,22 @@ def estimate(cells: Sequence[Cell], data_dir: Path) -> list[Estimate]:
 def one(cell: Cell, data_dir: Path) -> Estimate:
     entry = registry.attacks.get(cell.attack.name)
     says = entry.facts["calls"]
-    stochastic = registry.is_stochastic(cell.defence)
-    judging = 2 * cell.select + cell.draws
-    calls = round(says(cell.attack.params, stochastic)) if says else 0
-    timed = time_of(cell.dataset, cell.defence, data_dir)
+    calls = round(says(cell.attack.params, registry.is_stochastic(cell.defence))) if says else 0
+    judged = 2 * cell.select + cell.draws
+    prediction = time_of(cell.dataset, cell.defence, "", cell.batch, data_dir)
+    source = str(cell.attack.params["source"]) if cell.threat.access == "transfer" else ""
+    attacked = time_of(cell.dataset, cell.defence, source, cell.batch, data_dir)
+    if says is None or prediction is None or attacked is None:
+        return Estimate(calls, None)
     size = int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0)))
-    return Estimate(calls, None if timed is None or says is None else (calls + judging) * timed * size / 1e3)
+    return Estimate(calls, (calls * attacked + judged * prediction) * size / 1e3)
 
 
 @functools.lru_cache
-def time_of(dataset: Spec, defence: Spec, data_dir: Path) -> float | None:
-    """Milliseconds per image of one prediction."""
+def time_of(dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path) -> float | None:
+    """Milliseconds per image of one prediction, of the defence or of the classifier `source`, in batches as the cells have them."""
     try:
-        return clock(build_defence(defence), load_cached(dataset, str(data_dir)).x[:32], repeats=2)
+        model: nn.Module = registry.build_classifier(source) if source else build_defence(defence)
+        return clock(model, load_cached(dataset, str(data_dir)).x[:batch], repeats=2)
     except BadInput:
         return None
