@@ -178,11 +178,18 @@ def main(argv: list[str] | None = None) -> int:
             raise BadInput(f"--epochs {args.epochs} and --n {args.n} must be positive")
         device = device_of(args.device)
         discover()
+        robust = str(datasets.get(args.dataset).facts["roles"].get("robust", "none"))
+        if args.name == "all" and not robust.startswith("own:"):
+            print(f"the classifiers of '{args.dataset}' are not ours to train: its robust one is {robust}")
+            return 0
         for name in NAMES if args.name == "all" else (args.name,):
             train_one(name, args, argv, device)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; classifiers that were finished are written", file=sys.stderr)
+        return 130
     return 0
 
 
