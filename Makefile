@@ -7,7 +7,7 @@ $(VENV)/bin/uv:
 	$(PY) -m pip install -q --disable-pip-version-check uv==0.13.8
 
 $(VENV)/.ready: requirements.txt $(VENV)/bin/uv
-	$(UV) pip install -q --python $(PY) --no-deps --compile-bytecode -r requirements.txt
+	$(UV) pip install -q --system-certs --python $(PY) --no-deps --compile-bytecode -r requirements.txt
 	touch $@
 
 .PHONY: setup
