@@ -1,0 +1,42 @@
+"""The embedded default: handwritten digits that come with scikit-learn, so that nothing need be downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bench.data.sample import Dataset, dataset_of, stratified_order
+from bench.registry import dataset
+
+SPLIT_SEED = 1797  # the number of images: which of them are the test split is fixed for good
+TEST = 500
+
+
+@dataset(
+    "digits",
+    norm="linf",
+    eps={"linf": "1/5", "l2": "3/4", "l1": "3/2", "l0": "1"},
+    n=200,
+    budget="quick",
+    roles={
+        "standard": "own:digits-standard",
+        "robust": "own:digits-at",
+        "other": "own:digits-other",
+        "carso": "own:digits-carso",
+        "vae": "own:digits-vae",
+    },
+)
+def digits(split: str, data_dir: Path) -> Dataset:
+    """Handwritten digits, 1x8x8 with 17 grey levels; 1297 training and 500 test images, class-stratified.
+
+    Ids are positions in scikit-learn's `load_digits`. Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998).
+    """
+    from sklearn.datasets import load_digits
+
+    read = load_digits()
+    x = torch.from_numpy(read.images).float().div(16).unsqueeze(1)  # (1797,1,8,8): grey levels 0..16
+    y = torch.from_numpy(read.target).long()
+    order = stratified_order(y, torch.arange(len(y)), SPLIT_SEED)
+    ids = (order[:TEST] if split == "test" else order[TEST:]).sort().values
+    return dataset_of("digits", x[ids], y[ids], classes=10, ids=ids)

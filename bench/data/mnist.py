@@ -1,0 +1,76 @@
+"""MNIST, in torchvision's layout or as the four files of its authors."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data.download import fetch
+from bench.data.sample import Dataset, dataset_of
+from bench.registry import dataset
+from bench.spec import BadInput
+
+FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+@dataset(
+    "mnist",
+    norm="linf",
+    eps={"linf": "3/10", "l2": "2", "l1": "10", "l0": "1"},
+    n=500,
+    roles={
+        "standard": "own:mnist-standard",
+        "robust": "own:mnist-at",
+        "other": "own:mnist-other",
+        "carso": "own:mnist-carso",
+        "vae": "own:mnist-vae",
+    },
+)
+def mnist(split: str, data_dir: Path) -> Dataset:
+    """Handwritten digits, 1x28x28; 60000 training and 10000 test images.
+
+    Read from MNIST/raw or mnist in the data folder, gzipped or not. LeCun, Cortes and Burges (1998).
+    """
+    found = [find(data_dir, name) for name in FILES[split]]
+    if None in found:
+        fetch("mnist", data_dir, lambda: download(data_dir), f"{FILES[split][0]}.gz and {FILES[split][1]}.gz into {data_dir / 'mnist'}")
+        found = [find(data_dir, name) for name in FILES[split]]
+    x, y = (read_idx(path, dims) for path, dims in zip(found, (3, 1), strict=True) if path)
+    if len(x) != len(y) or int(y.max()) > 9:
+        raise BadInput(f"the files of dataset 'mnist' in '{found[0]}' do not belong together: {len(x)} images, {len(y)} labels up to {int(y.max())}")
+    return dataset_of("mnist", x.unsqueeze(1), y, classes=10)
+
+
+def find(data_dir: Path, name: str) -> Path | None:
+    options = (data_dir / folder / f"{name}{suffix}" for folder in FOLDERS for suffix in ("", ".gz"))
+    return next((path for path in options if path.is_file()), None)
+
+
+def download(data_dir: Path) -> None:
+    from torchvision.datasets import MNIST
+
+    MNIST(str(data_dir), download=True)
+
+
+def read_idx(path: Path, dims: int) -> Tensor:
+    """A uint8 array of `dims` dimensions in the idx format: two zeros, type 8, dims, the big-endian sizes, the bytes. BadInput if it is not."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read()
+        if struct.unpack_from(">HBB", data) != (0, 8, dims):
+            raise ValueError(f"its head is {data[:4].hex()}")
+        sizes = struct.unpack_from(f">{dims}I", data, 4)
+        pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sizes)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        raise BadInput(f"'{path}' is no idx file of bytes in {dims} dimensions, or is damaged: {error}") from None
+    return torch.from_numpy(pixels.copy())

@@ -1,0 +1,101 @@
+"""The fixed subset of a split: the same for good, stratified, nested."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from bench.data.sample import dataset_of, load, stratified_order
+from bench.spec import BadInput, Spec
+
+
+def ids(text: str) -> list[int]:
+    return load(Spec.parse(text)).ids.tolist()
+
+
+def test_the_subset_never_changes() -> None:
+    """Pinned: a change of these numbers makes every stored record an answer about other images."""
+    assert ids("digits[n=12]") == [1650, 1590, 985, 7, 1601, 1494, 1221, 535, 1618, 1720, 1357, 1228]
+    assert load(Spec("digits")).digest == "49086966f80da94b"
+
+
+def test_the_order_is_that_of_a_hash_within_each_class() -> None:
+    """Worked out by hand on three images of one class and one of another."""
+    y, names = torch.tensor([1, 1, 0, 1]), torch.tensor([10, 11, 12, 13])
+    by_hash = sorted((0, 1, 3), key=lambda i: hashlib.sha256(f"5/{int(names[i])}".encode()).digest())
+    middle = sorted([2, by_hash[1]], key=lambda i: hashlib.sha256(f"5/{int(names[i])}".encode()).digest())
+    assert stratified_order(y, names, seed=5).tolist() == [by_hash[0], *middle, by_hash[2]]  # at 1/6, 1/2 and 1/2, 5/6
+
+
+@pytest.mark.parametrize("n", [10, 37, 100, 499])
+def test_every_beginning_has_the_classes_in_proportion(n: int) -> None:
+    whole = load(Spec("digits"))
+    share = whole.y.bincount(minlength=10) * n / len(whole)
+    counts = load(Spec.of("digits", {"n": n})).y.bincount(minlength=10)
+    assert (counts - share).abs().max() <= 1
+
+
+def test_proportion_holds_for_classes_of_unequal_size() -> None:
+    y = torch.tensor([0] * 90 + [1] * 10)
+    first = y[stratified_order(y, torch.arange(100))[:50]]
+    assert first.bincount().tolist() == [45, 5]
+
+
+def test_subsets_are_nested() -> None:
+    assert ids("digits[n=200]")[:100] == ids("digits[n=100]")
+
+
+def test_first_takes_the_beginning_of_the_split() -> None:
+    whole = load(Spec("digits"))
+    part = load(Spec.parse("digits[first=7]"))
+    assert torch.equal(part.x, whole.x[:7])
+    assert part.ids.tolist() == whole.ids[:7].tolist()
+    assert part.digest == whole.digest
+
+
+def test_digits_are_split_once_for_all() -> None:
+    from sklearn.datasets import load_digits
+
+    test, train = load(Spec("digits")), load(Spec("digits"), split="train")
+    assert (len(test), len(train)) == (500, 1297)
+    assert sorted([*test.ids.tolist(), *train.ids.tolist()]) == list(range(1797))
+    assert test.x.shape == (500, 1, 8, 8)
+    original = load_digits()
+    assert torch.equal(test.x[:, 0] * 16, torch.tensor(original.images[test.ids]).float())  # exact: sixteenths
+    assert torch.equal(test.y, torch.tensor(original.target[test.ids]))
+
+
+def test_the_digest_is_of_images_and_labels() -> None:
+    x, y = torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2), torch.tensor([0, 1])
+    base = dataset_of("toy", x, y, classes=2)
+    assert base.x.max() == torch.tensor(7 / 255)
+    changed = x.clone()
+    changed[1, 0, 1, 1] += 1
+    others = [dataset_of("toy", changed, y, classes=2), dataset_of("toy", x, 1 - y, classes=2), dataset_of("toy", x.view(2, 2, 2, 1), y, classes=2)]
+    assert len({base.digest, *(other.digest for other in others)}) == 4
+    assert dataset_of("toy", x.clone(), y, classes=2).digest == base.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("digits[n=501]", "n=501 is more than the 500 images of its test split"),
+        ("digits[first=501]", "first=501 is more than the 500 images"),
+        ("digits[n=0]", "n='0' is not a number of images"),
+        ("digits[n=many]", "n='many' is not a number of images"),
+        ("digits[n=3,first=3]", "both n and first"),
+        ("digits[size=3]", "takes no 'size'"),
+        ("digit", "did you mean 'digits'"),
+    ],
+)
+def test_a_wrong_subset_is_refused_in_one_line(text: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says) as caught:
+        load(Spec.parse(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(BadInput, match="split 'val' is unknown"):
+        load(Spec("digits"), split="val")
