@@ -215,7 +215,7 @@ def show_leaderboards(out: Console, args: argparse.Namespace, plan: Plan, store:
             table.add_row(*(escape(cell) for cell in report.brief(row)))
         out.print(table)
     for text in report.against_reference(args.out):
-        out.print(f"differs from the reference: {escape(text)}", soft_wrap=True)
+        out.print(escape(text), soft_wrap=True)
     for path in written:
         if path.suffix in (".csv", ".html"):
             out.print(f"wrote {path}", soft_wrap=True)

@@ -9,7 +9,7 @@ from bench.leaderboard import Leaderboard, leaderboards
 from bench.registry import ROOT
 from bench.report.html import page
 from bench.report.markdown import BRIEF, brief, markdown
-from bench.report.reference import compare_reference
+from bench.report.reference import compare_reference, same_question
 from bench.report.tables import cells_csv, leaderboard_csv
 from bench.store import Store, write_text
 
@@ -36,8 +36,15 @@ def write(root: Path) -> list[Path]:
 
 
 def against_reference(root: Path, reference: Path = REFERENCE) -> list[str]:
-    """In words, where the store at `root` differs from the published one beyond the intervals; nothing if there is none, or it is `root`."""
+    """In words, where the store at `root` differs from the published one beyond the intervals, or that it does not.
+
+    Nothing where there is no reference, it is `root` itself, or they have no row in common.
+    """
     if root.resolve() == reference.resolve() or not (reference / "records").is_dir():
         return []
     theirs = [row for board in boards(Store(reference)) for row in board.rows]
-    return compare_reference([row for board in boards(Store(root)) for row in board.rows], theirs)
+    ours = [row for board in boards(Store(root)) for row in board.rows]
+    if found := compare_reference(ours, theirs):
+        return [f"differs from the reference: {text}" for text in found]
+    common = sum(any(same_question(row) == same_question(other) for other in theirs) for row in ours)
+    return [f"{common} of {len(ours)} rows are in the reference too, and agree with it within the 95% intervals"] if common else []

@@ -122,7 +122,7 @@ def test_the_command_writes_weights_and_a_card_that_agree(tmp_path: Path, capsys
     ("argv", "says"),
     [
         (["--dataset", "digit"], "digit"),
-        (["--dataset", "toy"], "there is no recipe for classifiers of 'toy'"),
+        (["--dataset", "toy", "--name", "at"], "there is no recipe for classifiers of 'toy'"),
         (["--dataset", "digits", "--eps", "much"], "eps 'much' is not a number"),
         (["--dataset", "digits", "--epochs", "-1"], "must be positive"),
         (["--dataset", "digits", "--device", "gpu"], "gpu"),
@@ -133,6 +133,12 @@ def test_bad_input_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.Captu
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_whose_classifiers_are_not_ours_has_nothing_to_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dataset", "cifar10", "--out", str(tmp_path)]) == 0
+    assert "robustbench:Cui2023Decoupled_WRN-28-10" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

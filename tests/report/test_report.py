@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -206,4 +207,8 @@ def test_against_reference_reads_the_two_stores(root: Path, tmp_path: Path) -> N
     for name in ("none", "pgd"):
         other.put(record(cell(name, AT, dataset="digits[n=100]"), [0] * 100))
     (said,) = report.against_reference(root, other.root)
-    assert said.startswith("digits linf 1/5, at: clean_acc 0.750")
+    assert said.startswith("differs from the reference: digits linf 1/5, at: clean_acc 0.750")
+    alike = tmp_path / "alike"
+    shutil.copytree(root, alike)
+    (said,) = report.against_reference(root, alike)
+    assert said.endswith("agree with it within the 95% intervals")
