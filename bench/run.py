@@ -210,7 +210,9 @@ def show_leaderboards(out: Console, args: argparse.Namespace, plan: Plan, store:
     for board in report.boards(store):
         if (board.dataset, board.norm, board.eps) not in wanted:
             continue
-        table = Table(*report.BRIEF, title=f"{board.dataset} {board.norm} {board.eps}")
+        table = Table(title=f"{board.dataset} {board.norm} {board.eps}", box=None, title_justify="left", title_style="bold")
+        for name in report.BRIEF:
+            table.add_column(name, no_wrap=name != "strongest attack", overflow="fold")
         for row in board.rows:
             table.add_row(*(escape(cell) for cell in report.brief(row)))
         out.print(table)

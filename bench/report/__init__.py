@@ -47,4 +47,4 @@ def against_reference(root: Path, reference: Path = REFERENCE) -> list[str]:
     if found := compare_reference(ours, theirs):
         return [f"differs from the reference: {text}" for text in found]
     common = sum(any(same_question(row) == same_question(other) for other in theirs) for row in ours)
-    return [f"{common} of {len(ours)} rows are in the reference too, and agree with it within the 95% intervals"] if common else []
+    return [f"{common} of {len(ours)} rows are in the reference too; on what both answered they agree within the 95% intervals"] if common else []

@@ -211,4 +211,4 @@ def test_against_reference_reads_the_two_stores(root: Path, tmp_path: Path) -> N
     alike = tmp_path / "alike"
     shutil.copytree(root, alike)
     (said,) = report.against_reference(root, alike)
-    assert said.endswith("agree with it within the 95% intervals")
+    assert said.endswith("they agree within the 95% intervals")
