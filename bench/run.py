@@ -144,7 +144,8 @@ class Live:
 
     def __init__(self, out: Console, cells: Sequence[Cell]) -> None:
         self.cells, self.done, self.start = len(cells), 0, time.monotonic()
-        self.names = labels.short(cell.attack for cell in cells)
+        attacks, lines = labels.short(cell.attack for cell in cells), labels.short(cell.defence for cell in cells)
+        self.names = {cell: f"{lines[cell.defence]} / {attacks[cell.attack]}" for cell in cells}
         left = (TextColumn("left"), TimeRemainingColumn())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
         self.bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True, speed_estimate_period=600)
@@ -159,7 +160,7 @@ class Live:
         self.bars.stop()
 
     def batch(self, cell: Cell, done: int, count: int) -> None:
-        self.bars.update(self.one, description=f"{cell.defence.name} / {self.names[cell.attack]}", completed=done, total=count)
+        self.bars.update(self.one, description=self.names[cell], completed=done, total=count)
         self.bars.update(self.all, completed=self.done + done / count)
 
     def answered(self, cell: Cell, record: Record) -> None:
@@ -172,7 +173,7 @@ class Live:
         self.done += 1
         self.bars.update(self.all, completed=self.done)
         width = len(str(self.cells))
-        name = f"{cell.defence.name} / {self.names[cell.attack]} ({cell.threat.norm} {cell.threat.eps})"
+        name = f"{self.names[cell]} ({cell.threat.norm} {cell.threat.eps})"
         so_far = f"{self.done:{width}}/{self.cells}  {time.monotonic() - self.start:5.0f} s"
         self.bars.console.print(f"{so_far}  {escape(name.ljust(56))} {text}", soft_wrap=True)
 

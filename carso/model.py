@@ -72,9 +72,10 @@ class CARSO(nn.Module):
         if not self.samples:
             return self.aggregate(self._logits(self._noise(c, 1), c))[:, None].expand(-1, k, -1)
         z = self._noise(c, k * self.samples)
-        together = max(FLAT // (self.samples * x.numel()), 1) * self.samples
+        together = max(FLAT // max(self.samples * x.numel(), 1), 1) * self.samples
         logits = torch.cat([self._logits(part, c) for part in torch.split(z, together, 1)], 1)
-        return self.aggregate(logits.reshape(len(x) * k, self.samples, -1)).reshape(len(x), k, -1)
+        answers: Tensor = self.aggregate(logits.flatten(0, 1).unflatten(0, (len(x) * k, self.samples))).unflatten(0, (len(x), k))
+        return answers
 
     def forward(self, x: Tensor) -> Tensor:
         return self.aggregate(self.sample_logits(x))
@@ -101,7 +102,8 @@ class CARSO(nn.Module):
     def _logits(self, z: Tensor, c: Tensor) -> Tensor:
         """(B,n,K) of z (B,n,D) and c (B,C), as one flat batch: a map over the samples takes nearly twice as long."""
         n = z.shape[1]
-        return self.classify(self.decode(z.flatten(0, 1), c.repeat_interleave(n, 0))).reshape(len(c), n, -1)
+        logits: Tensor = self.classify(self.decode(z.flatten(0, 1), c.repeat_interleave(n, 0))).unflatten(0, (len(c), n))
+        return logits
 
 
 class VAE(CARSO):

@@ -102,6 +102,12 @@ def test_one_image_does_not_see_the_others(built: tuple[Spec, nn.Module], data: 
         assert (alone - answer(module, data.x)).abs().max() < 1e-3
 
 
+def test_an_empty_batch_gets_an_empty_answer(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+    with torch.no_grad():
+        assert built[1](data.x[:0]).shape == (0, data.classes)
+        assert draws(built[1], data.x[:0], 3).shape == (0, 3, data.classes)
+
+
 def test_it_leaves_its_input_its_weights_and_the_random_state_alone(built: tuple[Spec, nn.Module], data: Dataset) -> None:
     spec, module = built
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -36,14 +36,17 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
 
 
 def same(defence: nn.Module, x: Tensor, calls: int = 5) -> bool:
-    """Whether `calls` predictions of the same images agree to 1e-4 (of each normalised logit vector); infinities are compared as they are."""
+    """Whether `calls` predictions of the same images agree to 1e-4 of each normalised logit vector.
+
+    Infinities are compared as they are, and the finite logits beside them among themselves: an infinity would drown their differences.
+    """
     first = defence(x)
-    unit = F.normalize(first.nan_to_num(posinf=1e4, neginf=-1e4), dim=1)
+    unit = F.normalize(first.where(first.isfinite(), 0), dim=1)
     for _ in range(calls - 1):
         again = defence(x)
-        if not torch.equal(again.isfinite(), first.isfinite()):
+        if not torch.equal(again.isfinite(), first.isfinite()) or not torch.equal(again == torch.inf, first == torch.inf):
             return False
-        if (F.normalize(again.nan_to_num(posinf=1e4, neginf=-1e4), dim=1) - unit).norm(dim=1).max() > 1e-4:
+        if (F.normalize(again.where(again.isfinite(), 0), dim=1) - unit).norm(dim=1).max() > 1e-4:
             return False
     return True
 

@@ -14,6 +14,7 @@ from bench import registry
 from bench.evaluate import AttackFailed, evaluate, prepare
 from bench.execute import execute
 from bench.record import Record, merge
+from bench.soundness.probes import probe
 from bench.spec import Cell, Spec, ThreatModel
 from bench.store import Store
 
@@ -139,6 +140,25 @@ def test_a_hidden_coin_is_found_out() -> None:
     assert ("P1", "hard") in {(flag.id, flag.severity) for flag in evaluate(cell("none", "toy-hidden-coin")).flags}
     held = cell("none", "toy-hidden-coin")
     assert prepare(held.dataset, held.defence, 0.1, "linf", "cpu", "data").stochastic
+
+
+def test_a_coin_is_seen_beside_infinite_logits() -> None:
+    """Logits (inf, r, -inf) with a random r: the infinities must not drown it, nor be subtracted from themselves."""
+    x, y = torch.rand(8, 1, 2, 3), torch.zeros(8, dtype=torch.long)
+    ends = torch.tensor([[torch.inf, 0.0, -torch.inf]])
+
+    class Loud(torch.nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.noise = noise
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            middle = torch.tensor([[0.0, 1.0, 0.0]]) * (x.mean((1, 2, 3))[:, None] + self.noise * torch.randn(len(x), 1))
+            return ends + middle
+
+    assert probe(Loud(1.0), x, y, 0.1, declared=True).stochastic
+    assert "P1" not in {flag.id for flag in probe(Loud(1.0), x, y, 0.1, declared=True).flags}
+    assert not probe(Loud(0.0), x, y, 0.1, declared=False).stochastic
 
 
 def test_an_honest_linear_model_raises_no_flag() -> None:
