@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +46,14 @@ class Entry:
                 takes = f"it takes {', '.join(self.knobs)}" if self.knobs else "it takes none"
                 hint = nearest(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
                 raise BadInput(f"{self.kind} '{self.name}' takes no '{knob}'; {takes}{hint}")
-        return {knob: read(self, knob, params.get(knob, default), default) for knob, default in self.knobs.items()}
+        found = {knob: read(self, knob, params.get(knob, default), default) for knob, default in self.knobs.items()}
+        for knob, value in found.items():
+            if self.kind == "attack" and type(value) is int and value < 1:
+                raise BadInput(f"attack '{self.name}': {knob}={value} is too small; the least is 1")
+            for part in str(value).split("+") if knob in self.facts.get("choices", ()) else ():
+                if part not in self.facts["choices"][knob]:
+                    raise BadInput(f"{self.kind} '{self.name}': {knob}='{part}' is unknown{nearest(part, self.facts['choices'][knob])}")
+        return found
 
 
 def read(entry: Entry, knob: str, value: Value, default: Value) -> Value:
@@ -136,19 +143,31 @@ def attack(
     family: str,
     needs_stochastic: bool = False,
     minimal: bool = False,
+    choices: Mapping[str, Collection[str]] | None = None,
     calls: Callable[[Mapping[str, Any], bool], float] | None = None,
 ) -> Callable[..., Any]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
     `family` groups attacks in reports (gradient, score, decision, transfer, noise, none). An attack that `needs_stochastic` is left out of
     plans for deterministic defences, where it is another attack under a second name. A `minimal` attack looks for the nearest
-    misclassified point, and leaves the ball without straying where that lies outside. `calls(knobs, stochastic)` is the most that it asks
-    of the target per example, in forward passes (a backward counts as two): what `--dry-run` multiplies.
+    misclassified point, and leaves the ball without straying where that lies outside. `choices` are the words that a knob takes, alone or
+    joined by `+`; whole numbers must be 1 at least. `calls(knobs, stochastic)` is the most that it asks of the target per example, in
+    forward passes (a backward counts as two): what `--dry-run` multiplies.
     """
     if not norms <= set(NORMS) or access not in ACCESS:
         raise TypeError(f"attack '{name}': norms {norms} and access '{access}' must be among {NORMS} and {ACCESS}")
     return _register(
-        "attack", name, {"norms": norms, "access": access, "family": family, "needs_stochastic": needs_stochastic, "minimal": minimal, "calls": calls}
+        "attack",
+        name,
+        {
+            "norms": norms,
+            "access": access,
+            "family": family,
+            "needs_stochastic": needs_stochastic,
+            "minimal": minimal,
+            "choices": choices or {},
+            "calls": calls,
+        },
     )
 
 

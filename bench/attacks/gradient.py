@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import gradient, loss_named
+from bench.attacks.losses import LOSSES, gradient, loss_named
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -20,17 +20,26 @@ ALL = {"linf", "l2", "l1", "l0"}
 SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its size
 
 
-@attack("fgsm", norms=ALL, access="white-box", family="gradient", calls=lambda knobs, stochastic: 3)
+@attack(
+    "fgsm",
+    norms=ALL,
+    access="white-box",
+    family="gradient",
+    choices={"loss": LOSSES},
+    calls=lambda knobs, stochastic: 3 * len(knobs["loss"].split("+")),
+)
 def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce") -> Tensor:
     """One step of length eps along the steepest direction of the norm, from the image itself.
 
-    In l1 and l0 this is the best perturbation of the linearised model. Goodfellow et al. 2015, arXiv:1412.6572.
+    One candidate per loss, (losses,B,C,H,W). In l1 and l0 this is the best perturbation of the linearised model.
+    Goodfellow et al. 2015, arXiv:1412.6572.
     """
     eps = float(threat.eps)
-    return NORMS[threat.norm].ascend(x, gradient(model, x, y, loss_named(loss), 1)[0], x, eps, eps)
+    slopes = [gradient(model, x, y, loss_named(name), 1)[0] for name in loss.split("+")]
+    return torch.stack([NORMS[threat.norm].ascend(x, slope, x, eps, eps) for slope in slopes])
 
 
-@attack("pgd", norms=ALL, access="white-box", family="gradient", calls=lambda knobs, stochastic: passes(knobs))
+@attack("pgd", norms=ALL, access="white-box", family="gradient", choices={"loss": LOSSES}, calls=lambda knobs, stochastic: passes(knobs))
 def pgd(
     model: Target,
     x: Tensor,
@@ -55,7 +64,15 @@ def pgd(
     return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x)
 
 
-@attack("pgd-eot", norms=ALL, access="white-box", family="gradient", needs_stochastic=True, calls=lambda knobs, stochastic: passes(knobs))
+@attack(
+    "pgd-eot",
+    norms=ALL,
+    access="white-box",
+    family="gradient",
+    needs_stochastic=True,
+    choices={"loss": LOSSES},
+    calls=lambda knobs, stochastic: passes(knobs),
+)
 def pgd_eot(
     model: Target,
     x: Tensor,

@@ -5,12 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from bench.attacks.gradient import climb, passes
+from bench.attacks.losses import LOSSES
 from bench.registry import attack
 from bench.spec import ThreatModel
 from bench.target import Target
 
 
-@attack("transfer", norms={"linf", "l2", "l1", "l0"}, access="transfer", family="transfer", calls=lambda knobs, stochastic: passes(knobs))
+@attack(
+    "transfer",
+    norms={"linf", "l2", "l1", "l0"},
+    access="transfer",
+    family="transfer",
+    choices={"loss": LOSSES},
+    calls=lambda knobs, stochastic: passes(knobs),
+)
 def transfer(
     model: Target,
     x: Tensor,

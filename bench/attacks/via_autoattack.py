@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.attacks.losses import finite
 from bench.registry import attack
-from bench.spec import BadInput, ThreatModel
+from bench.spec import ThreatModel
 from bench.target import Target, right
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -45,7 +45,14 @@ class Seen(nn.Module):
         return logits.clone()
 
 
-@attack("autoattack", norms={"linf", "l2", "l1"}, access="white-box", family="gradient", calls=lambda knobs, stochastic: passes(knobs, stochastic))
+@attack(
+    "autoattack",
+    norms={"linf", "l2", "l1"},
+    access="white-box",
+    family="gradient",
+    choices={"version": ("auto", "standard", "rand")},
+    calls=lambda knobs, stochastic: passes(knobs, stochastic),
+)
 def autoattack(
     model: Target,
     x: Tensor,
@@ -69,8 +76,6 @@ def autoattack(
     misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on single draws, would return
     the clean image after a lucky one.
     """
-    if version not in ("auto", "standard", "rand"):
-        raise BadInput(f"version '{version}' is unknown; there are: auto, rand, standard")
     quiet()
     x = x.contiguous()
     if version == "rand" or (version == "auto" and model.stochastic):

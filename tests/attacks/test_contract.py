@@ -157,8 +157,9 @@ def test_a_single_nan_answer_is_no_crash_for_those_that_see_labels() -> None:
 def test_losses_that_do_not_exist_are_bad_input() -> None:
     with pytest.raises(BadInput, match="did you mean 'margin'"):
         candidates(two_classes(batch=2), "pgd", "linf", 0.1, loss="ce+margn")
-    with pytest.raises(BadInput, match="version"):
-        candidates(two_classes(batch=2), "autoattack", "linf", 0.1, version="plus")
+    for name, knob in (("autoattack", "version"), ("pgd", "loss"), ("fgsm", "loss"), ("transfer", "loss")):
+        with pytest.raises(BadInput, match=f"attack '{name}': {knob}='plus' is unknown"):
+            registry.attacks.get(name).resolve({knob: "plus"})
 
 
 @pytest.mark.parametrize("name", ["pgd", "pgd-eot", "autoattack", "onepixel", "spsa", "hopskipjump"])
