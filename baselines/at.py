@@ -10,4 +10,4 @@ from bench.registry import build_classifier, defence
 @defence("at")
 def at(*, classifier: str = "@robust") -> nn.Module:
     """A classifier trained on the worst perturbations that PGD found. Madry et al. (2018), arXiv 1706.06083."""
-    return build_classifier(classifier)  # type: ignore[no-any-return]
+    return build_classifier(classifier)

@@ -10,4 +10,4 @@ from bench.registry import build_classifier, defence
 @defence("undefended")
 def undefended(*, classifier: str = "@standard") -> nn.Module:
     """The classifier as it is, trained on clean images alone."""
-    return build_classifier(classifier)  # type: ignore[no-any-return]
+    return build_classifier(classifier)

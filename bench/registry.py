@@ -17,9 +17,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.spec import ACCESS, NORMS, BadInput, Spec, Value, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("dataset", "classifier", "defence", "attack")
@@ -192,10 +195,11 @@ def split_scheme(text: str) -> tuple[Entry, str]:
     return classifiers.get(scheme), argument
 
 
-def build_classifier(text: str) -> Any:
+def build_classifier(text: str) -> nn.Module:
     """The classifier named `text`, an `nn.Module` in eval mode on the CPU, its parameters frozen."""
     entry, argument = split_scheme(text)
-    return entry.make(argument).eval().requires_grad_(False)
+    made: nn.Module = entry.make(argument)
+    return made.eval().requires_grad_(False)
 
 
 def discover(extra: tuple[Path, ...] = (), pyproject: Path = ROOT / "pyproject.toml") -> None:

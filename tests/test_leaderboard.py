@@ -63,7 +63,7 @@ def test_attacks_of_equal_accuracy_are_told_apart_by_the_order_of_the_plan() -> 
 
 def test_nothing_mixes_other_images_seeds_or_draws() -> None:
     variants: list[dict[str, object]] = [{}, {"seed": 1}, {"dataset": "digits[n=3]"}, {"dataset": "digits[first=4]"}, {"select": 2, "draws": 4}]
-    answers = [record(cell(name, AT, **knobs), [1, 1, 0, 0]) for knobs in variants for name in ("none", "pgd")]  # type: ignore[arg-type]
+    answers = [record(cell(name, AT, **knobs), [1, 1, 0, 0]) for knobs in variants for name in ("none", "pgd")]
     found = rows(answers, {}, {})
     assert len(found) == len(variants)
     assert all(len(row.records) == 2 for row in found)

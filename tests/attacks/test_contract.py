@@ -92,10 +92,10 @@ def test_a_budget_of_queries_is_spent_to_the_last(name: str, queries: int) -> No
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_equal_seeds_give_equal_candidates_and_others_do_not(name: str, norm: str) -> None:
     problem = two_classes(batch=4)
-    state = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
+    state = random.getstate(), np.random.get_state()[1].tolist()
     one, two, three = (candidates(problem, name, norm, EPS[norm], seed=seed, **TINY[name]) for seed in (0, 0, 1))
     assert torch.equal(one, two)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == state, "all randomness is torch's"  # type: ignore[union-attr, index]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state, "all randomness is torch's"
     if name not in ("none", "fgsm", "pgd", "pgd-eot", "autoattack", "transfer"):  # those end at the same optimum
         assert not torch.equal(one, three)
 

@@ -46,14 +46,14 @@ def test_with_several_classes_the_nearest_is_found(norm: str, classes: int) -> N
 def test_l0_attacks_need_the_fewest_pixels(name: str, knobs: dict[str, Any], pixels: int) -> None:
     problem = two_classes(channels=2, size=6, batch=6)
     # what a pixel can change: each channel goes to the corner of the box that its weight asks for
-    normal = (problem.model.weight[1] - problem.model.weight[0]) * torch.where(problem.y == 1, -1.0, 1.0).unsqueeze(1)  # type: ignore[operator, index]
+    normal = (problem.model.weight[1] - problem.model.weight[0]) * torch.where(problem.y == 1, -1.0, 1.0).unsqueeze(1)
     gain = (normal * ((normal > 0).float() - problem.x.flatten(1))).view_as(problem.x).sum(1).flatten(1)
     gap = -margin(problem.model(problem.x), problem.y)
     reach = gain.sort(dim=1, descending=True).values[:, :pixels].sum(1)
     for i in range(6):  # each image gets the plane that `pixels` of its pixels just reach, and just do not
         for share, expected in ((0.9 if name == "onepixel" else 0.99, True), (1.01, False)):
             shift = (share * reach[i] - gap[i]) / 2 * torch.tensor([1.0, -1.0]) * (1 if problem.y[i] == 0 else -1)
-            one = Problem(type(problem.model)(problem.model.weight, problem.model.bias + shift), problem.x[i : i + 1], problem.y[i : i + 1], {})  # type: ignore[call-arg, operator]
+            one = Problem(type(problem.model)(problem.model.weight, problem.model.bias + shift), problem.x[i : i + 1], problem.y[i : i + 1], {})
             assert bool(fooled(one, name, "l0", float(pixels), **knobs)) is expected
 
 
@@ -106,7 +106,7 @@ def test_minimal_norm_attacks_report_the_distance_that_they_found(name: str) -> 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_class_again(name: str, norm: str) -> None:
     problem = two_classes()
-    normal = problem.model.weight[1] - problem.model.weight[0]  # type: ignore[index]
+    normal = problem.model.weight[1] - problem.model.weight[0]
     # class 1 is a slab between two planes, as thick as its images are far from the first
     slab = Wrapped(problem.model, lambda logits, x: torch.stack([((x.flatten(1) - 0.5) @ normal).sub(0.1).abs() - 0.1, torch.zeros(len(x))], 1))
     thin = Problem(slab, problem.x, problem.y, {})

@@ -87,7 +87,7 @@ def test_square_on_a_stochastic_defence_counts_every_draw(problem: Problem) -> N
 
 def test_library_warnings_reach_no_terminal(problem: Problem, capfd: pytest.CaptureFixture[str]) -> None:
     flat = Problem(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False), problem.x, problem.y, {})
-    flat.model[1].weight.zero_()  # type: ignore[index, union-attr]
+    flat.model[1].weight.zero_()
     candidates(flat, "autoattack", "linf", 0.01, steps=3, queries=5, targets=1)
     out = capfd.readouterr()
     assert (out.out, out.err) == ("", "")

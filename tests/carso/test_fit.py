@@ -34,7 +34,7 @@ def blobs(n: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
 def recipe(kind: str = "carso", **changes: object) -> Recipe:
     layers = LAYERS if kind == "carso" else ()
     small = replace(read("digits", kind), bottleneck=8, latent=3, encoder=(2, 4), decoder=(8, 6, 4), epochs=40, batch=24, pgd_steps=2, layers=layers)
-    return replace(small, **changes)  # type: ignore[arg-type]
+    return replace(small, **changes)
 
 
 def trained_classifier() -> Small:

@@ -27,7 +27,7 @@ def cell(attack: str, defence: str = "toy-linear", *, eps: str = "1/10", norm: s
 
 
 def accuracy(attack: str, defence: str = "toy-linear", **how: object) -> float:
-    return evaluate(cell(attack, defence, **how)).accuracy  # type: ignore[arg-type]
+    return evaluate(cell(attack, defence, **how)).accuracy
 
 
 @pytest.mark.parametrize("eps", ["0", "1/100", "1/20", "13/100", "1/2"])

@@ -14,7 +14,7 @@ from tests.core.test_store import record
 
 
 def toy(**asked: object) -> Request:
-    return Request(**{"dataset": "toy", "defences": ("toy-linear",), "attacks": ("toy-exact",), **asked})  # type: ignore[arg-type]
+    return Request(**{"dataset": "toy", "defences": ("toy-linear",), "attacks": ("toy-exact",), **asked})
 
 
 def test_every_threat_model_gets_its_clean_cell_first() -> None:

@@ -10,7 +10,7 @@ from bench.spec import BadInput, Cell, Spec, ThreatModel, parse_eps
 
 def cell(**changes: object) -> Cell:
     base = Cell(Spec.of("digits", {"n": 8}), Spec.of("at", {}), Spec.of("pgd", {"steps": 3}), ThreatModel("linf", Fraction(8, 255)), 0, 1, 1, 4)
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def test_text_form_round_trips_and_sorts_its_knobs() -> None:

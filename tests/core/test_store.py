@@ -18,7 +18,7 @@ def record(ids: tuple[int, ...] = (3, 1), **changes: object) -> Record:
         cell(), ids, (1,) * k, (1,) * k, (-0.5,) * k, (1,) * k, (0.03,) * k, (0.0,) * k,
         Cost(2.0, 10, 5, 1, 2, 0.5, 0.25, 100), (Flag("D1", "soft", "x"),), Env("abc", "cmd", "CPU", (("torch", "2"),), (("own:a", "ff"),), "dd"),
     )  # fmt: skip
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:

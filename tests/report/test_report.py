@@ -183,7 +183,7 @@ def test_the_command_refuses_a_folder_without_records(tmp_path: Path) -> None:
 
 def reference_rows(clean: int, robust: int, n: int = 100, attack: str = "pgd", defence: str = AT) -> list[object]:
     answers = [(cell("none", defence, dataset=f"digits[n={n}]"), clean), (cell(attack, defence, dataset=f"digits[n={n}]"), robust)]
-    return rows([record(asked, [1] * right + [0] * (n - right)) for asked, right in answers], {}, {})  # type: ignore[return-value]
+    return rows([record(asked, [1] * right + [0] * (n - right)) for asked, right in answers], {}, {})
 
 
 def test_compare_reference_names_only_what_lies_beyond_the_intervals() -> None:
