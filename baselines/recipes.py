@@ -36,6 +36,7 @@ class Recipe:
 
 CNN = {"width": 16, "hidden": 64}
 MLP = {"hidden": 128}
+RESNET = {"width": 32, "depth": 2, "stride": 2}  # 0.7 million parameters
 RECIPES = {
     "digits": {
         "standard": Recipe("cnn", CNN),
@@ -47,10 +48,16 @@ RECIPES = {
         "at": Recipe("cnn", CNN, epochs=14, batch=128, lr=4e-3, weight_decay=5e-4, eps="8/25", steps=5, average=0.998),
         "other": Recipe("mlp", MLP, epochs=5, batch=128, average=0.998),
     },
+    "cifar10-jpeg": {  # the standard one is autoattack:resnet18
+        "at": Recipe("resnet", RESNET, epochs=18, batch=128, lr=4e-3, weight_decay=5e-3, eps="8/255", steps=2, average=0.998, shift=2, flip=True),
+        "other": Recipe("cnn", {"width": 32, "hidden": 128}, epochs=12, batch=128, average=0.998, shift=2, flip=True),
+    },
 }
 
 
 def recipe_of(dataset: str, name: str) -> Recipe:
     if dataset not in RECIPES:
         raise BadInput(f"there is no recipe for classifiers of '{dataset}'{nearest(dataset, RECIPES)}")
+    if name not in RECIPES[dataset]:
+        raise BadInput(f"'{dataset}' has no recipe for a classifier '{name}'; there are: {', '.join(RECIPES[dataset])}")
     return RECIPES[dataset][name]

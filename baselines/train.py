@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.own import make
-from baselines.recipes import Recipe, recipe_of
+from baselines.recipes import RECIPES, Recipe, recipe_of
 from bench import weights
 from bench.data.sample import Dataset, load, stratified_order
 from bench.execute import commit, device_of, limit_threads
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.name == "all" and not robust.startswith("own:"):
             print(f"the classifiers of '{args.dataset}' are not ours to train: its robust one is {robust}")
             return 0
-        for name in NAMES if args.name == "all" else (args.name,):
+        for name in RECIPES.get(args.dataset, NAMES) if args.name == "all" else (args.name,):
             train_one(name, args, argv, device)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)

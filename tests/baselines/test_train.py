@@ -13,7 +13,7 @@ from baselines.own import make
 from baselines.recipes import RECIPES, Recipe
 from baselines.train import attack, augment, fit, main, measure, rounded
 from bench.data.sample import dataset_of, load
-from bench.registry import build_classifier
+from bench.registry import build_classifier, datasets, discover
 from bench.spec import Spec
 
 
@@ -143,7 +143,11 @@ def test_a_dataset_whose_classifiers_are_not_ours_has_nothing_to_train(tmp_path:
 
 
 def test_recipes_name_what_exists() -> None:
-    for recipes in RECIPES.values():
-        assert recipes.keys() == {"standard", "at", "other"}
-        assert recipes["other"].net != recipes["standard"].net
-        assert recipes["standard"].eps == recipes["other"].eps == "0" != recipes["at"].eps
+    discover()
+    for name, recipes in RECIPES.items():
+        roles = datasets.get(name).facts["roles"]
+        assert {roles[role] for role in ("standard", "robust", "other")} >= {f"own:{name}-{kind}" for kind in recipes}
+        assert {"at", "other"} <= recipes.keys() <= {"standard", "at", "other"}
+        assert recipes["other"].net not in {recipes[kind].net for kind in recipes.keys() - {"other"}}
+        assert recipes["at"].eps != "0"
+        assert {recipes[kind].eps for kind in recipes.keys() - {"at"}} == {"0"}
