@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from baselines.transform import Rounding, Transformed
-from bench.registry import build_classifier, defence
+from bench.registry import build_inner, defence
 from bench.spec import BadInput
 
 
@@ -24,6 +24,6 @@ class BitDepth(nn.Module):
 
 
 @defence("bit-depth")
-def bit_depth(*, classifier: str = "@standard", bits: int = 3) -> nn.Module:
+def bit_depth(*, classifier: str = "@standard", inner: str = "", bits: int = 3) -> nn.Module:
     """Round every channel to 2^bits levels, classify. Xu, Evans and Qi (2018), arXiv 1704.01155."""
-    return Transformed(build_classifier(classifier), BitDepth(bits))
+    return Transformed(build_inner(classifier, inner), BitDepth(bits))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.transform import Rounding, Transformed
-from bench.registry import build_classifier, defence
+from bench.registry import build_inner, defence
 from bench.spec import BadInput
 
 # The quantisation tables that the JPEG standard (ITU-T T.81, Annex K) proposes, by rows of rising vertical frequency.
@@ -77,6 +77,6 @@ class Jpeg(nn.Module):
 
 
 @defence("jpeg")
-def jpeg(*, classifier: str = "@standard", quality: int = 75) -> nn.Module:
+def jpeg(*, classifier: str = "@standard", inner: str = "", quality: int = 75) -> nn.Module:
     """Compress the image as JPEG does, decompress it, classify. Dziugaite et al. (2016), arXiv 1608.00853."""
-    return Transformed(build_classifier(classifier), Jpeg(quality))
+    return Transformed(build_inner(classifier, inner), Jpeg(quality))

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from bench import registry
-from bench.evaluate import build_defence, clock, load_cached
+from bench.evaluate import clock, load_cached
 from bench.spec import BadInput, Cell, Spec
 
 
@@ -45,7 +45,7 @@ def one(cell: Cell, data_dir: Path) -> Estimate:
 def time_of(dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path) -> float | None:
     """Milliseconds per image of one prediction, of the defence or of the classifier `source`, in batches as the cells have them."""
     try:
-        model: nn.Module = registry.build_classifier(source) if source else build_defence(defence)
+        model: nn.Module = registry.build_classifier(source) if source else registry.build_defence(defence)
         return clock(model, load_cached(dataset, str(data_dir)).x[:batch], repeats=2)
     except BadInput:
         return None

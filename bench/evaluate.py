@@ -83,17 +83,11 @@ def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_
     """Load the images, build the defence on `device` and probe it; kept for the next cell of the same defence."""
     data = load_cached(dataset, data_dir)
     at = torch.device(device)
-    defence = build_defence(spec).to(at)
+    defence = registry.build_defence(spec).to(at)
     x, y = data.x[:PROBED].to(at), data.y[:PROBED].to(at)
     with stream(at, "probe", str(dataset), str(spec)):
         found: Probe = probe(defence, x, y, eps if norm == "linf" else 0.0, declared=registry.is_stochastic(spec))
     return Bench(data, defence, found.stochastic, found.flags)
-
-
-def build_defence(spec: Spec) -> nn.Module:
-    """The defence on the CPU, in eval mode, its parameters frozen."""
-    defence: nn.Module = registry.defences.get(spec.name).make(**spec.params)
-    return defence.eval().requires_grad_(False)
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from torch import nn
 
 from bench import registry, weights
 from bench.data.sample import Dataset
-from bench.evaluate import batches, build_defence, evaluate, load_cached
+from bench.evaluate import batches, evaluate, load_cached
 from bench.record import Env, Record, merge
 from bench.registry import ROOT
 from bench.spec import BadInput, Cell
@@ -51,7 +51,8 @@ def check(cells: Iterable[Cell], data_dir: Path) -> None:
     cells = tuple(cells)
     for cell in {(c.dataset, c.defence): c for c in cells}.values():
         data = load_cached(cell.dataset, str(data_dir))
-        try_one(build_defence(cell.defence), data, f"defence '{cell.defence.name}' with classifier '{cell.defence.params.get('classifier', '?')}'")
+        name, classifier = cell.defence.name, cell.defence.params.get("classifier", "?")
+        try_one(registry.build_defence(cell.defence), data, f"defence '{name}' with classifier '{classifier}'")
     for cell in {(c.dataset, c.attack): c for c in cells if c.threat.access == "transfer"}.values():
         source = str(cell.attack.params["source"])
         try_one(registry.build_classifier(source), load_cached(cell.dataset, str(data_dir)), f"classifier '{source}'")

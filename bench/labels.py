@@ -47,7 +47,11 @@ def short(specs: Iterable[Spec], hide: tuple[str, ...] = ()) -> dict[Spec, str]:
         shown = plain if len(set(plain)) == len(group) else group
         knobs = sorted({knob for spec in shown for knob, _ in spec.items} - set(hide))
         differ = [knob for knob in knobs if len({spec.params.get(knob) for spec in shown}) > 1]
+        inner = short((Spec.parse(text) for spec in shown if (text := str(spec.params.get("inner", "")))), hide)
         for spec, look in zip(group, shown, strict=True):
-            told = ",".join(f"{knob}={show(look.params[knob])}" for knob in differ if knob in look.params)
+            values = {knob: show(look.params[knob]) for knob in differ if look.params.get(knob, "") != ""}
+            if values.get("inner"):
+                values["inner"] = inner[Spec.parse(values["inner"])]
+            told = ",".join(f"{knob}={value}" for knob, value in values.items())
             labels[spec] = f"{name}[{told}]" if told else name
     return labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -170,6 +171,8 @@ def resolved(registry: Any, text: str, budget: Mapping[str, Any], roles: Mapping
     entry = registry.get(spec.name)
     params = entry.resolve({**budget.get(spec.name, {}), **spec.params})
     try:
+        if params.get("inner"):
+            params |= inside(spec, str(params["inner"]), roles)
         return Spec.of(spec.name, {knob: settle(value, roles) if isinstance(value, str) else value for knob, value in params.items()})
     except BadInput as error:
         if asked:
@@ -178,13 +181,28 @@ def resolved(registry: Any, text: str, budget: Mapping[str, Any], roles: Mapping
         return None
 
 
+def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]:
+    """The knobs `inner`, with all that it leaves open filled in, and `classifier`, which is the inner defence's own."""
+    if "classifier" in outer.params:
+        raise BadInput(f"inner={text} and classifier={outer.params['classifier']} exclude each other: give inner={text} a classifier of its own")
+    inner = resolved(defences, text, {}, roles, asked=True, notes={})
+    assert inner
+    return {"inner": str(inner), "classifier": str(inner.params.get("classifier", ""))}
+
+
 def settle(value: str, roles: Mapping[str, str]) -> str:
-    """A knob's text with a role replaced by what the dataset has for it, a classifier's name checked, and weights pinned to their digest."""
+    """A knob's text with a role replaced by what the dataset has for it, a classifier's name checked, and weights pinned to their digest.
+
+    Several of them may be joined by `+`.
+    """
+    several = split_several(value)
+    if len(several) > 1:
+        return "+".join(settle(part, roles) for part in several)
     if value.startswith("@"):
         if value[1:] not in roles:
             raise BadInput(f"the dataset has nothing for '{value}'; give own:NAME, file:PATH or another scheme:name")
         value = roles[value[1:]]
-    if ":" in value and not value.startswith(PINNED):
+    if ":" in value and not value.startswith(PINNED) and "[" not in value:
         entry, argument = split_scheme(value)
         names = entry.facts["names"]
         if names and argument not in names():
@@ -192,13 +210,25 @@ def settle(value: str, roles: Mapping[str, str]) -> str:
     return weights.pin(value) if value.startswith(PINNED) else value
 
 
+def split_several(value: str) -> list[str]:
+    """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
+    parts = value.split("+")
+    return parts if all(part.startswith("@") or re.match(r"\w+:", part) for part in parts) else [value]
+
+
 def ensure(plan: Plan) -> None:
     """Fetch or find the weights that are loaded by name, before the first cell runs; raises BadInput with the line that helps."""
-    texts = {str(v) for cell in plan.cells for spec in (cell.defence, cell.attack) for v in spec.params.values()}
+    texts = {text for cell in plan.cells for spec in (cell.defence, cell.attack) for text in named(spec)}
     for text in sorted(t for t in texts if t.partition(":")[0] in classifiers and not t.startswith(PINNED)):
         entry, argument = split_scheme(text)
         if entry.facts["ensure"]:
             entry.facts["ensure"](argument)
+
+
+def named(spec: Spec) -> set[str]:
+    """The values of a spec's knobs as text, and those of the defence inside of it."""
+    texts = {part for value in spec.params.values() for part in split_several(str(value))}
+    return texts | (named(Spec.parse(str(spec.params["inner"]))) if spec.params.get("inner") else set())
 
 
 @functools.cache

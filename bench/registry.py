@@ -2,7 +2,8 @@
 
 A plug-in is a function under one of the four decorators. Its keyword-only arguments are its knobs; their defaults and
 annotations (`int`, `float`, `bool`, `str`) are all that there is to configure. A `str` knob whose default begins with `@` takes
-what the dataset names under that role: `classifier: str = "@robust"`.
+what the dataset names under that role: `classifier: str = "@robust"`. A defence with a knob `inner` can stand before another
+defence in place of a classifier: `jpeg[quality=75,inner=carso[samples=4]]`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Entry:
         """Every knob of the entry with its value, read as the type of its default; refuses a knob that the entry does not have."""
         for knob in params:
             if knob not in self.knobs:
+                if knob == "inner" and self.kind == "defence":
+                    raise BadInput(f"defence '{self.name}' stands before no other defence: {self.facts['alone']}")
                 takes = f"it takes {', '.join(self.knobs)}" if self.knobs else "it takes none"
                 hint = nearest(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
                 raise BadInput(f"{self.kind} '{self.name}' takes no '{knob}'; {takes}{hint}")
@@ -133,9 +136,14 @@ def classifier(scheme: str, *, names: Callable[[], list[str]] | None = None, ens
     return _register("classifier", scheme, {"names": names, "ensure": ensure})
 
 
-def defence(name: str, *, stochastic: bool | Callable[[Mapping[str, Value]], bool] = False) -> Callable[..., Any]:
-    """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K). `stochastic` may depend on the knobs."""
-    return _register("defence", name, {"stochastic": stochastic})
+def defence(
+    name: str, *, stochastic: bool | Callable[[Mapping[str, Value]], bool] = False, alone: str = "it wraps a classifier"
+) -> Callable[..., Any]:
+    """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K).
+
+    `stochastic` may depend on the knobs, and need not speak of the defence that a knob `inner` names; `alone` says why a defence has no such knob.
+    """
+    return _register("defence", name, {"stochastic": stochastic, "alone": alone})
 
 
 def attack(
@@ -183,8 +191,16 @@ def _register(kind: str, name: str, facts: Mapping[str, Any]) -> Callable[..., A
 
 
 def is_stochastic(spec: Spec) -> bool:
+    """Whether a defence, with all of its knobs, or the one inside of it, is."""
     fact = defences.get(spec.name).facts["stochastic"]
-    return bool(fact(spec.params) if callable(fact) else fact)
+    inner = inner_of(spec)
+    return bool(fact(spec.params) if callable(fact) else fact) or (inner is not None and is_stochastic(inner))
+
+
+def inner_of(spec: Spec) -> Spec | None:
+    """The defence, with all of its knobs, that the knob `inner` of a defence names."""
+    text = str(spec.params.get("inner", ""))
+    return defences.resolve(Spec.parse(text)) if text else None
 
 
 def split_scheme(text: str) -> tuple[Entry, str]:
@@ -200,6 +216,17 @@ def build_classifier(text: str) -> nn.Module:
     entry, argument = split_scheme(text)
     made: nn.Module = entry.make(argument)
     return made.eval().requires_grad_(False)
+
+
+def build_defence(spec: Spec) -> nn.Module:
+    """The defence, with all of its knobs, on the CPU, in eval mode, its parameters frozen."""
+    made: nn.Module = defences.get(spec.name).make(**spec.params)
+    return made.eval().requires_grad_(False)
+
+
+def build_inner(classifier: str, inner: str) -> nn.Module:
+    """What a defence with a knob `inner` classifies with: the defence that it names, or the classifier where it is empty."""
+    return build_defence(defences.resolve(Spec.parse(inner))) if inner else build_classifier(classifier)
 
 
 def discover(extra: tuple[Path, ...] = (), pyproject: Path = ROOT / "pyproject.toml") -> None:
