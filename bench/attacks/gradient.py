@@ -61,7 +61,8 @@ def pgd(
     starts the first restart at the image itself. Returns the last, the highest-loss and the highest-margin iterate of each loss and
     restart (3*losses*restarts,B,C,H,W). Madry et al. 2018, arXiv:1706.06083.
     """
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x)
+    spare = not model.stochastic
+    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x, spare=spare)
 
 
 @attack(
@@ -109,26 +110,37 @@ def climb(
     momentum: float,
     from_x: bool = False,
     eot: int = 1,
+    spare: bool = False,
 ) -> Tensor:
-    """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin."""
+    """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin.
+
+    With `spare`, an example leaves the batch for good as soon as one of its iterates is misclassified: right where `model` is the defence
+    itself and answers the same every time.
+    """
     norm, eps = NORMS[threat.norm], float(threat.eps)
     first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
     candidates = []
+    left = torch.arange(len(x), device=x.device)
     for measure, restart in itertools.product([loss_named(name) for name in loss.split("+")], range(restarts)):
-        x_adv = x if from_x and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
-        steepest = strongest = to_ball(x_adv, x, threat.norm, eps)
-        best_loss = best_gap = torch.full((len(x),), -torch.inf, device=x.device)
+        x_adv = x.clone() if from_x and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
+        steepest, strongest = (to_ball(x_adv, x, threat.norm, eps) for _ in range(2))
+        best_loss, best_gap = (torch.full((len(x),), -torch.inf, device=x.device) for _ in range(2))
         heading = torch.zeros_like(x)
         for i in range(steps):
+            if not len(left):
+                break
             radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
-            x_adv = to_ball(x_adv, x, threat.norm, radius)
-            grad, value, gap = gradient(model, x_adv, y, measure, eot)
+            x_left = x[left]
+            here = to_ball(x_adv[left], x_left, threat.norm, radius)
+            grad, value, gap = gradient(model, here, y[left], measure, eot)
+            heading[left] = momentum * heading[left] + unit(grad) if momentum else grad
+            x_adv[left] = norm.ascend(here, heading[left], x_left, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
             if radius == eps:
-                steepest = torch.where(per_example(value > best_loss, x), x_adv, steepest)
-                strongest = torch.where(per_example(gap > best_gap, x), x_adv, strongest)
-                best_loss, best_gap = torch.maximum(value, best_loss), torch.maximum(gap, best_gap)
-            heading = momentum * heading + unit(grad) if momentum else grad
-            x_adv = norm.ascend(x_adv, heading, x, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
+                for best, new, kept in ((best_loss, value, steepest), (best_gap, gap, strongest)):
+                    rises = new > best[left]
+                    best[left] = torch.where(rises, new, best[left])
+                    kept[left] = torch.where(per_example(rises, x), here, kept[left])
+                left = left[gap <= 0] if spare else left
         candidates += [to_ball(x_adv, x, threat.norm, eps), steepest, strongest]
     return torch.stack(candidates)
 

@@ -70,6 +70,34 @@ def test_the_candidates_are_the_last_the_highest_loss_and_the_highest_margin(nor
     assert not any(torch.equal(made[0], one) for one in visited), "the last step is not looked at"
 
 
+def test_a_broken_example_leaves_the_batch_for_good_and_changes_nothing_for_the_others() -> None:
+    model, x = Waves(), torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    model.seen.clear()
+
+    def run(spare: bool) -> tuple[Tensor, int]:
+        target = Target(model, classes=5)
+        torch.manual_seed(0)
+        threat = ThreatModel("linf", parse_eps("0.01"))
+        made = climb(target, x, y, threat, loss="ce+margin", steps=8, restarts=2, step=2.0, wide=1.0, momentum=0.5, spare=spare)
+        return made, target.forwards
+
+    (whole, all_calls), (less, calls) = run(False), run(True)
+    broken = [(margin(model(one), y) > 0) for one in whole]
+    first = [int(torch.stack([gone[i] for gone in broken]).int().argmax()) // 3 if any(gone[i] for gone in broken) else None for i in range(24)]
+    assert None in first
+    assert 0 in first
+    for i, run_of in enumerate(first):
+        if run_of is None:
+            assert torch.equal(less[:, i], whole[:, i])
+        else:
+            assert torch.equal(less[: 3 * run_of, i], whole[: 3 * run_of, i])
+            assert (margin(model(less[3 * run_of + 2, i : i + 1]), y[i : i + 1]) > 0).all(), "the iterate that broke it is a candidate"
+    assert all_calls == 24 * 8 * 4
+    assert first.count(None) * 8 * 4 < calls < 0.8 * all_calls
+
+
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_ball_that_starts_wide_ends_at_eps(norm: str, steps: int) -> None:
