@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
+from bench.certificates import certify
 from bench.data.sample import Dataset, load
 from bench.norms import NORMS, to_ball
-from bench.record import Cost, Env, Flag, Record
+from bench.record import Certificate, Cost, Env, Flag, Record, joined
 from bench.soundness.probes import Probe, probe
 from bench.spec import Cell, Spec
 from bench.streams import stream
@@ -56,6 +57,7 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     target = make_target(cell, bench, at)
     seconds = 0.0
     times: tuple[float | None, float | None] = (None, None)
+    certificates: list[Certificate | None] = []
     for index in grid if part is None else part:
         rows = slice(index * cell.batch, (index + 1) * cell.batch)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
@@ -68,6 +70,9 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
         found |= {"ids": bench.data.ids[rows], "strayed": strayed}
         for name, column in columns.items():
             column += found[name].tolist()
+        if cell.attack.name == "none":
+            with stream(at, cell.key, index, "certify"):
+                certificates.append(certify(bench.defence, x, y))
         if cell.attack.name == "none" and index == 0:
             times = (clock(bench.defence, x), clock(getattr(bench.defence, "base", bench.defence), x))
     size = sum(p.numel() for p in bench.defence.parameters())
@@ -75,7 +80,9 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     rounded = {name: tuple(float(f"{v:.6g}") for v in columns[name]) for name in ("margin", "distance", "strayed")}
     counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
     first = part is None or 0 in part
-    return Record(cell=cell, cost=cost, flags=bench.flags if first else (), env=env or Env(), **rounded, **counted)  # type: ignore[arg-type]
+    flags = bench.flags if first else ()
+    proof = joined(certificates, range(len(counted["ids"])))
+    return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), certificate=proof, **rounded, **counted)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=2)

@@ -10,12 +10,14 @@ from hashlib import sha256
 
 from bench.labels import SAMPLING, dataset_of, family, short, unpinned
 from bench.published import Published, beside, match
-from bench.record import Flag, Record
+from bench.record import Certificate, Flag, Record
 from bench.soundness.audits import audit
 from bench.soundness.verdict import judge, lacking
 from bench.spec import NORMS, Cell, Spec
 from bench.statistics import Estimate, estimate
 from bench.worst import Worst, worst_case
+
+RADII = ("0.25", "0.5", "0.75", "1")  # in l2: at which certified accuracy is reported, beside the leaderboard's own eps where that is in l2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,14 @@ class Row:
     def accuracies(self) -> dict[str, float]:
         return {label: record.accuracy for label, record in zip(self.labels, self.records, strict=True)}
 
+    @property
+    def certificate(self) -> Certificate | None:
+        return next((record.certificate for record in self.records if record.certificate), None)
+
+    def certified(self, radius: str) -> Estimate | None:
+        """The share of examples whose certified l2 radius is larger than `radius`: a lower bound of robust accuracy there."""
+        return estimate(self.certificate.beyond(float(Fraction(radius))), 1) if self.certificate else None
+
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
@@ -61,6 +71,14 @@ class Leaderboard:
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
     beside: tuple[Published, ...]
+
+    @property
+    def radii(self) -> tuple[str, ...]:
+        """The l2 radii at which certified accuracy is reported, in order; none where no row certifies."""
+        if not any(row.certificate for row in self.rows):
+            return ()
+        asked = {Fraction(radius): radius for radius in ((self.eps, *RADII) if self.norm == "l2" else RADII)}
+        return tuple(asked[radius] for radius in sorted(asked))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,23 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a defence certifies of each example of a `none` cell: no change shorter than the radius, in l2, makes its answer wrong.
+
+    -1 where it abstains, or its certified label is wrong. `rests_on` is what the defence says of how the radii were found, such as the number
+    of samples n and the probability alpha that one of them is too large; `seconds` is the time that all of them took.
+    """
+
+    radii: tuple[float, ...]
+    rests_on: tuple[tuple[str, float], ...] = ()
+    seconds: float = 0.0
+
+    def beyond(self, radius: float) -> tuple[int, ...]:
+        """Per example, 1 where the certified radius is larger than `radius`, and 0 where it is not."""
+        return tuple(int(one > max(radius, 0.0)) for one in self.radii)
+
+
+@dataclass(frozen=True, slots=True)
 class Env:
     """Where an answer comes from."""
 
@@ -67,11 +84,14 @@ class Record:
     cost: Cost = Cost()
     flags: tuple[Flag, ...] = ()
     env: Env = Env()
+    certificate: Certificate | None = None  # of a defence that can certify, in its `none` cell
 
     def __post_init__(self) -> None:
         for name in PER_EXAMPLE:
             if len(getattr(self, name)) != len(self.ids):
                 raise ValueError(f"record {self.cell.key}: {len(getattr(self, name))} values of '{name}' for {len(self.ids)} ids")
+        if self.certificate and len(self.certificate.radii) != len(self.ids):
+            raise ValueError(f"record {self.cell.key}: {len(self.certificate.radii)} certified radii for {len(self.ids)} ids")
         if len(set(self.ids)) != len(self.ids):
             twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
             raise ValueError(f"record {self.cell.key}: examples judged twice: {twice}")
@@ -88,17 +108,22 @@ class Record:
         data["cost"] = asdict(self.cost)
         data["flags"] = [asdict(flag) for flag in self.flags]
         data["env"] = {**asdict(self.env), "versions": dict(self.env.versions), "weights": dict(self.env.weights)}
+        if self.certificate:
+            data["certificate"] = {**asdict(self.certificate), "rests_on": dict(self.certificate.rests_on)}
         return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record:
         env = {**data["env"], **{k: tuple(sorted(data["env"][k].items())) for k in ("versions", "weights")}}
+        held = data.get("certificate")
+        proof = Certificate(tuple(held["radii"]), tuple(sorted(held["rests_on"].items())), held["seconds"]) if held else None
         return Record(
             cell=Cell.from_json(data["cell"]),
             **{name: tuple(data[name]) for name in ("ids", *PER_EXAMPLE)},
             cost=Cost(**data["cost"]),
             flags=tuple(Flag(**flag) for flag in data["flags"]),
             env=Env(**env),
+            certificate=proof,
         )
 
 
@@ -128,4 +153,16 @@ def merge(parts: Sequence[Record]) -> Record:
         **ordered,
         cost=Cost(**times, **totals),
         flags=tuple(dict.fromkeys(flag for part in parts for flag in part.flags)),
+        certificate=joined([part.certificate for part in parts], order),
     )
+
+
+def joined(parts: Sequence[Certificate | None], order: Sequence[int]) -> Certificate | None:
+    """The certificates of the parts of a record as one, the examples in `order`."""
+    held = [part for part in parts if part]
+    if not held:
+        return None
+    if len(held) < len(parts) or any(part.rests_on != held[0].rests_on for part in held):
+        raise ValueError("parts with different certificates cannot be merged")
+    radii = [radius for part in held for radius in part.radii]
+    return Certificate(tuple(radii[i] for i in order), held[0].rests_on, round(sum(part.seconds for part in held), 3))

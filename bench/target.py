@@ -15,7 +15,7 @@ class Target(nn.Module):
     """A defence as an attacker with `access` sees it. Images (B,C,H,W) in [0,1] to (B,K).
 
     `white-box` gives logits with gradients and the parts that the defence declares; `score` gives logits without gradients;
-    `decision` gives the one-hot predicted label (a row of zeros where the logits hold a NaN). For `transfer` the harness wraps the
+    `decision` gives the one-hot predicted label (a row of zeros where the logits hold a NaN, or abstain). For `transfer` the harness wraps the
     surrogate, not the defence, with `white-box` access. The defence itself cannot be reached, so no attack can change it.
     """
 
@@ -61,7 +61,7 @@ class Target(nn.Module):
         if self.access == "score":
             return logits
         labels: Tensor = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-        return labels.masked_fill(logits.isnan().any(-1, keepdim=True), 0)
+        return labels.masked_fill((logits.isnan().any(-1) | abstained(logits)).unsqueeze(-1), 0)
 
     def _watched(self, x: Tensor, times: int) -> Tensor:
         """`x` behind a view whose gradient is counted when it arrives."""
@@ -107,9 +107,14 @@ def draws(defence: nn.Module, x: Tensor, k: int) -> Tensor:
     return several
 
 
+def abstained(logits: Tensor) -> Tensor:
+    """Whether logits (...,K) name no class since all of them are equal: an abstention."""
+    return logits.amax(-1) == logits.amin(-1)
+
+
 def right(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the prediction is `y`, for logits (...,K); an answer that holds a NaN is wrong."""
-    return (logits.argmax(-1) == y) & ~logits.isnan().any(-1)
+    """Whether the prediction is `y`, for logits (...,K); an answer that holds a NaN is wrong, and so is an abstention, whatever the label is."""
+    return (logits.argmax(-1) == y) & ~logits.isnan().any(-1) & ~abstained(logits)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from bench.record import Cost, Env, Flag, Record
+from bench.record import Certificate, Cost, Env, Flag, Record
 from bench.spec import Cell, Spec, ThreatModel
 
 ACCESS = {"square": "score", "spsa": "score", "boundary": "decision", "hopskipjump": "decision", "transfer": "transfer"}
@@ -39,6 +39,7 @@ def record(
     cost: Cost | None = None,
     flags: Sequence[Flag] = (),
     env: Env | None = None,
+    certificate: Certificate | None = None,
 ) -> Record:
     """The answer to `asked` with the evaluation counts `correct`; what is not given is as on an example that the attack moved and judged the same."""
     n = len(correct)
@@ -55,4 +56,5 @@ def record(
         cost=cost or Cost(),
         flags=tuple(flags),
         env=env or Env(),
+        certificate=certificate,
     )

@@ -6,7 +6,7 @@ import pytest
 
 from bench.labels import short
 from bench.leaderboard import leaderboards, rows
-from bench.record import Cost
+from bench.record import Certificate, Cost, Record
 from bench.spec import Cell, Spec
 from bench.statistics import wilson
 from tests.fake_records import cell, record
@@ -177,3 +177,42 @@ def test_records_on_other_images_are_left_out_and_named() -> None:
     assert row.robust.mean == pytest.approx(2 / 3)
     assert not row.complete
     assert "square: on other images" in row.reasons
+
+
+PROOF = Certificate((0.6, 0.25, -1.0, 0.2500001), (("alpha", 0.001), ("n", 1000.0)), 2.0)
+
+
+def test_certified_accuracy_counts_radii_beyond_and_no_others() -> None:
+    (board,) = leaderboards([record(cell("none", AT), [1, 1, 1, 1], certificate=PROOF)], {}, {})
+    (row,) = board.rows
+    assert board.radii == ("0.25", "0.5", "0.75", "1")
+    found = [row.certified(radius) for radius in ("0", *board.radii)]
+    assert [one.mean for one in found if one] == [0.75, 0.5, 0.25, 0, 0]
+    assert found[1]
+    assert (found[1].lo, found[1].hi) == wilson(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "radii"),
+    [
+        ("l2", "128/255", ("0.25", "0.5", "128/255", "0.75", "1")),
+        ("l2", "1/2", ("0.25", "0.5", "0.75", "1")),
+        ("linf", "1/8", ("0.25", "0.5", "0.75", "1")),
+    ],
+)
+def test_a_leaderboard_in_l2_has_its_own_eps_among_the_radii(norm: str, eps: str, radii: tuple[str, ...]) -> None:
+    asked = [cell("none", defence, norm=norm, eps=eps) for defence in (AT, CARSO)]
+    (board,) = leaderboards([record(asked[0], [1] * 4, certificate=PROOF), record(asked[1], [1] * 4)], {}, {})
+    assert board.radii == radii
+    assert {row.defence: row.certified("0.25") is not None for row in board.rows} == {"at": True, "carso": False}
+    (board,) = leaderboards([record(asked[1], [1] * 4)], {}, {})
+    assert board.radii == ()
+
+
+def test_a_record_without_a_certificate_is_written_as_it_always_was_and_one_with_it_comes_back() -> None:
+    plain, proven = record(cell(), [1, 0]), record(cell(), [1, 0, 1, 1], certificate=PROOF)
+    assert "certificate" not in plain.to_json()
+    assert Record.from_json(plain.to_json()) == plain
+    assert Record.from_json(proven.to_json()) == proven
+    with pytest.raises(ValueError, match="4 certified radii for 2 ids"):
+        record(cell(), [1, 0], certificate=PROOF)

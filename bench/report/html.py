@@ -13,8 +13,9 @@ from bench.leaderboard import Leaderboard, Row
 from bench.published import Published
 from bench.record import Record
 from bench.report.chart import chart
-from bench.report.markdown import ranged
+from bench.report.markdown import CERTIFIED, ranged
 from bench.report.provenance import provenance
+from bench.report.tables import rests_on
 from bench.soundness import audits, verdict
 from bench.statistics import Estimate, estimate
 
@@ -49,6 +50,7 @@ def section(board: Leaderboard) -> str:
         leaders(board),
         "<h3>Accuracy under each attack alone</h3>",
         matrix(board),
+        certificates(board),
         "<h3>Why these verdicts, and every cell</h3>",
         *(drill(row) for row in board.rows),
         "<h3>Where the numbers come from</h3>",
@@ -87,6 +89,16 @@ def matrix(board: Leaderboard) -> str:
     return table(
         ("defence", *attacks), ([named(row), *(heat(row.accuracies.get(a)) for a in attacks)] for row in board.rows), set(range(1, len(attacks) + 1))
     )
+
+
+def certificates(board: Leaderboard) -> str:
+    """Certified accuracy by l2 radius; empty where no row certifies."""
+    held = [row for row in board.rows if row.certificate]
+    if not held:
+        return ""
+    rows = ([named(row), *(score(row.certified(radius)) for radius in board.radii), text(rests_on(row))] for row in held)
+    shown = table(("defence", *board.radii, "rests on"), rows, set(range(1, len(board.radii) + 1)))
+    return f"<h3>Certified accuracy by l2 radius</h3><p>{escape(CERTIFIED)}</p>{shown}"
 
 
 def heat(value: float | None) -> str:

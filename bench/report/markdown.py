@@ -6,10 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from bench.leaderboard import Leaderboard, Row
 from bench.report.provenance import provenance
+from bench.report.tables import rests_on
 from bench.statistics import Estimate
 
 CODE = ("command", "commit", "defences", "attacks")
 BRIEF = ("#", "defence", "clean", "robust", "strongest attack", "verdict", "cost")
+CERTIFIED = (
+    "The share of examples that are proved to stay right under any change shorter than the radius: a lower bound, whatever the attack. "
+    "Each proof holds with probability 1 - alpha."
+)
 
 
 def brief(row: Row) -> list[str]:
@@ -29,8 +34,17 @@ def ranged(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.3f} [{estimate.lo:.3f}, {estimate.hi:.3f}]" if estimate else ""
 
 
+def certificates(board: Leaderboard) -> list[str]:
+    """Certified accuracy by l2 radius, with its heading; nothing where no row certifies."""
+    held = [row for row in board.rows if row.certificate]
+    if not held:
+        return []
+    each = ([row.defence, row.classifier, *(ranged(row.certified(radius)) for radius in board.radii), rests_on(row)] for row in held)
+    return ["## Certified accuracy by l2 radius", CERTIFIED, table(("defence", "classifier", *board.radii, "rests on"), each)]
+
+
 def markdown(board: Leaderboard) -> str:
-    """The leaderboard, the accuracy under each attack, what the verdicts rest on, and where the numbers come from."""
+    """The leaderboard, the accuracy under each attack, what is certified, what the verdicts rest on, and where the numbers come from."""
     attacks = [label for label in board.attacks if label != "none"]
     header = ("#", "defence", "classifier", "clean", "robust", "strongest attack", "verdict", "cost", "published")
     each = ([row.defence, *(f"{row.accuracies[a]:.3f}" if a in row.accuracies else "" for a in attacks)] for row in board.rows)
@@ -41,6 +55,7 @@ def markdown(board: Leaderboard) -> str:
         table(header, (line(row) for row in board.rows)),
         "## Accuracy under each attack",
         table(("defence", *attacks), each),
+        *certificates(board),
         "## Why these verdicts",
         "\n".join(f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}" for row in board.rows),
         "## Where the numbers come from",

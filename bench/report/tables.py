@@ -2,6 +2,9 @@
 
 In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% interval; `queries` and `backwards` are forward and backward
 passes per example; `nonfinite` and `zero` count gradients, `strayed` and `unmoved` examples. A `defence` reads as in the leaderboard.
+
+Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what the certificates rest on (the number of
+samples n, the probability alpha that one is wrong) and the time that one takes.
 """
 
 from __future__ import annotations
@@ -28,8 +31,28 @@ CELL_COLUMNS = (
 
 
 def leaderboard_csv(board: Leaderboard) -> str:
-    header = (*COLUMNS, *(f"acc_{label}" for label in board.attacks))
-    return to_csv(header, ([*leading(board, row), *(share(row.accuracies.get(label)) for label in board.attacks)] for row in board.rows))
+    header = (*COLUMNS, *(f"acc_{label}" for label in board.attacks), *certified_columns(board))
+    under = ([share(row.accuracies.get(label)) for label in board.attacks] for row in board.rows)
+    return to_csv(header, ([*leading(board, row), *accs, *certified(board, row)] for row, accs in zip(board.rows, under, strict=True)))
+
+
+def certified_columns(board: Leaderboard) -> list[str]:
+    each = [f"certified_{what}_{radius}" for radius in board.radii for what in ("acc", "lo", "hi")]
+    return [*each, "certificate", "certify_ms_per_image"] if each else []
+
+
+def certified(board: Leaderboard, row: Row) -> list[str]:
+    if not board.radii:
+        return []
+    proof = row.certificate
+    each = [text for radius in board.radii for text in interval(row.certified(radius))]
+    ms = 1e3 * proof.seconds / len(proof.radii) if proof else None
+    return [*each, rests_on(row), number(ms, ".4f")]
+
+
+def rests_on(row: Row) -> str:
+    """`l2, alpha=0.001, n=1000`; empty where the row does not certify."""
+    return ", ".join(["l2", *(f"{name}={value:.10g}" for name, value in row.certificate.rests_on)]) if row.certificate else ""
 
 
 def cells_csv(boards: Sequence[Leaderboard]) -> str:

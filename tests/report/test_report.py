@@ -15,7 +15,7 @@ import pytest
 
 from bench import report
 from bench.leaderboard import rows
-from bench.record import Cost, Env
+from bench.record import Certificate, Cost, Env
 from bench.registry import ROOT
 from bench.store import Store
 from tests.fake_records import cell, record
@@ -150,6 +150,34 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(root: Path) -> None:
         "&lt;mine&gt;.py",
     )
     assert [told for told in shown if told not in text] == []
+
+
+def test_certified_accuracy_is_shown_where_a_defence_certifies_and_only_there(root: Path) -> None:
+    before = {path: path.read_bytes() for path in report.write(root)}
+    assert not [path for path, found in before.items() if b"ertif" in found]
+    proof = Certificate((0.3, 0.6, -1.0, 0.1), (("alpha", 0.001), ("n", 1000.0)), 2.0)
+    Store(root).put(record(cell("none", AT), [1, 1, 1, 0], env=ENV, certificate=proof))
+    report.write(root)
+    columns = [f"certified_{what}_{radius}" for radius in ("0.25", "0.5", "0.75", "1") for what in ("acc", "lo", "hi")]
+    path = root / "leaderboards" / "digits-linf-1_5.csv"
+    assert path.read_text().splitlines()[0] == ",".join([f"{FIRST},acc_none,acc_pgd,acc_square", *columns, "certificate", "certify_ms_per_image"])
+    at, carso = sorted(table(path), key=lambda line: line["defence"])
+    assert [at[f"certified_acc_{radius}"] for radius in ("0.25", "0.5", "0.75", "1")] == ["0.5000", "0.2500", "0.0000", "0.0000"]
+    assert (at["certified_lo_0.25"], at["certified_hi_0.25"]) == ("0.1500", "0.8500")
+    assert (at["certificate"], at["certify_ms_per_image"]) == ("l2, alpha=0.001, n=1000", "500.0000")
+    assert {carso[name] for name in (*columns, "certificate", "certify_ms_per_image")} == {""}
+    text = path.with_suffix(".md").read_text()
+    assert (
+        "| at | own:digits-at | 0.500 [0.150, 0.850] | 0.250 [0.046, 0.699] | 0.000 [0.000, 0.490] | 0.000 [0.000, 0.490] | l2, alpha=0.001, n=1000 |"
+        in text
+    )
+    page = (root / "report.html").read_text()
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert page.count("<h3>Certified accuracy by l2 radius</h3>") == 1
+    other = root / "leaderboards" / "cifar10-linf-8_255.csv"
+    assert other.read_bytes() == before[other]
 
 
 def test_the_terminal_gets_a_cell_per_heading(root: Path) -> None:
