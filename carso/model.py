@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,10 @@ from carso.aggregate import AGGREGATIONS, named
 from carso.purifier import Purifier
 from carso.representation import find, taps
 
-FLAT = 2**18  # pixel values in one batch of several draws (85 images of 3x32x32): larger ones take memory, and no less time
+# Pixel values in one batch of reconstructions (2**16: 21 images of 3x32x32). On a CPU larger batches cost more per image: their activations are
+# returned to the system after every layer, and asked for again. A GPU wants large ones; there the bound is one of memory.
+FLAT = {"cpu": 2**16}
+FLAT_ELSEWHERE = 2**22
 
 
 class CARSO(nn.Module):
@@ -67,14 +71,12 @@ class CARSO(nn.Module):
         return self.sample_logits(x)
 
     def draws(self, x: Tensor, k: int) -> Tensor:
-        """k independent predictions (B,k,K) that share the representation: one pass of it, and as many draws to a flat batch as `FLAT` allows."""
+        """k independent predictions (B,k,K) that share one pass of the representation."""
         c = self.latent(x)
         if not self.samples:
             return self.aggregate(self._logits(self._noise(c, 1), c))[:, None].expand(-1, k, -1)
-        z = self._noise(c, k * self.samples)
-        together = max(FLAT // max(self.samples * x.numel(), 1), 1) * self.samples
-        logits = torch.cat([self._logits(part, c) for part in torch.split(z, together, 1)], 1)
-        answers: Tensor = self.aggregate(logits.flatten(0, 1).unflatten(0, (len(x) * k, self.samples))).unflatten(0, (len(x), k))
+        logits = self._logits(self._noise(c, k * self.samples), c)
+        answers: Tensor = self.aggregate(logits.unflatten(1, (k, self.samples)).flatten(0, 1)).unflatten(0, (len(x), k))
         return answers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,9 +102,12 @@ class CARSO(nn.Module):
         return make(len(c), n, self.latent_dim, device=c.device, dtype=c.dtype)
 
     def _logits(self, z: Tensor, c: Tensor) -> Tensor:
-        """(B,n,K) of z (B,n,D) and c (B,C), as one flat batch: a map over the samples takes nearly twice as long."""
+        """(B,n,K) of z (B,n,D) and c (B,C), in flat batches of all images and samples: a map over the samples takes nearly twice as long."""
         n = z.shape[1]
-        logits: Tensor = self.classify(self.decode(z.flatten(0, 1), c.repeat_interleave(n, 0))).unflatten(0, (len(c), n))
+        together = max(FLAT.get(c.device.type, FLAT_ELSEWHERE) // math.prod(self.purifier.layout.image), 1)
+        parts = max(-(-len(c) * n // together), 1)
+        pairs = zip(z.flatten(0, 1).tensor_split(parts), c.repeat_interleave(n, 0).tensor_split(parts), strict=True)
+        logits: Tensor = torch.cat([self.classify(self.decode(*pair)) for pair in pairs]).unflatten(0, (len(c), n))
         return logits
 
 

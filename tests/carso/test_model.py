@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from carso import CARSO
+from carso import CARSO, Purifier
 from carso.aggregate import AGGREGATIONS
-from carso.model import VAE
+from carso.model import FLAT, VAE
 from carso.representation import taps
 from tests.carso.small import LAYERS, Small, classifier, images, purifier
 
@@ -36,20 +36,22 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("name", list(AGGREGATIONS))
 def test_the_prediction_is_a_loop_over_samples(name: str) -> None:
-    d, x = carso(3, name), images()
-    z = torch.randn(len(x), 3, 3)
+    """In float64: the untrained decoder hardly tells images apart, and one image's condition in place of another's would round away."""
+    d, x = carso(3, name).double(), images().double()
+    z = torch.randn(len(x), 3, 3, dtype=torch.float64)
     c = d.purifier.condition(taps(d.base, x, LAYERS))
     want = torch.stack([d.base(d.purifier.decode(z[:, e], c)) for e in range(3)], 1)
     torch.testing.assert_close(d.sample_logits(x, z), want)
+    assert (want[0] - want[1]).abs().max() > 1e-6
     torch.manual_seed(5)
-    z = torch.randn(len(x), 3, 3)
+    z = torch.randn(len(x), 3, 3, dtype=torch.float64)
     torch.manual_seed(5)
     torch.testing.assert_close(d(x), AGGREGATIONS[name](d.sample_logits(x, z)))
 
 
 def test_gradients_reach_the_image_through_the_representation() -> None:
-    d, x = carso(), images()
-    z = torch.randn(len(x), 3, 3)
+    d, x = carso().double(), images().double()
+    z = torch.randn(len(x), 3, 3, dtype=torch.float64)
 
     def loop(v: Tensor) -> Tensor:
         c = d.purifier.condition(taps(d.base, v, LAYERS))
@@ -95,25 +97,71 @@ def test_draws_share_the_representation(make: type) -> None:
 
 def test_a_draw_is_a_prediction() -> None:
     """The k draws are forward passes whose z lie side by side, image by image."""
-    d, x = carso(3), images()
+    d, x = carso(3).double(), images().double()
     torch.manual_seed(1)
     got = d.draws(x, 4)
     torch.manual_seed(1)
-    z = torch.randn(5, 4, 3, 3)
+    z = torch.randn(5, 4, 3, 3, dtype=torch.float64)
     want = torch.stack([d.aggregate(d.sample_logits(x, z[:, k])) for k in range(4)], 1)
     torch.testing.assert_close(got, want)
 
 
-def test_large_draws_are_split_and_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    d, x = carso(3), images()
-    torch.manual_seed(1)
-    want = d.draws(x, 5)
-    monkeypatch.setattr("carso.model.FLAT", 2 * 3 * x.numel() + 1)
-    torch.manual_seed(1)
-    with counted(d.purifier.decoder) as decoded, counted(d.purifier.bottleneck) as encoded:
-        got = d.draws(x, 5)
-    torch.testing.assert_close(got, want)
-    assert (decoded, encoded) == ([30, 30, 15], [5])
+def limit(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """At most so many images of 1x8x8 in a flat batch."""
+    monkeypatch.setitem(FLAT, "cpu", 64 * images)
+
+
+@pytest.mark.parametrize("make", [carso, vae])
+def test_large_batches_are_split_and_stay_the_same(make: Callable[[int], CARSO], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients to float rounding; the representation is still one pass."""
+    d, x = make(3).double(), images().double()
+
+    def run() -> tuple[list[Tensor], list[list[int]]]:
+        v = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        representation = d.purifier.bottleneck or d.purifier.encoder
+        with counted(representation) as encoded, counted(d.purifier.decoder) as decoded, counted(d.final) as judged:
+            logits, drawn = d.sample_logits(v), d.draws(v, 5)
+        gradient = torch.autograd.grad(logits.square().sum() + drawn.sum(), v)[0]
+        assert (gradient != 0).any()
+        return [logits, drawn, gradient], [encoded, decoded, [n for n in judged if n != 5]]
+
+    whole, passes = run()
+    assert passes == [[5, 5], [15, 75], [15, 75]]
+    limit(monkeypatch, 8)
+    split, passes = run()
+    assert passes == [[5, 5], [8, 7, *([8] * 5), *([7] * 5)], [8, 7, *([8] * 5), *([7] * 5)]]
+    for got, want in zip(split, whole, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_batch_of_one_image_is_never_split_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FLAT, "cpu", 1)
+    d = carso(2)
+    with counted(d.purifier.decoder) as decoded:
+        assert d(images()).shape == (5, 4)
+    assert decoded == [1] * 10
+
+
+@pytest.mark.parametrize("samples", [0, 1, 8])
+def test_the_representation_is_computed_once_per_image(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the samples, the draws, and the batches they are cut into: one pass of the classifier up to the taps, one of the purifier's."""
+    limit(monkeypatch, 3)
+    d, x = carso(samples), images()
+    calls: list[int] = []
+    plain = type(d.purifier).condition
+
+    def condition(self: Purifier, taps: Sequence[Tensor]) -> Tensor:
+        calls.append(len(taps[0]))
+        return plain(self, taps)
+
+    monkeypatch.setattr(Purifier, "condition", condition)
+    for use in (d, lambda v: d.draws(v, 1), lambda v: d.draws(v, 20), d.sample_logits, d.purify, d.surrogates["lse"], d.surrogates["mean-latent"]):
+        calls.clear()
+        with counted(d.base) as classified, counted(d.purifier.compressors[0]) as compressed:
+            use(x)
+        assert (calls, compressed) == ([5], [5])
+        assert classified[0] == 5  # the pass that is tapped; the others are of reconstructions
 
 
 @pytest.mark.parametrize("make", [carso, vae])

@@ -1,0 +1,1 @@
+"""What CARSO does, shown: commands that know both the method and the bench."""
