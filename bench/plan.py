@@ -95,7 +95,7 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
         if value is not None and value < least:
             raise BadInput(f"{knob} {value} is too small; the least is {least}")
     roles: Mapping[str, str] = facts["roles"]
-    names = request.defences or [entry.name for entry in listed()]
+    names = request.defences or [entry.name for entry in listed(notes)]
     lines = [resolved(defences, text, {}, roles, asked=request.defences is not None, notes=notes) for text in names]
     names = request.attacks or budget["attacks"]
     rivals = [resolved(attacks, text, budget, roles, asked=request.attacks is not None, notes=notes) for text in names]
@@ -115,9 +115,12 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def listed() -> list[Entry]:
-    """The defences of a plan that names none: all but those of the gallery, which are broken on purpose."""
-    return [entry for entry in defences if ".gallery" not in entry.make.__module__]
+def listed(notes: dict[str, None]) -> list[Entry]:
+    """The defences of a plan that names none: all but those of the gallery, which are broken on purpose, and, with a note, the costly ones."""
+    found = [entry for entry in defences if ".gallery" not in entry.make.__module__]
+    if costly := [entry.name for entry in found if entry.facts["costly"]]:
+        notes[f"left out, for they take long: {', '.join(costly)}; name them to have them"] = None
+    return [entry for entry in found if not entry.facts["costly"]]
 
 
 def dataset_of(request: Request) -> tuple[Spec, Mapping[str, Any]]:

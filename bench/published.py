@@ -54,13 +54,19 @@ def beside(published: Iterable[Published], cell: Cell) -> list[Published]:
 def _robustbench(path: Path) -> Iterator[Published]:
     for row in _read(path):
         clean, robust = _share(row["clean_acc"]), float(row["autoattack_acc"]) / 100
-        yield Published(*_where(row), "at", f"robustbench:{row['model']}", "AutoAttack", clean, robust, row["paper"])
+        yield Published(*_where(row), "at", _named(row), "AutoAttack", clean, robust, row["paper"])
 
 
 def _carso(path: Path) -> Iterator[Published]:
     for row in _read(path):
         clean, robust, note = _share(row["clean_acc"]), float(row["robust_acc"]) / 100, f"{row['described']}; {row['note']}"
         yield Published(*_where(row), row["defence"], row["classifier"], row["attack"], clean, robust, row["source"], note)
+
+
+def _named(row: dict[str, str]) -> str:
+    """What `--defences` calls the model: the bare name is that of CIFAR-10 linf, the others stand after dataset/threat."""
+    split = row["dataset"], row["norm"]
+    return f"robustbench:{row['model']}" if split == ("cifar10", "Linf") else f"robustbench:{'/'.join(split)}/{row['model']}"
 
 
 def _read(path: Path) -> list[dict[str, str]]:

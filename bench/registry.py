@@ -137,13 +137,14 @@ def classifier(scheme: str, *, names: Callable[[], list[str]] | None = None, ens
 
 
 def defence(
-    name: str, *, stochastic: bool | Callable[[Mapping[str, Value]], bool] = False, alone: str = "it wraps a classifier"
+    name: str, *, stochastic: bool | Callable[[Mapping[str, Value]], bool] = False, alone: str = "it wraps a classifier", costly: bool = False
 ) -> Callable[..., Any]:
     """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K).
 
     `stochastic` may depend on the knobs, and need not speak of the defence that a knob `inner` names; `alone` says why a defence has no such knob.
+    A `costly` one takes part only where it is named.
     """
-    return _register("defence", name, {"stochastic": stochastic, "alone": alone})
+    return _register("defence", name, {"stochastic": stochastic, "alone": alone, "costly": costly})
 
 
 def attack(

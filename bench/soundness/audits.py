@@ -18,6 +18,7 @@ from bench.worst import Worst, is_stochastic
 
 SOFT, HARD = 0.002, 0.01  # of examples broken by an attack that should be the weaker one (at 95%): AutoAttack's margin for Square, and one point
 INVALID = 0.001
+APART, ENOUGH = 0.01, 1000  # from what was published, and the examples below which chance alone goes that far
 BREAKS_HALF = 0.5  # a stochastic defence holds an example that it gets right more often than not
 # These return the clean image where they fail, so an unmoved image says nothing of them.
 RETURNS_CLEAN = {"autoattack"}
@@ -42,6 +43,7 @@ MEANING = {
     "E1": "the cells of the row used different weights files under one name",
     "G1": "clean accuracy differs from the published one: not the same model, images or preprocessing",
     "G2": "more survives here than under the published attack: the attacks of this row are the weaker ones",
+    "G3": "robust accuracy over one point from the published one, at enough examples to tell: another model, or attacks of another strength",
 }
 
 
@@ -220,7 +222,7 @@ def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
 
 
 def against_published(records: Sequence[Record], worst: Worst | None, published: Published) -> list[Flag]:
-    """G1 and G2: the same model must have the published clean accuracy, and no more robust accuracy than the published attack leaves."""
+    """G1 to G3: the same model must have the published clean accuracy, and robust accuracy near what the published attack leaves."""
     found = []
     for record in records:
         clean = estimate(record.correct, record.cell.draws)
@@ -228,4 +230,10 @@ def against_published(records: Sequence[Record], worst: Worst | None, published:
             found.append(Flag("G1", "soft", f"clean accuracy {clean.mean:.3f} [{clean.lo:.3f}, {clean.hi:.3f}], published {published.clean:.3f}"))
     if worst and worst.robust.lo > published.robust:
         found.append(Flag("G2", "soft", f"robust accuracy {worst.robust.mean:.3f}, published {published.robust:.3f} under {published.attack}"))
+    if worst and len(worst.chosen) >= ENOUGH:
+        gap = round(worst.robust.mean - published.robust, 9)  # both are decimals: a gap of exactly one point is none
+        if abs(gap) > APART:
+            found.append(
+                Flag("G3", "soft", f"robust accuracy lies {100 * gap:+.2f} points from the published {published.robust:.4f} at n {len(worst.chosen)}")
+            )
     return found
