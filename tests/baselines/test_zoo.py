@@ -94,6 +94,30 @@ def test_files_that_are_not_the_model(models: Path, content: Any, says: str) -> 
     assert str(path) in line
 
 
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_runs_code_does_not(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = models / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"
+    path.parent.mkdir(parents=True)
+    mark = tmp_path / "ran"
+    torch.save({"state_dict": random_state(), "more": Bomb(mark)}, path, _use_new_zipfile_serialization=zipped)
+    plain = torch.load
+    assert "cannot be loaded from" in refused(zoo.robustbench, SMALL)
+    assert not mark.exists()
+    assert torch.load is plain
+    with pytest.warns(UserWarning, match="forcing weights_only=False"):
+        torch.load(path)
+    assert mark.exists()  # it does run where nothing forbids it
+
+
 def test_a_truncated_file_is_found_before_the_sweep(models: Path) -> None:
     path = put(models / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt", {"state_dict": random_state()})
     path.write_bytes(path.read_bytes()[:-1000])
