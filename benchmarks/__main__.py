@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from benchmarks import attacks, carso_samples
+from benchmarks import attacks, carso_samples, training
 
 sys.argv = sys.argv[:1]
 carso_samples.main()
+training.main()
 if find_spec("torchattacks") and find_spec("foolbox"):
     attacks.main()
 else:

@@ -23,8 +23,10 @@ class Adversaries:
 
     @staticmethod
     def of(recipe: Recipe) -> Adversaries:
+        """As the recipe says; with `eps_unit` std the two strengths, not the step, are those of the code that trained the released weights."""
         weak, strong, step = (strength(key, getattr(recipe, key)) for key in ("eps_weak", "eps_strong", "pgd_step"))
-        return Adversaries(recipe.adversarial, weak, strong, recipe.pgd_steps, step)
+        unit = 1.0 if recipe.eps_unit == "pixel" else sum(recipe.std) / len(recipe.std)
+        return Adversaries(recipe.adversarial, weak / unit, strong / unit, recipe.pgd_steps, step)
 
     def deal(self, classifier: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x (B,C,H,W) with m = floor(B share / 4) images for each adversary at its end, in the order PGD weak, PGD strong, FGSM weak, FGSM strong.
@@ -42,10 +44,10 @@ class Adversaries:
 
 def pgd(classifier: nn.Module, x: Tensor, y: Tensor, eps: Tensor, *, steps: int, step: float) -> Tensor:
     """Signed ascent of the cross-entropy from a uniform start in the box; eps (B,1,1,1); the last iterate, in the box and in [0,1]."""
+    low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
     for _ in range(steps):
-        adv = adv + step * _ascent(classifier, adv, y)
-        adv = torch.minimum(torch.maximum(adv, x - eps), x + eps).clamp(0, 1)
+        adv = adv.add(_ascent(classifier, adv, y), alpha=step).clamp_(low, high)
     return adv
 
 

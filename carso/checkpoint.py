@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from carso.atomic import replace
 from carso.purifier import Layout, Purifier
 
 KINDS = ("carso", "vae")
@@ -62,22 +62,29 @@ def check(card: Mapping[str, Any], classifier: nn.Module) -> None:
 
 
 def save(path: Path, purifier: Purifier, facts: Mapping[str, Any], *, half: bool = False) -> None:
-    """Write the tensors (floating ones in half precision where asked) and the card, each atomically. ValueError where one is not finite."""
+    """Write the tensors (floating ones in half precision where asked) and the card, each atomically.
+
+    ValueError where a tensor is not finite; OSError where a file cannot be written.
+    """
     tensors = {k: v.detach().cpu().contiguous() for k, v in purifier.state_dict().items()}
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     if bad := [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]:
         raise ValueError(f"the purifier is not finite: {bad[0]}{' in half precision' if half else ''}; nothing is written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    try:
+    digest = ""
+
+    def write(fresh: Path) -> None:
+        nonlocal digest
         save_file(tensors, fresh)
         digest = hashlib.sha256(fresh.read_bytes()).hexdigest()
-        os.replace(fresh, path)
-        fresh.write_text(json.dumps({**facts, "sha256": digest}, indent=1, sort_keys=True) + "\n")
-        os.replace(fresh, path.with_suffix(".json"))
-    finally:
-        fresh.unlink(missing_ok=True)
+
+    replace(path, write)
+    card = {**facts, "sha256": digest}
+    replace(path.with_suffix(".json"), lambda fresh: _write(fresh, json.dumps(card, indent=1, sort_keys=True) + "\n"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def load(path: Path) -> tuple[Purifier, dict[str, Any]]:

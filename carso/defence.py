@@ -11,25 +11,25 @@ from carso.checkpoint import check, load
 from carso.model import CARSO
 
 
-def build(make: type[CARSO], kind: str, classifier: str, purifier: str, samples: int, aggregation: str) -> CARSO:
+def build(make: type[CARSO], kind: str, classifier: str, weights: str, samples: int, aggregation: str) -> CARSO:
     """The classifier and the purifier that the two texts name, wrapped; BadInput where they do not belong together."""
-    pin(purifier)
+    pin(weights)
     base = build_classifier(classifier)
     try:
-        loaded, card = load(locate(purifier))
+        loaded, card = load(locate(weights))
         if card["kind"] != kind:
             raise ValueError(f"it is a purifier of the kind '{card['kind']}', not '{kind}'")
         check(card, base)
         return make(base, loaded, samples, aggregation)
     except ValueError as error:
-        raise BadInput(f"{kind}[classifier={classifier},purifier={purifier}]: {error}") from None
+        raise BadInput(f"{kind}[classifier={classifier},weights={weights}]: {error}") from None
 
 
 @defence("carso", stochastic=lambda knobs: int(knobs["samples"]) > 0)
-def carso(*, classifier: str = "@robust", purifier: str = "@carso", samples: int = 8, aggregation: str = "peel") -> nn.Module:
+def carso(*, classifier: str = "@robust", weights: str = "@carso", samples: int = 8, aggregation: str = "peel") -> nn.Module:
     """Reconstruct the image from the classifier's representation of it, `samples` times, and classify the reconstructions.
 
-    `purifier` is own:NAME or file:PATH, trained around this very `classifier`; 0 samples: one reconstruction from z=0, deterministic;
+    `weights`, the purifier, is own:NAME or file:PATH, trained around this very `classifier`; 0 samples: one reconstruction from z=0, deterministic;
     `aggregation`: peel, logit, prob, count, vote, lse, peel-naive. arXiv 2306.06081.
     """
-    return build(CARSO, "carso", classifier, purifier, samples, aggregation)
+    return build(CARSO, "carso", classifier, weights, samples, aggregation)

@@ -15,8 +15,13 @@ def elbo(x_rec: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float) -> t
     logarithms clamped at -100.
     """
     reconstruction = binary_cross_entropy(x_rec, x, reduction="sum")
-    kl = 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum()
+    kl = divergence(mu, logvar)
     return reconstruction + beta * kl, reconstruction, kl
+
+
+def divergence(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence of N(mu, exp(logvar)) from N(0,1), summed over everything."""
+    return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum()
 
 
 def beta_at(epoch: int, epochs: int, lag: float) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 EVERY = 6
 PLAIN = 5  # RAdam's first steps, which are not divided by the gradient's size
+MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names for RAdam's m and v
 FAST = 0.8  # the share of the fast weights where both meet
 
 
@@ -40,6 +41,23 @@ class Lookahead:
             torch._foreach_lerp_(fast, self.slow, 1 - FAST)
             torch._foreach_copy_(self.slow, fast)
 
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs besides parameters and number of steps: the slow weights and RAdam's moments, numbered as the parameters are."""
+        kept = {f"slow.{i}": slow for i, slow in enumerate(self.slow)}
+        for i, parameter in enumerate(self.parameters):
+            kept |= {f"{name}.{i}": value for name, value in self.inner.state[parameter].items() if name != "step"}
+        return kept
+
+    @torch.no_grad()
+    def restore(self, kept: Mapping[str, Tensor], steps: int) -> None:
+        """Go on after `steps` steps from the very `state`; KeyError where a tensor is missing."""
+        self.steps = steps
+        for i, (parameter, slow) in enumerate(zip(self.parameters, self.slow, strict=True)):
+            slow.copy_(kept[f"slow.{i}"])
+            if steps:
+                moments = {name: torch.empty_like(parameter).copy_(kept[f"{name}.{i}"]) for name in MOMENTS}
+                self.inner.state[parameter] = {"step": torch.tensor(float(steps)), **moments}
+
     @torch.no_grad()
     def finish(self) -> None:
         torch._foreach_copy_([p.detach() for p in self.parameters], self.slow)
@@ -50,4 +68,4 @@ def learning_rate(epoch: int, epochs: int, *, start: float, base: float, final: 
     rise = int(warmup * epochs)
     if epoch < rise:
         return start + (base - start) * epoch / rise
-    return base + (final - base) * max(epoch - 2 * rise, 0) / (epochs - 2 * rise)
+    return base + (final - base) * max(epoch - 2 * rise, 0) / max(epochs - 2 * rise, 1)

@@ -16,19 +16,24 @@ import torch
 from torch import Tensor, nn
 
 
+Shape = tuple[int | None, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """All sizes of a purifier. Without taps it is an unconditional VAE.
 
-    `image` (C,H,W); `taps`: the shapes of the representation, per layer, without the batch; `mean`, `std`: per channel, the scaling of
+    `image` (C,H,W); `taps`: the shapes of the representation, per layer, without the batch; where weights do not tell heights and widths, these
+    are None, and `flat` is the number of values of all compressed taps together (0: counted); `mean`, `std`: per channel, the scaling of
     the image before the encoder; `blocks` 3x3 convolutions per (channels, height, width) tap, each halving the channels, with
     `padding` 0 (each takes 2 from height and width) or 1; taps of other ranks enter flat; `bottleneck`: size C of the condition;
-    `latent`: size D of z; `encoder`: channels of the two strided convolutions on the image; `decoder`: channels of the seed
-    map, then of every stage that doubles it; `last_kernel` 3, or 2 where the last stage overshoots by one pixel.
+    `latent`: size D of z; `encoder`: channels of the strided convolutions on the image (none: a purifier that can
+    only decode); `decoder`: channels of the seed map, then of every stage that doubles it; `last_kernel` 3, or 2 where the last stage overshoots
+    by one pixel.
     """
 
     image: tuple[int, int, int]
-    taps: tuple[tuple[int, ...], ...]
+    taps: tuple[Shape, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     blocks: int = 3
@@ -38,21 +43,53 @@ class Layout:
     encoder: tuple[int, ...] = (6, 12)
     decoder: tuple[int, ...] = (256, 256, 128, 64, 32)
     last_kernel: int = 2
+    flat: int = 0
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.image[0] or len(self.std) != self.image[0] or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each of the {self.image[0]} channels, std above 0")
         if self.last_kernel not in (2, 3) or self.padding not in (0, 1):
             raise ValueError(f"last_kernel={self.last_kernel} must be 2 or 3, and padding={self.padding} 0 or 1")
-        if self.blocks < 0 or min(self.latent, self.bottleneck, *self.encoder, *self.decoder) < 1 or not self.encoder or not self.decoder:
+        if self.blocks < 0 or min(self.latent, self.bottleneck, *self.encoder, *self.decoder) < 1 or not self.decoder:
             raise ValueError("blocks must be 0 or more; latent, bottleneck, and the channels of encoder and decoder at least 1")
+        if any(tap[:1] == (None,) or (len(tap) != 3 and None in tap) for tap in self.taps):
+            raise ValueError(f"taps {self.taps}: only the height and the width of a tap can be unknown")
+        if self.known != (self.flat == 0):
+            raise ValueError(f"flat={self.flat} is counted where the taps' shapes are known, and must be given where they are not")
         for i, tap in enumerate(self.taps):
-            if len(tap) == 3 and min(self.compressed(tap)[1:]) < 1:
-                least = 1 + 2 * self.blocks * (1 - self.padding)
+            self._large_enough(i, tap)
+
+    def _large_enough(self, i: int, tap: Shape) -> None:
+        least = 1 + 2 * self.blocks * (1 - self.padding)
+        if len(tap) == 3 and min(n for n in (*tap[1:], least) if n is not None) < least:
+            raise ValueError(
+                f"tap {i} ({'x'.join(map(str, tap))}) is too small for {self.blocks} blocks of 3x3 convolutions without padding, which need "
+                f"{least}x{least}: take fewer blocks, padding=1, or another layer"
+            )
+
+    def check(self, got: Sequence[tuple[int, ...]]) -> None:
+        """ValueError where taps of the shapes `got` (without the batch) are not those of the layout."""
+        same = len(got) == len(self.taps) and all(
+            len(a) == len(b) and all(m in (n, None) for m, n in zip(a, b, strict=True)) for a, b in zip(self.taps, got, strict=True)
+        )
+        if not same or not got:
+            raise ValueError(f"the purifier was made for taps of the shapes {self.taps}, the classifier gives {tuple(got)}")
+        if not self.known:
+            for i, tap in enumerate(got):
+                self._large_enough(i, tap)
+            if (total := self.count(got)) != self.flat:
                 raise ValueError(
-                    f"tap {i} ({'x'.join(map(str, tap))}) is too small for {self.blocks} blocks of 3x3 convolutions without padding, which need "
-                    f"{least}x{least}: take fewer blocks, padding=1, or another layer"
+                    f"the purifier was made for taps of {self.flat} values after compression, the classifier's have {total}: {tuple(got)}"
                 )
+
+    @property
+    def known(self) -> bool:
+        """Whether the shapes of all taps are."""
+        return not any(None in tap for tap in self.taps)
+
+    def count(self, taps: Sequence[tuple[int, ...]]) -> int:
+        """The number of values of these taps after their compressors, all together."""
+        return sum(prod(self.compressed(tap)) for tap in taps)
 
     def compressed(self, tap: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a tap after its compressor."""
@@ -67,6 +104,11 @@ class Layout:
         return self.bottleneck if self.taps else 0
 
     @property
+    def total(self) -> int:
+        """The number of values of the compressed taps: what the bottleneck reads."""
+        return self.flat or self.count([tuple(n for n in tap if n is not None) for tap in self.taps])
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of the decoder's maps, from its seed to its last stage: found backwards, each half of the next, rounded up."""
         _, h, w = self.image
@@ -76,14 +118,14 @@ class Layout:
         return found[::-1]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "flat" or v}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Layout:
         """ValueError where a field is missing or unknown."""
         names = {f.name for f in fields(Layout)}
-        if set(data) != names:
-            raise ValueError(f"the purifier's layout lacks or has unknown fields: {', '.join(sorted(names ^ set(data)))}")
+        if odd := (names ^ set(data)) - {"flat"}:
+            raise ValueError(f"the purifier's layout lacks or has unknown fields: {', '.join(sorted(odd))}")
         return Layout(**{k: _frozen(v) for k, v in data.items()})
 
 
@@ -130,15 +172,15 @@ class Purifier(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(layout, name)).view(-1, 1, 1), persistent=False)
 
         self.compressors = nn.ModuleList(self._compressor(tap) for tap in layout.taps)
-        flat = sum(prod(layout.compressed(tap)) for tap in layout.taps)
-        self.bottleneck = nn.Sequential(Cat(), full(flat, c)) if layout.taps else None
+        self.bottleneck = nn.Sequential(Cat(), full(layout.total, c)) if layout.taps else None
 
-        ins = (channels, *layout.encoder)
-        self.encoder = nn.Sequential(*(conv(i, o, 2, 1) for i, o in pairwise(ins)))
-        for _ in layout.encoder:
-            h, w = -(-h // 2), -(-w // 2)
-        self.joint = nn.Sequential(Cat(), full(layout.encoder[-1] * h * w + c, d))
-        self.mu, self.logvar = nn.Linear(d, d), nn.Linear(d, d)
+        if layout.encoder:
+            ins = (channels, *layout.encoder)
+            self.encoder = nn.Sequential(*(conv(i, o, 2, 1) for i, o in pairwise(ins)))
+            for _ in layout.encoder:
+                h, w = -(-h // 2), -(-w // 2)
+            self.joint = nn.Sequential(Cat(), full(layout.encoder[-1] * h * w + c, d))
+            self.mu, self.logvar = nn.Linear(d, d), nn.Linear(d, d)
 
         sizes, maps = layout.sizes, layout.decoder
         seed = (maps[0], *sizes[0])
@@ -149,22 +191,23 @@ class Purifier(nn.Module):
             nn.Sigmoid(),
         )
 
-    def _compressor(self, tap: tuple[int, ...]) -> nn.Sequential:
-        if len(tap) != 3:
+    def _compressor(self, tap: Shape) -> nn.Sequential:
+        if len(tap) != 3 or tap[0] is None:
             return nn.Sequential()
         widths = [-(-tap[0] // 2**b) for b in range(self.layout.blocks + 1)]
         return nn.Sequential(*(conv(i, o, 1, self.layout.padding) for i, o in pairwise(widths)))
 
     def condition(self, taps: Sequence[Tensor]) -> Tensor:
         """c (B,C) of the taps; ValueError where their number or shapes are not those of the layout."""
-        got = tuple(tuple(r.shape[1:]) for r in taps)
-        if got != self.layout.taps or self.bottleneck is None:
-            raise ValueError(f"the purifier was made for taps of the shapes {self.layout.taps}, the classifier gives {got}")
+        self.layout.check([tuple(r.shape[1:]) for r in taps])
+        assert self.bottleneck is not None  # the check passes no layout without taps
         c: Tensor = self.bottleneck([p(r) for p, r in zip(self.compressors, taps, strict=True)])
         return c
 
     def encode(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """mu, logvar (B,D) of the posterior of z; c (B,0) where there are no taps."""
+        """mu, logvar (B,D) of the posterior of z; c (B,0) where there are no taps. ValueError where the purifier has no encoder."""
+        if not self.layout.encoder:
+            raise ValueError("this purifier has no encoder, and can only decode: the released files lack the parts that only training needs")
         h = self.joint((self.encoder((x - self.mean) / self.std), c))
         return self.mu(h), self.logvar(h)
 

@@ -40,6 +40,7 @@ class Recipe:
     adversarial: float  # share of each batch that is attacked, in four equal parts: PGD weak and strong, FGSM weak and strong
     eps_weak: str  # linf
     eps_strong: str
+    eps_unit: str  # pixel: as the text says; std: both divided by the mean of `std`, as the released weights were trained
     pgd_steps: int
     pgd_step: str
     validation: int  # images of the train split that are held out for the final check
@@ -109,10 +110,12 @@ def _typed(key: str, value: Any, want: str) -> Any:
 def _sane(recipe: Recipe) -> None:
     for key in ("eps_weak", "eps_strong", "pgd_step", "validation_eps"):
         strength(key, getattr(recipe, key))
-    for key in ("epochs", "batch", "lr"):
+    if recipe.eps_unit not in ("pixel", "std"):
+        raise ValueError(f"recipe field eps_unit='{recipe.eps_unit}' is unknown; there are: pixel, std")
+    for key in ("epochs", "batch", "lr", "pgd_steps"):
         if getattr(recipe, key) <= 0:
             raise ValueError(f"recipe field {key}={getattr(recipe, key)} must be above 0")
-    for key, most in (("adversarial", 1.0), ("warmup", 0.5), ("lag", 0.75), ("beta", float("inf")), ("pgd_steps", 10**6), ("validation", 10**9)):
+    for key, most in (("adversarial", 1.0), ("warmup", 0.5), ("lag", 0.75), ("beta", float("inf")), ("validation", 10**9)):
         if not 0 <= getattr(recipe, key) <= most:
             raise ValueError(f"recipe field {key}={getattr(recipe, key)} must be from 0 to {most:g}")
 

@@ -62,6 +62,50 @@ def test_strengths_of_the_paper() -> None:
     assert (a.weak, a.strong, a.steps, a.step, a.share) == (4 / 255, 8 / 255, 40, 0.01, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "weak", "strong"),
+    [("cifar10", 0.062562, 0.125123), ("cifar100", 0.058831, 0.117662), ("tinyimagenet200", 0.068910, 0.137821)],
+)
+def test_strengths_of_the_released_weights(name: str, weak: float, strong: float) -> None:
+    a = Adversaries.of(read(name, changes={"eps_unit": "std"}))
+    assert (a.weak, a.strong) == (pytest.approx(weak, abs=5e-7), pytest.approx(strong, abs=5e-7))
+    assert (a.steps, a.step) == (40, 0.01)  # which the unit does not touch
+
+
+def test_pgd_step_by_step() -> None:
+    """The paper's words: into the box, then into [0,1], at every step; the last iterate."""
+    f, x, y = classifier(), images(12), torch.arange(12) % 4
+    eps = torch.tensor([0.04] * 6 + [0.3] * 6).view(12, 1, 1, 1)
+    torch.manual_seed(6)
+    got = pgd(f, x, y, eps, steps=7, step=0.05)
+    torch.manual_seed(6)
+    adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
+    for _ in range(7):
+        adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(f(adv), y, reduction="sum"), adv)
+        adv = adv.detach() + 0.05 * gradient.sign()
+        adv = torch.minimum(torch.maximum(adv, x - eps), x + eps).clamp(0, 1)
+    torch.testing.assert_close(got, adv, rtol=0, atol=1e-6)
+    assert ((adv - x).abs() > eps - 1e-6).any()
+    assert ((adv == 0) | (adv == 1)).any()
+
+
+def test_no_gradient_of_a_parameter_is_computed() -> None:
+    f = classifier()
+    asked: list[int] = []
+    f.fc.register_full_backward_hook(lambda *_: asked.append(1))
+    saved: list[torch.Size] = []
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        saved.append(t.shape)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        fgsm(f, images(3), torch.zeros(3, dtype=torch.int64), torch.full((3, 1, 1, 1), 0.1))
+    assert asked
+    assert torch.Size([3, 96]) not in saved  # the input of fc, which only the gradient of its weight would need
+
+
 def test_labels_go_with_their_images() -> None:
     f, x, y = classifier(), images(80), torch.arange(80) // 3 % 4
     eps = torch.tensor([0.05] * 10 + [0.1] * 10).view(20, 1, 1, 1)

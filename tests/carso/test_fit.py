@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from carso.batches import packed
 from carso.checkpoint import fingerprint
-from carso.fit import Epoch, fit, new_purifier, validate, wrap
+from carso.fit import Validation, fit, new_purifier, validate, wrap
 from carso.loss import elbo
 from carso.model import CARSO, VAE
 from carso.optimiser import Lookahead
 from carso.purifier import Purifier
 from carso.recipe import Recipe, read
 from carso.representation import taps
+from carso.resume import Epoch
 from tests.carso.small import IMAGE, LAYERS, Small, classifier
 
 
@@ -115,6 +117,70 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
         assert torch.equal(parameter, slow)
 
 
+def test_packed_images_train_as_float_ones_do() -> None:
+    x, y = blobs()
+    x = (x * 255).round() / 255
+    assert packed(x).dtype == torch.uint8
+    weights = []
+    for images in (x, packed(x)):
+        f = trained_classifier()
+        torch.manual_seed(3)
+        p = new_purifier(f, IMAGE, recipe(epochs=2))
+        fit(p, f, images, y, recipe(epochs=2))
+        weights.append(fingerprint(p))
+    assert weights[0] == weights[1]
+
+
+def test_every_epoch_has_a_stream_of_its_own() -> None:
+    f, (x, y), r = trained_classifier(), blobs(), recipe(epochs=4)
+    seen: list[tuple[int, float]] = []
+
+    def measure(p: Purifier) -> tuple[float, float]:
+        assert not p.training
+        seen.append((len(seen), float(torch.rand(()))))
+        wrap(f, p)  # freezes what it is given
+        return 0.5, 0.25
+
+    weights = []
+    for every in (0, 1, 3):
+        torch.manual_seed(3)
+        p = new_purifier(f, IMAGE, r)
+        history = fit(p, f, x, y, r, validation=Validation(measure, every))
+        weights.append(fingerprint(p))
+        assert [e.epoch for e in history if e.clean_acc is not None] == {0: [3], 1: [0, 1, 2, 3], 3: [2, 3]}[every]
+        assert (history[-1].clean_acc, history[-1].pgd_acc) == (0.5, 0.25)
+        after = float(torch.rand(()))
+    assert len(set(weights)) == 1
+    draws = [draw for _, draw in seen]
+    assert draws[0] == draws[4] == draws[6]  # of the last epoch
+    assert draws[5] == draws[3]
+    assert len(set(draws[1:5])) == 4
+    torch.manual_seed(3)
+    new_purifier(f, IMAGE, r)
+    torch.randint(2**62, ())
+    assert float(torch.rand(())) == after  # the global generator has given one number, whatever the epochs took
+
+
+def test_what_is_validated_is_what_training_would_leave() -> None:
+    f, (x, y), r = trained_classifier(), blobs(), recipe(epochs=4, lr=0.02)  # 16 steps, which do not end on a meeting
+    found: list[str] = []
+
+    def measure(p: Purifier) -> tuple[float, float]:
+        found.append(fingerprint(p))
+        return 0.0, 0.0
+
+    torch.manual_seed(3)
+    p = new_purifier(f, IMAGE, r)
+    fit(p, f, x, y, r, validation=Validation(measure))
+    assert found == [fingerprint(p)]
+
+
+def test_the_curve_says_what_the_adversaries_took() -> None:
+    _, _, history = run(epochs=2)
+    for epoch in history:
+        assert 0 < epoch.adversaries < epoch.seconds < 60
+
+
 def test_a_last_batch_of_one_is_left_out() -> None:
     x, y = blobs(41)
     f = trained_classifier()
@@ -129,6 +195,8 @@ def test_bad_input() -> None:
     p = new_purifier(f, IMAGE, recipe())
     with pytest.raises(ValueError, match="not finite, or outside"):
         fit(p, f, x.index_fill(0, torch.tensor([5]), float("nan")), y, recipe())
+    with pytest.raises(ValueError, match=r"1 training images in batches of 24 on 1 device\(s\) give no batch"):
+        fit(p, f, x[:1], y[:1], recipe())
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         new_purifier(f, IMAGE, recipe(layers=("conv9",)))
     with pytest.raises(ValueError, match=r"tap 0 \(5x8x8\) is too small for 4 blocks"):

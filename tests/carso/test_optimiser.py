@@ -19,6 +19,7 @@ from carso.recipe import read
             "cifar10",
             {0: 5e-9, 1: 0.00256, 12: 0.03072, 24: 0.06144, 25: 0.064, 50: 0.064, 51: 0.063573, 100: 0.042669, 150: 0.021339, 199: 4.35e-4},
         ),
+        ("cifar100", {0: 5e-9, 1: 0.00256, 25: 0.064, 50: 0.064, 51: 0.063573, 199: 4.35e-4}),
         ("tinyimagenet200", {1: 4.13e-4, 31: 0.0128, 62: 0.0128, 63: 0.012732, 150: 0.006809, 249: 6.97e-5}),
     ],
 )
@@ -50,10 +51,10 @@ def test_elbo_is_a_sum() -> None:
     assert elbo(torch.zeros(1, 1), torch.ones(1, 1), mu, logvar, 0)[1] == 100  # the clamp
 
 
-def radam(theta: float, gradients: list[float], lr: float) -> list[float]:
+def radam(theta: float, gradients: list[float], lr: float, *, lookahead: bool = False) -> list[float]:
     """The paper's text, for one number."""
     m = v = 0.0
-    out = []
+    out, slow = [], theta
     for t, g in enumerate(gradients, 1):
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         n = 1999 - 2 * t * 0.999**t / (1 - 0.999**t)
@@ -62,6 +63,8 @@ def radam(theta: float, gradients: list[float], lr: float) -> list[float]:
             theta -= lr * r * m / (math.sqrt(v) + 1e-8)
         else:
             theta -= lr * m / (1 - 0.9**t)
+        if lookahead and t % 6 == 0:
+            theta = slow = 0.8 * theta + 0.2 * slow
         out.append(theta)
     return out
 
@@ -74,6 +77,51 @@ def test_radam_inside_is_the_text() -> None:
         parameter.grad = torch.tensor([g], dtype=torch.float64)
         optimiser.step()
         assert parameter.item() == pytest.approx(want, rel=1e-9)
+
+
+def test_the_two_together_for_thirty_steps() -> None:
+    """Five plain steps, then those that are divided by the gradient's size; a meeting after every sixth."""
+    gradients = [math.sin(3 * t) + 0.2 for t in range(1, 31)]
+    want = radam(1.0, gradients, 0.01, lookahead=True)
+    parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimiser = Lookahead([parameter], lr=0.01)
+    for g, theta in zip(gradients, want, strict=True):
+        parameter.grad = torch.tensor([g], dtype=torch.float64)
+        optimiser.step()
+        assert parameter.item() == pytest.approx(theta, rel=1e-9)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 6, 9])
+def test_a_restored_optimiser_goes_on_as_it_would_have(stop: int) -> None:
+    def step(optimiser: Lookahead, t: int) -> None:
+        for i, p in enumerate(optimiser.parameters):
+            p.grad = torch.full_like(p, math.cos(t + i))
+        optimiser.set_lr(0.01 * (t + 1))
+        optimiser.step()
+
+    def new() -> Lookahead:
+        return Lookahead([torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.zeros(4))], lr=1.0)
+
+    one, other = new(), new()
+    for t in range(stop):
+        step(one, t)
+    for p, q in zip(other.parameters, one.parameters, strict=True):
+        p.data.copy_(q.data)
+    other.restore({name: value.clone() for name, value in one.state().items()}, one.steps)
+    for t in range(stop, 14):
+        step(one, t)
+        step(other, t)
+    one.finish()
+    other.finish()
+    for p, q in zip(other.parameters, one.parameters, strict=True):
+        assert torch.equal(p, q)
+    if stop:
+        with pytest.raises(KeyError, match=r"exp_avg\.1"):
+            new().restore({name: value for name, value in one.state().items() if name != "exp_avg.1"}, stop)
+
+
+def test_a_schedule_without_a_decay() -> None:
+    assert [learning_rate(e, 2, start=0.1, base=1.0, final=0.0, warmup=0.5) for e in range(2)] == [0.1, 1.0]
 
 
 def test_lookahead_meets_every_six_steps_and_ends_on_the_slow_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def test_every_recipe_explains_itself(name: str) -> None:
     assert text.startswith("# ")
     for field in fields(Recipe):
         assert f"\n{field.name} = " in text
+    for line in text.splitlines():
+        assert "#" in line or not re.match(r"\w+ = .*[^\[]$", line) or line.startswith("layers"), f"no word about: {line}"
 
 
 def test_changes_are_typed() -> None:
@@ -39,6 +42,8 @@ def test_changes_are_typed() -> None:
         ({"epoch": "3"}, "no field 'epoch'; did you mean 'epochs'"),
         ({"epochs": "three"}, "epochs='three' is not of the type int"),
         ({"epochs": "0"}, "epochs=0 must be above 0"),
+        ({"pgd_steps": "0"}, "pgd_steps=0 must be above 0"),
+        ({"eps_unit": "byte"}, "eps_unit='byte' is unknown; there are: pixel, std"),
         ({"half": "maybe"}, "half='maybe' is not of the type bool"),
         ({"eps_strong": "-1/255"}, "eps_strong='-1/255' is negative"),
         ({"eps_strong": "much"}, "eps_strong='much' is not a number"),

@@ -30,7 +30,7 @@ def test_every_card_is_true(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> CARSO:
-    made: CARSO = defences.get("carso").make(classifier="own:digits-at", purifier="own:digits-carso")
+    made: CARSO = defences.get("carso").make(classifier="own:digits-at", weights="own:digits-carso")
     return made
 
 
