@@ -25,6 +25,7 @@ TEST = 500
         "other": "own:digits-other",
         "carso": "own:digits-carso",
         "vae": "own:digits-vae",
+        "diffusion": "own:digits-diffusion",
     },
 )
 def digits(split: str, data_dir: Path) -> Dataset:

@@ -34,6 +34,7 @@ FILES = {
         "other": "own:mnist-other",
         "carso": "own:mnist-carso",
         "vae": "own:mnist-vae",
+        "diffusion": "own:mnist-diffusion",
     },
 )
 def mnist(split: str, data_dir: Path) -> Dataset:
