@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from bench import registry, weights
+from bench import labels, registry, weights
 from bench.data.sample import Dataset
 from bench.evaluate import batches, evaluate, load_cached
 from bench.record import Env, Record, merge
@@ -51,7 +51,7 @@ def check(cells: Iterable[Cell], data_dir: Path) -> None:
     cells = tuple(cells)
     for cell in {(c.dataset, c.defence): c for c in cells}.values():
         data = load_cached(cell.dataset, str(data_dir))
-        name, classifier = cell.defence.name, cell.defence.params.get("classifier", "?")
+        name, classifier = cell.defence.name, labels.classifier_of(cell.defence) or "?"
         try_one(registry.build_defence(cell.defence), data, f"defence '{name}' with classifier '{classifier}'")
     for cell in {(c.dataset, c.attack): c for c in cells if c.threat.access == "transfer"}.values():
         source = str(cell.attack.params["source"])

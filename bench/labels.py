@@ -24,6 +24,11 @@ def unpinned(text: str) -> str:
     return PIN.sub("", text)
 
 
+def classifier_of(spec: Spec) -> str:
+    """The classifier, without its pin, that a defence stands before, or all of them, joined by `+`; empty where it names none."""
+    return unpinned(str(spec.params.get("classifier") or spec.params.get("classifiers", "")))
+
+
 def without_pins(spec: Spec) -> Spec:
     return Spec(spec.name, tuple((knob, unpinned(value) if isinstance(value, str) else value) for knob, value in spec.items))
 

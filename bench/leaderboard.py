@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 
-from bench.labels import SAMPLING, dataset_of, family, short, unpinned
+from bench.labels import SAMPLING, classifier_of, dataset_of, family, short
 from bench.published import Published, beside, match
 from bench.record import Certificate, Flag, Record
 from bench.soundness.audits import audit
@@ -94,7 +94,7 @@ class Asked:
         ordered = sorted(plans.items(), key=lambda item: (-len(item[1]), item[0]))
         cells = {cell.key: cell for _, plan in ordered for cell in plan} | {record.cell.key: record.cell for record in records}
         specs = cells.values()
-        return Asked(tuple(specs), short(c.attack for c in specs), short((c.defence for c in specs), hide=("classifier",)))
+        return Asked(tuple(specs), short(c.attack for c in specs), short((c.defence for c in specs), hide=("classifier", "classifiers")))
 
 
 def leaderboards(
@@ -162,7 +162,7 @@ def row(cells: Sequence[Cell], answers: Mapping[str, Record], failures: Mapping[
     return Row(
         rank=None,
         defence=asked.defences[cells[0].defence],
-        classifier=unpinned(str(cells[0].defence.params.get("classifier", ""))),
+        classifier=classifier_of(cells[0].defence),
         cell=cells[0],
         n=len(base.ids) if base else next((int(v) for k, v in cells[0].dataset.items if k in SAMPLING and v), None),
         stochastic=cells[0].select > 1 or cells[0].draws > 1,

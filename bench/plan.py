@@ -190,7 +190,7 @@ def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]
         raise BadInput(f"inner={text} and classifier={outer.params['classifier']} exclude each other: give inner={text} a classifier of its own")
     inner = resolved(defences, text, {}, roles, asked=True, notes={})
     assert inner
-    return {"inner": str(inner), "classifier": str(inner.params.get("classifier", ""))}
+    return {"inner": str(inner), "classifier": str(inner.params.get("classifier") or inner.params.get("classifiers", ""))}
 
 
 def settle(value: str, roles: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from bench.labels import dataset_of, unpinned
+from bench.labels import classifier_of, dataset_of
 from bench.spec import Cell
 
 FOLDER = Path(__file__).parent / "published"
@@ -40,7 +40,7 @@ def load(folder: Path = FOLDER) -> tuple[Published, ...]:
 def match(published: Iterable[Published], cell: Cell) -> Published | None:
     """What was published for the defence of `cell`: same classifier, dataset, norm and exactly the same eps. The lowest figure counts."""
     defence = AS_PUBLISHED.get(cell.defence.name)
-    classifier = unpinned(str(cell.defence.params.get("classifier", "")))
+    classifier = classifier_of(cell.defence)
     found = [p for p in beside(published, cell) if p.defence == defence and p.classifier == classifier != ""]
     return min(found, key=lambda p: p.robust, default=None)
 

@@ -31,7 +31,7 @@ TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", 
         "standard": "autoattack:resnet18",
         "robust": "robustbench:Cui2023Decoupled_WRN-28-10",
         "other": "robustbench:Standard",
-        "carso": "own:cifar10-carso",
+        "carso": "released",
         "vae": "own:cifar10-vae",
     },
 )
@@ -50,7 +50,7 @@ def cifar10(split: str, data_dir: Path) -> Dataset:
         "robust": "robustbench:cifar100/Linf/Cui2023Decoupled_WRN-28-10",
         "standard": "own:cifar100-standard",
         "other": "own:cifar100-other",
-        "carso": "own:cifar100-carso",
+        "carso": "released",
         "vae": "own:cifar100-vae",
     },
 )

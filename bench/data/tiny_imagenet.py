@@ -19,9 +19,9 @@ from bench.spec import BadInput
     n=1000,
     roles={
         "standard": "own:tiny-imagenet-standard",
-        "robust": "own:tiny-imagenet-at",
+        "robust": "released:tinyimagenet200",
         "other": "own:tiny-imagenet-other",
-        "carso": "own:tiny-imagenet-carso",
+        "carso": "released",
         "vae": "own:tiny-imagenet-vae",
     },
 )

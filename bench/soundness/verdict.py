@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from bench.labels import family, unpinned
+from bench.labels import classifier_of, family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
 from bench.statistics import Estimate
@@ -63,10 +63,10 @@ def lacking(records: Sequence[Record]) -> tuple[str, ...]:
     if not records:
         return ()
     cell, names, families = records[0].cell, {r.cell.attack.name for r in records}, {family(r.cell) for r in records}
-    classifier = cell.defence.params.get("classifier")
+    own = classifier_of(cell.defence).split("+")
     done = {
         "A1": "gradient" in families,
-        "A2": any(family(r.cell) == "transfer" and from_classifier(r, classifier) for r in records),
+        "A2": any(family(r.cell) == "transfer" and unpinned(str(r.cell.attack.params.get("source", ""))) in own for r in records),
         "D5": "fgsm" in names and bool(names & {"pgd", "pgd-eot"}),
         "D7": "square" in names,
         "D8": "transfer" in families,
@@ -76,10 +76,6 @@ def lacking(records: Sequence[Record]) -> tuple[str, ...]:
     bare = set(cell.defence.params) <= {"classifier"}
     required = ("A1", *(() if bare else ADAPTIVE), "D5", "D7", "D8", "D9", *NOT_YET, *(NOT_YET_STOCHASTIC if is_stochastic(records[0]) else ()))
     return tuple(sorted((code for code in required if not done.get(code)), key=order))
-
-
-def from_classifier(record: Record, classifier: object) -> bool:
-    return unpinned(str(record.cell.attack.params.get("source", ""))) == unpinned(str(classifier))
 
 
 def order(code: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.data.sample import load
-from bench.labels import short
+from bench.labels import classifier_of, short
 from bench.plan import Request, ensure, plan
 from bench.registry import build_classifier, build_defence, classifiers, discover, inner_of, is_stochastic
 from bench.spec import BadInput, Spec
@@ -90,3 +90,9 @@ def test_the_weights_of_an_inner_defence_are_fetched_first(monkeypatch: pytest.M
     monkeypatch.setitem(classifiers.get("autoattack").facts, "ensure", asked.append)
     ensure(plan([Request(defences=("jpeg[inner=at[classifier=autoattack:resnet18]]",), attacks=("none",))]))
     assert asked == ["resnet18"]
+
+
+def test_a_row_names_the_classifier_or_all_of_them() -> None:
+    assert classifier_of(defence("ensemble")) == "own:digits-at+own:digits-other"
+    assert classifier_of(defence("jpeg[inner=ensemble]")) == "own:digits-at+own:digits-other"
+    assert classifier_of(defence("jpeg[inner=at]")) == "own:digits-at"
