@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from baselines.transform import Rounding, Transformed
+from baselines.transform import Transformed, soft_round
 from bench.registry import build_inner, defence
 from bench.spec import BadInput
 
@@ -18,12 +19,21 @@ class BitDepth(nn.Module):
             raise BadInput(f"defence 'bit-depth': bits={bits} is not between 1 and 8")
         self.top = 2**bits - 1
 
-    def forward(self, x: Tensor, rounding: Rounding) -> Tensor:
-        levels: Tensor = rounding(x * self.top) / self.top
+    def forward(self, x: Tensor) -> Tensor:
+        levels: Tensor = torch.round(x * self.top) / self.top
+        return levels
+
+    def soft(self, x: Tensor) -> Tensor:
+        levels: Tensor = soft_round(x * self.top) / self.top
         return levels
 
 
 @defence("bit-depth")
 def bit_depth(*, classifier: str = "@standard", inner: str = "", bits: int = 3) -> nn.Module:
-    """Round every channel to 2^bits levels, classify. Xu, Evans and Qi (2018), arXiv 1704.01155."""
-    return Transformed(build_inner(classifier, inner), BitDepth(bits))
+    """Round every channel to 2^bits levels, classify.
+
+    The rounding has no gradient. Attack it with PGD on its surrogates `identity` (BPDA) and `soft`, and with transfer from the bare classifier.
+    Xu, Evans and Qi (2018), arXiv 1704.01155.
+    """
+    transform = BitDepth(bits)
+    return Transformed(build_inner(classifier, inner), transform, soft=transform.soft)

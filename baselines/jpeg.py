@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.transform import Rounding, Transformed
+from baselines.transform import Transformed, soft_round
 from bench.registry import build_inner, defence
 from bench.spec import BadInput
+
+Rounding = Callable[[Tensor], Tensor]
 
 # The quantisation tables that the JPEG standard (ITU-T T.81, Annex K) proposes, by rows of rising vertical frequency.
 LUMINANCE = """
@@ -21,62 +23,124 @@ CHROMINANCE = """
 17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 99 99 99   47 66 99 99 99 99 99 99
 99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99
 """
-RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
+
+# What libjpeg's accurate integer DCT adds up to, in units of 2^-13 / sqrt(8): the left half of each row; the even rows go on as their mirror image,
+# the odd ones as its negative. Its fixed-point factors round each for themselves, so that these are not quite the rounded cosines.
+DCT = (
+    (8192, 8192, 8192, 8192),
+    (11363, 9633, 6437, 2260),
+    (10703, 4433, -4433, -10703),
+    (9633, -2259, -11362, -6436),
+    (8192, -8192, -8192, 8192),
+    (6437, -11362, 2261, 9633),
+    (4433, -10704, 10704, -4433),
+    (2260, -6436, 9633, -11363),
+)
+RGB_TO_YCC = ((19595, 38470, 7471), (-11059, -21709, 32768), (32768, -27439, -5329))  # in units of 2^-16, as the next
+CHROMA_TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
 
 
 class Jpeg(nn.Module):
-    """What JPEG keeps of images (B,C,H,W) in [0,1]: 8-bit pixels, blocks of 8x8, the standard's tables scaled as libjpeg does.
+    """What JPEG makes of images (B,C,H,W) in [0,1]: 8-bit pixels, blocks of 8x8, the standard's tables scaled to a `quality` from 1 to 100.
 
-    Three channels are RGB, and become YCbCr without chroma subsampling; any others are grey, each for itself. Sides that are no
-    multiples of 8 are continued by their last pixels.
+    Three channels are RGB, and become YCbCr, with chroma at half the resolution (`subsampling` 420) or at the same (444); any others are
+    grey, each for itself. The pixels are those of libjpeg, and so of Pillow, bit for bit: every stage of its integer arithmetic is a linear
+    map in whole numbers, divided by a power of two and rounded, which float64 computes exactly, whatever the order and the device.
     """
 
-    def __init__(self, quality: int) -> None:
+    def __init__(self, quality: int, subsampling: int = 444) -> None:
         super().__init__()
         if not 1 <= quality <= 100:
             raise BadInput(f"defence 'jpeg': quality={quality} is not between 1 and 100")
+        if subsampling not in (420, 444):
+            raise BadInput(f"defence 'jpeg': subsampling={subsampling} is neither 420 nor 444")
+        self.halve = subsampling == 420
         scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-        tables = torch.tensor([[int(value) for value in text.split()] for text in (LUMINANCE, CHROMINANCE, CHROMINANCE)])
-        frequency, place = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-        dct = torch.cos(math.pi * (2 * place + 1) * frequency / 16) / 2
-        dct[0] /= math.sqrt(2)
+        tables = torch.tensor([[int(value) for value in text.split()] for text in (LUMINANCE, CHROMINANCE)])
+        half = torch.tensor(DCT).double()
+        signs = torch.tensor([1.0, -1.0]).repeat(4)[:, None]
         self.tables: Tensor
         self.dct: Tensor
         self.to_ycc: Tensor
         self.to_rgb: Tensor
-        self.register_buffer("tables", ((tables * scale + 50) // 100).clamp(1, 255).view(3, 8, 8).float())
-        self.register_buffer("dct", dct)  # orthonormal: its inverse is its transpose
-        self.register_buffer("to_ycc", torch.tensor(RGB_TO_YCC))
-        self.register_buffer("to_rgb", torch.tensor(RGB_TO_YCC).double().inverse().float())
+        self.register_buffer("tables", ((tables * scale + 50) // 100).clamp(1, 255).view(2, 8, 8).double())
+        self.register_buffer("dct", torch.cat([half, signs * half.flip(1)], 1))
+        self.register_buffer("to_ycc", torch.tensor(RGB_TO_YCC).double() / 2**16)
+        self.register_buffer("to_rgb", torch.tensor(CHROMA_TO_RGB).double() / 2**16)
 
-    def forward(self, x: Tensor, rounding: Rounding) -> Tensor:
-        _, channels, height, width = x.shape
-        levels = rounding(x * 255) - 128
-        if channels == 3:  # the chroma channels are centred at 128 too, so the shift by 128 is that of the luminance alone
-            ycc = torch.einsum("dc,bchw->bdhw", self.to_ycc, levels + 128) - self.centre(x)
-            levels = rounding(ycc)
-        levels = self.blocks(F.pad(levels, (0, -width % 8, 0, -height % 8), mode="replicate"), rounding)[..., :height, :width]
-        if channels == 3:
-            levels = torch.einsum("cd,bdhw->bchw", self.to_rgb, levels + self.centre(x)) - 128
-        return rounding(levels + 128).clamp(0, 255) / 255
+    def forward(self, x: Tensor) -> Tensor:
+        return self.coded(x, nearest, nearest)
 
-    def centre(self, x: Tensor) -> Tensor:
-        return x.new_tensor((128.0, 0.0, 0.0)).view(3, 1, 1)
+    def soft(self, x: Tensor) -> Tensor:
+        """JPEG with a gradient: coefficients are rounded softly, and nothing else is rounded. Shin and Song (2017)."""
+        return self.coded(x, unrounded, soft_round)
 
-    def blocks(self, levels: Tensor, rounding: Rounding) -> Tensor:
-        """Quantise the DCT of each 8x8 block of `levels` (B,C,H,W), centred at 0, and come back to whole levels in [-128,127]."""
-        count, channels, height, width = levels.shape
-        tables = self.tables if channels == 3 else self.tables[:1]
-        tiles = levels.view(count, channels, height // 8, 8, width // 8, 8)
-        waves = torch.einsum("ui,bcriwj,vj->bcruwv", self.dct, tiles, self.dct)
-        table = tables[:, None, :, None, :]  # (C,1,8,1,8) against (B,C,rows,8,columns,8)
-        snap = ((waves * 8).round() / 8 + waves.sign() / 1024 - waves).detach()  # libjpeg has three bits behind the point, and halves go outwards
-        waves = rounding((waves + snap) / table) * table
-        back = torch.einsum("ui,bcruwv,vj->bcriwj", self.dct, waves, self.dct)
-        return rounding(back.reshape(count, channels, height, width)).clamp(-128, 127)
+    def coded(self, x: Tensor, rounding: Rounding, quantise: Rounding) -> Tensor:
+        height, width = x.shape[2:]
+        levels = rounding(x.double() * 255)
+        if x.shape[1] != 3:
+            return ((self.blocks(levels - 128, 0, rounding, quantise) + 128) / 255).to(x.dtype)
+        ycc = torch.einsum("dc,bchw->bdhw", self.to_ycc, levels)
+        luma, chroma = rounding(ycc[:, :1]), rounding(ycc[:, 1:] - 2**-16)  # halves of the chroma go down
+        luma = self.blocks(luma - 128, 0, rounding, quantise) + 128
+        if self.halve:
+            small = self.blocks(halved(chroma, rounding), 1, rounding, quantise)
+            chroma = doubled(small[..., : -(-height // 2), : -(-width // 2)], rounding)[..., :height, :width]
+        else:
+            chroma = self.blocks(chroma, 1, rounding, quantise)
+        rgb = luma + rounding(torch.einsum("cd,bdhw->bchw", self.to_rgb, chroma))
+        return (rgb.clamp(0, 255) / 255).to(x.dtype)
+
+    def blocks(self, levels: Tensor, table: int, rounding: Rounding, quantise: Rounding) -> Tensor:
+        """`levels` (B,C,H,W), centred at 0, through the quantised DCT of each 8x8 block, and back to whole levels in [-128,127]."""
+        height, width = levels.shape[2:]
+        levels = F.pad(levels, (0, -width % 8, 0, -height % 8), mode="replicate")
+        tiles = levels.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (B,C,rows,columns,8,8)
+        waves = rounding(tiles @ self.dct.T / 2**11)
+        waves = rounding(self.dct @ waves / 2**15) / 8  # libjpeg has three bits behind the point
+        waves = waves / self.tables[table]
+        waves = quantise(waves + waves.sign() * 2**-20) * self.tables[table]  # halves go outwards
+        waves = rounding(self.dct.T @ waves / 2**11)
+        tiles = rounding(waves @ self.dct / 2**18).clamp(-128, 127)
+        return tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., :height, :width]
+
+
+def nearest(x: Tensor) -> Tensor:
+    """Whole numbers; halves go up."""
+    return (x + 0.5).floor()
+
+
+def unrounded(x: Tensor) -> Tensor:
+    return x
+
+
+def halved(levels: Tensor, rounding: Rounding) -> Tensor:
+    """Means of 2x2 pixels, for all columns of the blocks of 8; halves and quarters go down and up in turns, as in libjpeg."""
+    height, width = levels.shape[2:]
+    levels = F.pad(levels, (0, -width % 16, 0, height % 2), mode="replicate")
+    means = F.avg_pool2d(levels, 2)
+    down = torch.arange(means.shape[3], device=levels.device) % 2 == 0
+    return rounding(means - down * 0.25)
+
+
+def doubled(levels: Tensor, rounding: Rounding) -> Tensor:
+    """Twice the pixels on each side, 3/4 of the nearest and 1/4 of the next: libjpeg's upsampling, which repeats pixels where there are but two."""
+    if levels.shape[3] <= 2:
+        return levels.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    around = F.pad(levels, (0, 0, 1, 1), mode="replicate")
+    rows = torch.stack([3 * levels + around[..., :-2, :], 3 * levels + around[..., 2:, :]], 3).flatten(2, 3)
+    around = F.pad(rows, (1, 1, 0, 0), mode="replicate")
+    columns = torch.stack([3 * rows + around[..., :-2], 3 * rows + around[..., 2:] - 1], 4).flatten(3, 4)
+    return rounding(columns / 16)
 
 
 @defence("jpeg")
-def jpeg(*, classifier: str = "@standard", inner: str = "", quality: int = 75) -> nn.Module:
-    """Compress the image as JPEG does, decompress it, classify. Dziugaite et al. (2016), arXiv 1608.00853."""
-    return Transformed(build_inner(classifier, inner), Jpeg(quality))
+def jpeg(*, classifier: str = "@standard", inner: str = "", quality: int = 75, subsampling: int = 420) -> nn.Module:
+    """Compress the image as JPEG does, decompress it, classify: what Pillow's codec answers, bit for bit, for whole batches at once.
+
+    `subsampling` is 420, which is Pillow's own choice, or 444. The codec's rounding has no gradient. Attack it with PGD on its surrogates
+    `soft` (the differentiable codec) and `identity` (BPDA), and with transfer from the bare classifier.
+    Dziugaite, Ghahramani and Roy (2016), arXiv 1608.00853; Shin and Song (2017) made it differentiable.
+    """
+    transform = Jpeg(quality, subsampling)
+    return Transformed(build_inner(classifier, inner), transform, soft=transform.soft)

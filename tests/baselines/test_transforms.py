@@ -1,126 +1,222 @@
-"""Input transformations: exact values, agreement with a real codec, and the gradients that they hide and declare."""
+"""Input transformations: what they share, exact values of the simple ones, and the gradients that they hide, declare or have."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from scipy import ndimage
+from torch import Tensor, nn
 
 from baselines.bit_depth import BitDepth
-from baselines.jpeg import Jpeg
-from baselines.transform import Transformed, soft_round
+from baselines.gaussian import Blur
+from baselines.median import Median
+from baselines.noise import Noisy
+from baselines.transform import Transformed, inside, mirrored, soft_round
 from bench.data.sample import load
-from bench.registry import defences
+from bench.plan import Request, plan
+from bench.registry import build_classifier, build_defence, defences, is_stochastic
 from bench.spec import BadInput, Spec
+from carso.model import FLAT
+
+ROUNDED = ["jpeg", "bit-depth"]
+TRUE = ["median", "gaussian", "tv[keep=1]"]
+RANDOM = ["resize-pad", "noise", "tv"]
 
 
-def codec(x: Tensor, quality: int) -> Tensor:
-    """Images through Pillow's JPEG, without chroma subsampling."""
-    found = []
-    for pixels in (x * 255).round().byte().permute(0, 2, 3, 1).numpy():
-        file = io.BytesIO()
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "JPEG", quality=quality, subsampling=0)
-        found.append(np.atleast_3d(np.asarray(Image.open(file))))
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) / 255
+def rough(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def scene(channels: int, height: int, width: int) -> Tensor:
-    """Smooth shapes with edges, as photographs have them, (16,C,H,W)."""
-    generator = torch.Generator().manual_seed(0)
-    rows, columns = torch.linspace(0, 3, height)[:, None], torch.linspace(0, 3, width)
-    phase = torch.rand(16, channels, 2, 1, 1, generator=generator) * 6
-    waves = 0.5 + 0.25 * torch.sin(rows + phase[:, :, 0]) + 0.25 * torch.cos(2 * columns + phase[:, :, 1])
-    return torch.where((rows + columns > 3) & (rows < 2), 0.8 * waves, waves).clamp(0, 1)
-
-
-@pytest.mark.parametrize("quality", [20, 50, 75, 90, 100])
-@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 13, 21)])
-def test_jpeg_agrees_with_the_codec(quality: int, channels: int, height: int, width: int) -> None:
-    """To 2 grey levels but where a coefficient falls between two steps of the table, which integer arithmetic decides otherwise."""
-    x = scene(channels, height, width)
-    off = (Jpeg(quality)(x, torch.round) - codec(x, quality)).abs() * 255
-    assert (off > 2.01).float().mean() < 0.02
-    assert off.mean() < 0.25
-    assert (x - codec(x, quality)).abs().mean() * 255 > 2 * off.mean()  # the compression itself is much larger than the disagreement
-
-
-def test_jpeg_agrees_with_the_codec_on_digits() -> None:
-    x = load(Spec.parse("digits[n=200]")).x
-    off = (Jpeg(75)(x, torch.round) - codec(x, 75)).abs() * 255
-    assert (off > 2.01).float().mean() < 0.015
-
-
-def test_jpeg_keeps_what_it_can_keep() -> None:
-    flat = torch.full((1, 3, 16, 16), 128 / 255)
-    assert torch.equal(Jpeg(10)(flat, torch.round), flat)
-    grey = scene(1, 16, 16)
-    assert (Jpeg(100)(grey, torch.round) - grey).abs().max() * 255 <= 2
-    once = Jpeg(75)(grey, torch.round)
-    assert (Jpeg(75)(once, torch.round) - once).abs().mean() < (once - grey).abs().mean() / 4
-
-
-def test_jpeg_tables_follow_the_quality() -> None:
-    assert Jpeg(50).tables[0, 0].tolist() == [16, 11, 10, 16, 24, 40, 51, 61]
-    assert Jpeg(75).tables[0, 0, :3].tolist() == [8, 6, 5]  # (16 50 + 50) // 100, ...
-    assert Jpeg(25).tables[1, 0, 0] == 34
-    assert Jpeg(100).tables.unique().tolist() == [1]
-    assert Jpeg(1).tables.max() == 255
-
-
-def test_bit_depth_values() -> None:
-    x = torch.tensor([0.0, 0.07, 0.08, 0.5, 0.51, 0.93, 1.0]).view(1, 1, 1, -1)
-    assert torch.equal(BitDepth(1)(x, torch.round).flatten(), torch.tensor([0.0, 0, 0, 0, 1, 1, 1]))
-    assert torch.equal(BitDepth(3)(x, torch.round).flatten() * 7, torch.tensor([0.0, 0, 1, 4, 4, 7, 7]))
-    eight = torch.arange(256).view(1, 1, 16, 16) / 255
-    assert torch.equal(BitDepth(8)(eight, torch.round), eight)
-
-
-def test_soft_round() -> None:
-    x = torch.tensor([0.0, 0.25, 0.75, 2.5], requires_grad=True)
-    soft_round(x).sum().backward()
-    assert torch.allclose(soft_round(x), torch.tensor([0.0, 0.25**3, 1 - 0.25**3, 2.125]))
-    assert torch.allclose(x.grad, 3 * torch.tensor([0.0, 0.25, 0.25, 0.5]) ** 2)
-
-
-@pytest.mark.parametrize("text", ["jpeg[quality=101]", "jpeg[quality=0]", "bit-depth[bits=0]", "bit-depth[bits=9]"])
-def test_knobs_out_of_range(text: str) -> None:
-    spec = Spec.parse(text)
-    params = defences.get(spec.name).resolve({**spec.params, "classifier": "own:digits-standard"})
-    with pytest.raises(BadInput, match="is not between 1 and"):
-        defences.get(spec.name).make(**params)
+def made(text: str) -> Transformed:
+    (cell,) = plan([Request(defences=(text,), attacks=("none",))]).cells
+    built = build_defence(cell.defence)
+    assert isinstance(built, Transformed)
+    assert built.random == is_stochastic(cell.defence) or "inner" in text
+    return built
 
 
 def slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    torch.manual_seed(0)
     x = x.clone().requires_grad_()
     return torch.autograd.grad(f(x)[:, 0].sum(), x)[0]
 
 
-@pytest.fixture(params=["jpeg", "bit-depth"])
-def defended(request: pytest.FixtureRequest) -> Transformed:
-    built = defences.get(request.param).make(classifier="own:digits-standard")
-    assert isinstance(built, Transformed)
-    return built.eval().requires_grad_(False)
+def seeded(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return f(x)
 
 
-def test_the_parts_compose_to_the_defence(defended: Transformed) -> None:
+def test_bit_depth_values() -> None:
+    x = torch.tensor([0.0, 0.07, 0.08, 0.5, 0.51, 0.93, 1.0]).view(1, 1, 1, -1)
+    assert torch.equal(BitDepth(1)(x).flatten(), torch.tensor([0.0, 0, 0, 0, 1, 1, 1]))
+    assert torch.equal(BitDepth(3)(x).flatten() * 7, torch.tensor([0.0, 0, 1, 4, 4, 7, 7]))
+    eight = torch.arange(256).view(1, 1, 16, 16) / 255
+    assert torch.equal(BitDepth(8)(eight), eight)
+
+
+def test_soft_round() -> None:
+    x = torch.tensor([0.0, 0.25, 0.75, 2.5], requires_grad=True)
+    slopes = torch.autograd.grad(soft_round(x).sum(), x)[0]
+    assert torch.allclose(soft_round(x), torch.tensor([0.0, 0.25**3, 1 - 0.25**3, 2.125]))
+    assert torch.allclose(slopes, 3 * torch.tensor([0.0, 0.25, 0.25, 0.5]) ** 2)
+
+
+@pytest.mark.parametrize(("size", "before", "after"), [(8, 1, 0), (5, 2, 2), (3, 8, 7), (1, 2, 2)])
+def test_mirrored_is_what_numpy_pads_with(size: int, before: int, after: int) -> None:
+    expected = np.pad(np.arange(size), (before, after), mode="symmetric")
+    assert mirrored(size, before, after, torch.device("cpu")).tolist() == expected.tolist()
+
+
+def test_inside_keeps_the_gradient() -> None:
+    x = torch.tensor([-1e-7, 0.3, 1 + 2e-7], requires_grad=True)
+    assert inside(x).tolist() == [0, x[1].item(), 1]
+    assert torch.autograd.grad(inside(x).sum(), x)[0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("window", [2, 3, 4, 5])
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (2, 3, 13, 9)])
+def test_median_is_scipys(window: int, shape: tuple[int, ...]) -> None:
+    x = rough(*shape)
+    assert np.array_equal(Median(window)(x).numpy(), ndimage.median_filter(x.numpy(), (1, 1, window, window), mode="reflect"))
+
+
+def test_median_hands_the_gradient_to_the_pixel_that_it_took() -> None:
+    x = rough(1, 1, 6, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(Median(3), x)
+    chosen = torch.autograd.grad(Median(3)(x)[0, 0, 2, 2], x)[0]
+    assert chosen.sum() == chosen.max() == 1
+    assert x[chosen > 0] == x[0, 0, 1:4, 1:4].median()
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (2, 3, 13, 9)])
+def test_gaussian_is_scipys(sigma: float, shape: tuple[int, ...]) -> None:
+    x = rough(*shape)
+    expected = ndimage.gaussian_filter(x.double().numpy(), (0, 0, sigma, sigma), mode="reflect", truncate=4)
+    assert np.abs(Blur(sigma)(x).numpy() - expected).max() < 1e-6
+    assert torch.autograd.gradcheck(Blur(sigma).double(), rough(1, 1, 5, 4).double().requires_grad_())
+
+
+def test_noise_has_its_spread_and_stays_in_the_box() -> None:
+    torch.manual_seed(0)
+    change = Noisy(0.05)(torch.full((50, 3, 32, 32), 0.5)) - 0.5
+    assert abs(change.mean()) < 1e-3
+    assert abs(change.std() - 0.05) < 1e-3
+    assert abs((change.abs() > 0.1).float().mean() - 0.0455) < 0.005
+    black = Noisy(0.05)(torch.zeros(50, 3, 32, 32))
+    assert black.min() == 0
+    assert abs((black == 0).float().mean() - 0.5) < 0.01
+
+
+OUT_OF_RANGE = """
+jpeg[quality=101] jpeg[quality=0] jpeg[subsampling=422] bit-depth[bits=0] bit-depth[bits=9] median[window=1] median[window=16]
+gaussian[sigma=0] gaussian[sigma=nan] gaussian[sigma=11] resize-pad[least=0] resize-pad[least=1] resize-pad[least=nan]
+noise[sigma=0] noise[sigma=-1] noise[sigma=inf] tv[weight=0] tv[weight=inf] tv[steps=0] tv[steps=10001] tv[keep=0] tv[keep=1.5] tv[keep=nan]
+"""
+
+
+@pytest.mark.parametrize("text", OUT_OF_RANGE.split())
+def test_knobs_out_of_range_are_refused_by_name_value_and_range(text: str) -> None:
+    spec = Spec.parse(text)
+    ((knob, value),) = spec.params.items()
+    params = defences.get(spec.name).resolve({**spec.params, "classifier": "own:digits-standard"})
+    with pytest.raises(
+        BadInput, match=rf"defence '{spec.name}': {knob}={value}(\.0)? is (not (between .* and|above 0 and at most) |neither 420 nor 444)"
+    ):
+        defences.get(spec.name).make(**params)
+
+
+@pytest.mark.parametrize("text", ROUNDED + TRUE + RANDOM)
+def test_the_parts_compose_to_the_defence(text: str) -> None:
+    defended = made(text)
     x = load(Spec.parse("digits[n=50]")).x
+    torch.manual_seed(0)
+    logits = defended(x)
+    torch.manual_seed(0)
     x_hat = defended.purify(x)
     assert 0 <= x_hat.min() <= x_hat.max() <= 1
     assert not torch.equal(x_hat, x)
-    assert torch.equal(defended.classify(x_hat), defended(x))
-    assert torch.equal(defended.base(x_hat), defended(x))
+    assert torch.equal(defended.classify(x_hat), logits)
+    assert torch.equal(defended.base(x_hat), logits)
+    assert torch.equal(build_classifier("own:digits-standard")(x_hat), logits)
 
 
-def test_the_rounding_hides_the_gradient_and_the_surrogates_show_it(defended: Transformed) -> None:
+@pytest.mark.parametrize("text", ROUNDED)
+def test_the_rounding_hides_the_gradient_and_the_surrogates_show_it(text: str) -> None:
+    defended = made(text)
     x = load(Spec.parse("digits[n=50]")).x
     assert not slope(defended, x).any()
+    assert list(defended.surrogates) == ["identity", "soft"]
     identity = defended.surrogates["identity"]
     assert torch.allclose(identity(x), defended(x), atol=1e-4)
     assert torch.allclose(slope(identity, x), slope(defended.base, defended.purify(x)), atol=1e-4)
-    rough = x + 0.3 / 255 + 0.01 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
-    assert (slope(defended.surrogates["soft"], rough.clamp(0, 1)) != 0).flatten(1).any(1).float().mean() > 0.9
+    moved = (x + 0.3 / 255 + 0.01 * rough(*x.shape)).clamp(0, 1)
+    assert (slope(defended.surrogates["soft"], moved) != 0).flatten(1).any(1).float().mean() > 0.9
+    assert (defended.surrogates["soft"](x) - defended(x)).abs().max() < 0.5 * (defended.base(x) - defended(x)).abs().max() + 1
+
+
+@pytest.mark.parametrize("text", TRUE + RANDOM)
+def test_the_gradient_is_that_of_finite_differences(text: str) -> None:
+    """Along a random direction, in float64, with the same draw on both sides; kinks are few, and so must be the disagreements."""
+    defended = made(text).double()
+    x = 0.2 + 0.6 * rough(20, 1, 8, 8).double()
+    step = 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    measured = (seeded(defended, x + step) - seeded(defended, x))[:, 0]
+    claimed = (slope(defended, x) * step).flatten(1).sum(1)
+    agree = (measured - claimed).abs() < 1e-3 * claimed.abs() + 1e-9
+    assert agree.double().mean() >= 0.9
+    assert (claimed != 0).all()
+
+
+def test_what_has_a_true_gradient_declares_no_other_but_identity_for_the_costly_one() -> None:
+    assert [list(made(text).surrogates) for text in TRUE + RANDOM] == [[], [], ["identity"], [], [], ["identity"]]
+    defended, x = made("tv"), load(Spec.parse("digits[n=20]")).x
+    assert torch.allclose(seeded(defended.surrogates["identity"], x), seeded(defended, x), atol=1e-4)
+    assert torch.allclose(slope(defended.surrogates["identity"], x), slope(defended.base, seeded(defended.purify, x)), atol=1e-4)
+
+
+def test_the_surrogates_of_what_is_inside_are_behind_those_outside() -> None:
+    hidden = {"identity", "soft"}
+    assert set(made("median[inner=bit-depth]").surrogates) == {f"exact+{name}" for name in hidden}
+    assert set(made("tv[inner=bit-depth]").surrogates) == {"identity", *(f"{way}+{name}" for way in ("exact", "identity") for name in hidden)}
+    assert set(made("jpeg[inner=bit-depth]").surrogates) == hidden | {f"{way}+{name}" for way in hidden for name in hidden}
+    defended, x = made("median[inner=bit-depth]"), rough(20, 1, 8, 8)
+    assert not slope(defended, x).any()
+    inside_it = made("bit-depth")
+    expected = slope(lambda images: inside_it.surrogates["identity"](defended.transform(images)), x)
+    assert torch.equal(slope(defended.surrogates["exact+identity"], x), expected)
+    assert expected.any()
+
+
+class Seen(nn.Module):
+    """Says how many images come at once, and answers with each one's mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        return x.flatten(1).mean(1, keepdim=True).expand(-1, 2)
+
+
+def test_random_draws_come_in_batches_of_bounded_size_and_others_share_the_transformation() -> None:
+    seen, sigma = Seen(), 0.2
+    x = 0.3 + 0.05 * torch.arange(7.0).view(7, 1, 1, 1).expand(-1, 3, 32, 32)  # each 20 standard deviations of a mean from the next
+    several = Transformed(seen, Noisy(sigma), random=True).draws(x, 20)
+    assert several.shape == (7, 20, 2)
+    assert sum(seen.batches) == 140
+    assert max(seen.batches) <= FLAT["cpu"] // x[0].numel() < 140
+    assert len(several[..., 0].unique()) > 120
+    assert (several.std(1) > 0).all()
+    assert ((several[..., 0] - several[..., 0].mean(1, keepdim=True)).abs() < 0.02).all()  # a row is of one image
+    assert several[..., 0].mean(1).diff().min() > 0.03
+    once: list[int] = []
+    median, images = Median(2), rough(7, 3, 8, 8)
+    median.register_forward_hook(lambda _module, given, _found: once.append(len(given[0])))
+    fixed = Transformed(Seen(), median)
+    assert torch.allclose(fixed.draws(images, 3), fixed(images)[:, None].expand(-1, 3, -1))
+    assert once == [7, 7]

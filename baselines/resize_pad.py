@@ -1,0 +1,62 @@
+"""Random resizing and padding as a defence (Xie et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from baselines.transform import Transformed
+from bench.registry import build_inner, defence
+from bench.spec import BadInput
+
+
+class ResizePad(nn.Module):
+    """Images (B,C,H,W), each shrunk to a random share of its sides, from `least` to 1, and put at a random place on black.
+
+    The paper enlarges images to a range of whole sizes, for a network that takes any; here what comes out has the size that went in. Shares
+    and places are real numbers, since small images have few whole ones, and both sides shrink by the same share.
+    """
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        if not 0.1 <= least < 1:
+            raise BadInput(f"defence 'resize-pad': least={least} is not between 0.1 and 1, without 1 itself")
+        self.least = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, down, right = torch.rand(3, len(x), 1, device=x.device, dtype=x.dtype)
+        share = self.least + (1 - self.least) * share
+        height, width = x.shape[2:]
+        return placed(x, share * height, share * width, (1 - share) * height * down, (1 - share) * width * right)
+
+
+def placed(x: Tensor, height: Tensor, width: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Images (B,C,H,W), each resized bilinearly to `height` x `width` pixels, `top` and `left` from the corner of one of its old size, else black.
+
+    All four are (B,1) and may be fractions: a pixel is black whose centre is outside. Whole numbers give what `F.interpolate` and `F.pad` do.
+    """
+    upright = stretched(x, height, top).transpose(2, 3)
+    return stretched(upright, width, left).transpose(2, 3)
+
+
+def stretched(x: Tensor, size: Tensor, start: Tensor) -> Tensor:
+    """The rows of images (B,C,H,W) resized to `size` rows from `start` on, both (B,1); black before and after."""
+    rows = x.shape[2]
+    centre = torch.arange(rows, device=x.device, dtype=x.dtype) + 0.5 - start  # (B,H), in rows of the resized image
+    place = (centre * (rows / size) - 0.5).clamp(0, rows - 1)
+    first = place.floor()
+    share = (place - first)[:, None, :, None]
+    index = first.long()[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    mixed = torch.lerp(x.gather(2, index), x.gather(2, (index + 1).clamp(max=rows - 1)), share)
+    return mixed * ((centre > 0) & (centre < size))[:, None, :, None]
+
+
+@defence("resize-pad", stochastic=True)
+def resize_pad(*, classifier: str = "@standard", inner: str = "", least: float = 0.9) -> nn.Module:
+    """Shrink the image to a random size, place it at random on black, classify.
+
+    The size is between `least` and 1 times the image's; 0.9 is the paper's ratio of its least size to its largest. Attack it with pgd-eot: its
+    gradient is the true one, and its mean over draws breaks all of them at once (Athalye, Carlini and Wagner 2018, arXiv 1802.00420).
+    Xie, Wang, Zhang, Ren and Yuille (2018), arXiv 1711.01991.
+    """
+    return Transformed(build_inner(classifier, inner), ResizePad(least), random=True)
