@@ -8,11 +8,9 @@ import functools
 import hashlib
 import importlib
 import io
-import os
 import pickle
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -23,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from baselines.zoo_files import brief, check, download, models_dir
+from bench import published, weights
 from bench.registry import classifier
 from bench.spec import BadInput, nearest
 
@@ -30,121 +30,110 @@ DATASETS = ("cifar10", "cifar100")
 SPLIT = ("cifar10", "Linf")  # what a bare name means
 
 
-def models_dir() -> Path:
-    """Where weights lie: the environment variable BENCH_MODELS, else `models`."""
-    return Path(os.environ.get("BENCH_MODELS") or "models").expanduser()
-
-
 def names() -> list[str]:
     """`Name` for CIFAR-10 linf, `dataset/threat/Name` for the others, as in `cifar10/L2/Name`."""
-    found = []
-    for dataset, threats in dicts().items():
-        for threat, models in threats.items():
-            found += list(models) if (dataset, threat) == SPLIT else [f"{dataset}/{threat}/{name}" for name in models]
-    return sorted(found)
+    return [name.removeprefix("robustbench:") for name in published.zoo()]
 
 
 def ensure(argument: str) -> None:
     """Fetch the weights if they are missing; BadInput with one line that says what to put where if that fails, or if they are damaged."""
-    dataset, threat, name = parts(argument)
-    drive = dicts()[dataset][threat][name]["gdrive_id"]
-    if drive is None:  # a model of timm, which keeps its weights in the cache of torch's hub
-        robustbench(argument)
-        return
-    for path, key in zip(files(argument), drive if isinstance(drive, list) else [drive], strict=True):
+    for i, path in enumerate(places(argument)):
         if not path.is_file():
-            download(argument, path, key)
-        check(argument, path)
+            download(bare(argument), path, sources(argument)[i])
+        check(bare(argument), path)
+    compare_pin(argument)
 
 
-@classifier("robustbench", names=names, ensure=ensure)
+def digest(argument: str) -> str | None:
+    """Of the weights, as 8 hex digits: of the SHA-256 of the SHA-256 of each file. None where one is missing, and for a model of timm."""
+    paths = files(argument)
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    return hashlib.sha256("".join(map(weights.digest, paths)).encode()).hexdigest()[:8]
+
+
+@classifier("robustbench", names=names, ensure=ensure, digest=digest)
 def robustbench(argument: str) -> nn.Module:
     """A classifier of the RobustBench zoo: Name (CIFAR-10 linf), or dataset/threat/Name. Croce et al. (2021)."""
     dataset, threat, name = parts(argument)
-    for path in files(argument):
-        if not path.is_file():
-            raise missing(argument, path, "")
-        check(argument, path)
+    held = places(argument)
+    for path in held:
+        check(bare(argument), path)
+    compare_pin(argument)
     try:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), weights_only():
             net: nn.Module = package("utils").load_model(name, model_dir=models_dir(), dataset=dataset, threat_model=threat)
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        held = ", ".join(map(str, files(argument))) or "the cache of torch's hub"
-        raise BadInput(f"classifier 'robustbench:{argument}' cannot be loaded from {held}: {brief(error)}") from None
+        raise BadInput(f"classifier 'robustbench:{bare(argument)}' cannot be loaded from {', '.join(map(str, held))}: {brief(error)}") from None
     return net
+
+
+def compare_pin(argument: str) -> None:
+    """Refuse weights that are there, but not those that the pin of `Name@1a2b3c4d` names."""
+    _, at, pinned = argument.partition("@")
+    if at and (found := digest(argument)) != pinned:
+        why = f"have the digest {found}, not {pinned}" if found else "are in the cache of torch's hub, and take no pin"
+        raise BadInput(f"weights 'robustbench:{bare(argument)}' {why}")
 
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
     """Nothing is unpickled but tensors. RobustBench leaves that to torch's default, which a variable of the environment switches off."""
     plain = torch.load
-    vars(torch)["load"] = functools.partial(plain, weights_only=True)
+
+    def load(*args: Any, **how: Any) -> Any:
+        return plain(*args, **{**how, "weights_only": True})
+
+    vars(torch)["load"] = load
     try:
         yield
     finally:
         vars(torch)["load"] = plain
 
 
+def bare(argument: str) -> str:
+    """`Name@1a2b3c4d` -> `Name`."""
+    return argument.partition("@")[0]
+
+
 def parts(argument: str) -> tuple[str, str, str]:
-    """(dataset, threat, Name) of a known model."""
-    if argument not in names():
-        raise BadInput(f"classifier 'robustbench:{argument}' is unknown{nearest(argument, names())}")
-    dataset, threat, name = argument.split("/") if "/" in argument else (*SPLIT, argument)
-    return dataset, threat, name
+    """(dataset, threat, Name) of a known model, with or without the pin that a plan adds."""
+    name = bare(argument)
+    if name not in names():
+        raise BadInput(f"classifier 'robustbench:{name}' is unknown{nearest(name, names())}")
+    dataset, threat, model = name.split("/") if "/" in name else (*SPLIT, name)
+    return dataset, threat, model
 
 
 def files(argument: str) -> list[Path]:
-    """The files that the loader reads: several for an ensemble, none for a model of timm."""
+    """The files of our own folder that the loader reads: several for an ensemble, none for a model of timm."""
     dataset, threat, name = parts(argument)
-    drive = dicts()[dataset][threat][name]["gdrive_id"]
+    count = published.zoo()[f"robustbench:{bare(argument)}"].files
     path = models_dir() / dataset / threat / f"{name}.pt"
-    return [Path(f"{path}_m{i}.pt") for i in range(len(drive))] if isinstance(drive, list) else [path] * (drive is not None)
+    return [Path(f"{path}_m{i}.pt") for i in range(count)] if count > 1 else [path] * count
 
 
-def missing(argument: str, path: Path, reason: str) -> BadInput:
-    why = f" (their download failed: {reason})" if reason else ""
-    return BadInput(f"weights of 'robustbench:{argument}' are not there: put {path.name} into {path.parent}{why}")
+def places(argument: str) -> list[Path]:
+    """All files that the loader reads: `files`, or the one of a model of timm in the cache of torch's hub."""
+    return files(argument) or [Path(torch.hub.get_dir()) / "checkpoints" / address(argument).rpartition("/")[2]]
 
 
-def download(argument: str, path: Path, key: str) -> None:
-    """RobustBench's own download, beside the place where the file belongs and checked before it goes there."""
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    fresh = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress bar is on stderr
-            package("utils").download_gdrive_new(key, fresh)
-        if what := defect(fresh):
-            raise OSError(f"what came is {what}")
-        os.replace(fresh, path)
-    except Exception as error:  # of the downloader, of requests, of a full or read-only disk
-        raise missing(argument, path, brief(error)) from None
-    finally:
-        fresh.unlink(missing_ok=True)
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only while it is empty
+def sources(argument: str) -> list[str]:
+    """Where each of `places` comes from: its key on RobustBench's drive, or its address."""
+    dataset, threat, name = parts(argument)
+    key = dicts()[dataset][threat][name]["gdrive_id"]
+    return key if isinstance(key, list) else [key or address(argument)]
 
 
-def check(argument: str, path: Path) -> None:
-    what = defect(path)
-    if what:
-        raise BadInput(f"weights file '{path}' of 'robustbench:{argument}' is {what}; remove it, and fetch it again")
+def address(argument: str) -> str:
+    """Of the weights of a model of timm, which RobustBench's loader knows by such a name."""
+    dataset, threat, name = parts(argument)
+    package("utils")  # registers the names
+    import timm
 
-
-def defect(path: Path) -> str:
-    """What a failed download left instead of weights, if anything: a page of HTML, an empty or a truncated file."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip()
-    if head.startswith(b"PK"):  # torch's format
-        return "" if zipfile.is_zipfile(path) else "truncated"
-    if head.startswith(b"\x80"):  # torch's older format
-        return ""
-    return "empty" if not head else "a web page" if head.startswith(b"<") else "no weights file"
-
-
-def brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    known = timm.get_pretrained_cfg(f"{name.lower().replace('-', '_')}_{dataset}_{threat.lower()}")
+    assert known
+    return str(known.url)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from torch import nn
 from bench import labels, registry, weights
 from bench.data.sample import Dataset
 from bench.evaluate import batches, evaluate, load_cached
+from bench.plan import PINNED, named
 from bench.record import Env, Record, merge
 from bench.registry import ROOT
 from bench.spec import BadInput, Cell
@@ -116,11 +117,16 @@ def keep_failure(cell: Cell, store: Store, error: BaseException) -> str:
 
 
 def environment(cell: Cell, device: str, command: str, data: str) -> Env:
-    named = sorted({str(v) for spec in (cell.defence, cell.attack) for v in spec.params.values() if str(v).startswith(("own:", "file:"))})
-    digests = tuple((name.partition("@")[0], weights.digest(weights.locate(name))) for name in named)
+    pinned = sorted(text for text in named(cell.defence) | named(cell.attack) if labels.unpinned(text) != text and "[" not in text)
+    digests = tuple((labels.unpinned(text), digest_of(text)) for text in pinned)
     on_gpu = device.startswith("cuda")
     kind = torch.cuda.get_device_name(torch.device(device)) if on_gpu else f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
     return Env(commit=commit(), command=command, device=kind, versions=versions(), weights=digests, data=data)
+
+
+def digest_of(text: str) -> str:
+    """Of the weights that a pinned text names: the whole SHA-256 of a file with a card, the pin itself of others."""
+    return weights.digest(weights.locate(text)) if text.startswith(PINNED) else text.rpartition("@")[2]
 
 
 @functools.cache

@@ -176,7 +176,9 @@ def resolved(registry: Any, text: str, budget: Mapping[str, Any], roles: Mapping
     try:
         if params.get("inner"):
             params |= inside(spec, str(params["inner"]), roles)
-        return Spec.of(spec.name, {knob: settle(value, roles) if isinstance(value, str) else value for knob, value in params.items()})
+        settled = {knob: settle(value, roles) if isinstance(value, str) else value for knob, value in params.items()}
+        pins = entry.facts.get("pins")
+        return Spec.of(spec.name, {**settled, **(pins(settled) if pins else {})})
     except BadInput as error:
         if asked:
             raise BadInput(f"{entry.kind} '{spec.name}': {error}") from None
@@ -205,12 +207,21 @@ def settle(value: str, roles: Mapping[str, str]) -> str:
         if value[1:] not in roles:
             raise BadInput(f"the dataset has nothing for '{value}'; give own:NAME, file:PATH or another scheme:name")
         value = roles[value[1:]]
-    if ":" in value and not value.startswith(PINNED) and "[" not in value:
+    if value.startswith(PINNED):
+        return weights.pin(value)
+    if ":" in value and "[" not in value:
         entry, argument = split_scheme(value)
+        bare, _, pinned = argument.partition("@")
         names = entry.facts["names"]
-        if names and argument not in names():
-            raise BadInput(f"classifier '{value}' is unknown{nearest(argument, names())}")
-    return weights.pin(value) if value.startswith(PINNED) else value
+        if names and bare not in names():
+            raise BadInput(f"classifier '{entry.name}:{bare}' is unknown{nearest(bare, names())}")
+        found = entry.facts["digest"](bare) if entry.facts["digest"] else None
+        if pinned and pinned != found:
+            raise BadInput(
+                f"weights '{entry.name}:{bare}' have the digest {found}, not {pinned}" if found else f"'{entry.name}:{bare}' has no digest here"
+            )
+        value = f"{entry.name}:{bare}@{found}" if found else f"{entry.name}:{bare}"
+    return value
 
 
 def split_several(value: str) -> list[str]:
@@ -225,13 +236,21 @@ def ensure(plan: Plan) -> None:
     for text in sorted(t for t in texts if t.partition(":")[0] in classifiers and not t.startswith(PINNED)):
         entry, argument = split_scheme(text)
         if entry.facts["ensure"]:
-            entry.facts["ensure"](argument)
+            entry.facts["ensure"](argument.partition("@")[0])
+    for spec in {spec for cell in plan.cells for spec in nested(cell.defence)}:
+        if ensure_own := defences.get(spec.name).facts["ensure"]:
+            ensure_own(spec.params)
 
 
 def named(spec: Spec) -> set[str]:
     """The values of a spec's knobs as text, and those of the defence inside of it."""
-    texts = {part for value in spec.params.values() for part in split_several(str(value))}
-    return texts | (named(Spec.parse(str(spec.params["inner"]))) if spec.params.get("inner") else set())
+    return {part for one in nested(spec) for value in one.params.values() for part in split_several(str(value))}
+
+
+def nested(spec: Spec) -> list[Spec]:
+    """The spec, and the defences inside of it."""
+    inner = str(spec.params.get("inner", ""))
+    return [spec, *nested(Spec.parse(inner))] if inner else [spec]
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,29 @@ class Published:
     robust: float
     source: str
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A classifier of RobustBench's zoo, as it is known without its weights, which are so many `files` (none: timm keeps them).
+
+    Accuracies are fractions, under AutoAttack at `eps`; None where RobustBench publishes none.
+    """
+
+    architecture: str
+    parameters: int
+    files: int
+    venue: str
+    eps: str
+    clean: float | None
+    robust: float | None
+
+
+@functools.cache
+def zoo(folder: Path = FOLDER) -> dict[str, Listed]:
+    """The CIFAR entries of RobustBench's zoo by the name that `--defences` takes, sorted."""
+    told = {_named(row): row for name in ("corruptions.csv", "robustbench.csv") for row in _read(folder / name)}
+    return {row["classifier"]: _listed(row, told[row["classifier"]]) for row in _read(folder / "zoo.csv")}
 
 
 def load(folder: Path = FOLDER) -> tuple[Published, ...]:
@@ -63,6 +87,11 @@ def _carso(path: Path) -> Iterator[Published]:
         yield Published(*_where(row), row["defence"], row["classifier"], row["attack"], clean, robust, row["source"], note)
 
 
+def _listed(row: dict[str, str], told: dict[str, str]) -> Listed:
+    clean, robust = _share(told.get("clean_acc", "")), _share(told.get("autoattack_acc", ""))
+    return Listed(told["architecture"], int(row["parameters"]), int(row["files"]), told["venue"], told.get("eps", ""), clean, robust)
+
+
 def _named(row: dict[str, str]) -> str:
     """What `--defences` calls the model: the bare name is that of CIFAR-10 linf, the others stand after dataset/threat."""
     split = row["dataset"], row["norm"]
@@ -71,7 +100,7 @@ def _named(row: dict[str, str]) -> str:
 
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def _where(row: dict[str, str]) -> tuple[str, str, Fraction]:

@@ -127,24 +127,39 @@ def dataset(name: str, *, norm: str, eps: Mapping[str, str], n: int, budget: str
     return _register("dataset", name, facts)
 
 
-def classifier(scheme: str, *, names: Callable[[], list[str]] | None = None, ensure: Callable[[str], None] | None = None) -> Callable[..., Any]:
+def classifier(
+    scheme: str,
+    *,
+    names: Callable[[], list[str]] | None = None,
+    ensure: Callable[[str], None] | None = None,
+    digest: Callable[[str], str | None] | None = None,
+) -> Callable[..., Any]:
     """Register a loader `(argument: str) -> nn.Module` of the classifiers named `scheme:argument`.
 
     `names()` lists the arguments; `ensure(argument)` is called before a sweep starts: it fetches what is missing and raises
-    `BadInput` with one line where that cannot be had.
+    `BadInput` with one line where that cannot be had. `digest(argument)`, 8 hex digits of its files or None where they are not there, becomes part
+    of the question: `scheme:argument@1a2b3c4d`, which the loader must take too.
     """
-    return _register("classifier", scheme, {"names": names, "ensure": ensure})
+    return _register("classifier", scheme, {"names": names, "ensure": ensure, "digest": digest})
 
 
 def defence(
-    name: str, *, stochastic: bool | Callable[[Mapping[str, Value]], bool] = False, alone: str = "it wraps a classifier", costly: bool = False
+    name: str,
+    *,
+    stochastic: bool | Callable[[Mapping[str, Value]], bool] = False,
+    alone: str = "it wraps a classifier",
+    costly: bool = False,
+    ensure: Callable[[Mapping[str, Value]], None] | None = None,
+    pins: Callable[[Mapping[str, Value]], Mapping[str, str]] | None = None,
 ) -> Callable[..., Any]:
     """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K).
 
     `stochastic` may depend on the knobs, and need not speak of the defence that a knob `inner` names; `alone` says why a defence has no such knob.
-    A `costly` one takes part only where it is named.
+    A `costly` one takes part only where it is named. `ensure(knobs)` and `pins(knobs)`, which gives knobs with a digest added, are for files of its
+    own that no classifier names.
     """
-    return _register("defence", name, {"stochastic": stochastic, "alone": alone, "costly": costly})
+    facts = {"stochastic": stochastic, "alone": alone, "costly": costly, "ensure": ensure, "pins": pins}
+    return _register("defence", name, facts)
 
 
 def attack(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import signal
@@ -17,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench import labels, registry, report
+from bench import labels, published, registry, report, weights
 from bench import plan as plans
 from bench.plan import Plan, Request
 from bench.record import Record
@@ -94,7 +95,15 @@ def command(args: argparse.Namespace, line: str) -> int:
     if args.dry_run:
         show_dry(out, plan, pending, data_dir)
         return 0
-    failed = sweep(out, args, plan, pending, store, data_dir, line) if pending else 0
+    failed = 0
+    if pending:
+        from bench import execute
+
+        device = execute.device_of(args.device)
+        plans.ensure(plan)
+        plan = read_plan(args)  # again: now the digest of what was fetched is part of the question
+        pending = plan.cells if args.rerun else plan.pending(store)
+        failed = sweep(out, args, plan, pending, store, data_dir, line, device)
     if not pending:
         out.print(f"all {len(plan.cells)} cells are in {args.out} already: nothing to do (--rerun answers them again)", soft_wrap=True)
     elif not failed:
@@ -118,12 +127,10 @@ def read_plan(args: argparse.Namespace) -> Plan:
     return plans.plan(requests, name)
 
 
-def sweep(out: Console, args: argparse.Namespace, plan: Plan, pending: Sequence[Cell], store: Store, data_dir: Path, line: str) -> int:
+def sweep(out: Console, args: argparse.Namespace, plan: Plan, pending: Sequence[Cell], store: Store, data_dir: Path, line: str, device: str) -> int:
     from bench import execute
 
-    device = execute.device_of(args.device)
     execute.limit_threads()
-    plans.ensure(plan)
     execute.check(pending, data_dir)
     if args.ray:
         from bench.executors import ray
@@ -179,14 +186,45 @@ class Live:
 
 
 def show_list(out: Console, kind: str) -> None:
+    if kind == "classifier":
+        show_classifiers(out)
+        return
     table = Table("name", "knobs", "what it is", box=None, pad_edge=False)
     for entry in sorted(registry.registries[kind], key=lambda entry: entry.name):
         knobs = ", ".join(f"{knob}={value}" for knob, value in entry.knobs.items())
-        names = entry.facts.get("names")
-        table.add_row(f"{entry.name}:..." if kind == "classifier" else entry.name, escape(knobs), escape(entry.summary))
-        for name in names() if names else ():
-            table.add_row(f"  {entry.name}:{name}", "", "")
+        table.add_row(entry.name, escape(knobs), escape(entry.summary))
     out.print(table)
+
+
+def show_classifiers(out: Console) -> None:
+    """A table for each scheme, or for each dataset and threat model of one. No name is folded: it is there to be copied."""
+    out.width = max(out.width, 150)
+    for entry in sorted(registry.classifiers, key=lambda entry: entry.name):
+        out.print(f"{entry.name}:...  {escape(entry.summary)}")
+        names = [f"{entry.name}:{name}" for name in (entry.facts["names"] or list)()]
+        for _, group in itertools.groupby(names, key=lambda name: name.rpartition("/")[0]):
+            table = Table("name", "architecture", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+            for title in ("param.", "clean", "AA", "eps"):
+                table.add_column(title, justify="right", no_wrap=True)
+            table.add_column("venue")
+            for name in group:
+                table.add_row(name, *about(name))
+            out.print(table)
+    out.print(
+        "RN: ResNet; WRN: WideResNet; param.: millions; clean, AA: published accuracy in percent, without an attack and under AutoAttack at eps"
+    )
+
+
+def about(name: str) -> tuple[str, ...]:
+    """What is known of a classifier without building it: a cell for each column of the list after the name."""
+    if name.startswith("own:"):
+        card = weights.card(name)
+        return str(card["arch"]["name"]), f"{card['parameters'] / 1e6:.2f}"
+    if not (found := published.zoo().get(name)):
+        return ()
+    architecture = found.architecture.replace("WideResNet", "WRN").replace("ResNet", "RN").replace(" + ", "+")
+    clean, robust = ("" if share is None else f"{100 * share:.2f}" for share in (found.clean, found.robust))
+    return architecture, f"{found.parameters / 1e6:.2f}", clean, robust, found.eps, found.venue
 
 
 def show_dry(out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path) -> None:

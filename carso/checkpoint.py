@@ -1,10 +1,15 @@
-"""Purifiers on disk: float tensors in a safetensors file, and beside it a JSON card that says what they are and for which classifier."""
+"""Purifiers on disk: float tensors in a safetensors file, and beside it a JSON card that says what they are and for which classifier.
+
+And those that the paper's authors released, of three files each, without a card.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from carso import released
 from carso.atomic import replace
+from carso.model import CARSO
 from carso.purifier import Layout, Purifier
+from carso.representation import shapes
 
 KINDS = ("carso", "vae")
 
@@ -101,3 +109,113 @@ def load(path: Path) -> tuple[Purifier, dict[str, Any]]:
     if card.get("sha256") != digest:
         raise ValueError(f"purifier '{path}' is not the one that its card describes (sha256 {digest[:8]}, card {str(card.get('sha256'))[:8]})")
     return rebuild(tensors, card), card
+
+
+def load_released(
+    name: str, classifier: nn.Module, *, samples: int = 8, aggregation: str = "peel", final: nn.Module | None = None, folder: Path | None = None
+) -> CARSO:
+    """The authors' purifier `name` (cifar10, cifar100, tinyimagenet200, cifar10-own, cifar100-own) around its classifier: images to logits.
+
+    `classifier`: the WRN-28-10 that it was trained around, with RobustBench's layer names; its own weights are not checked here. The three files are
+    read from `folder` (else `carso.released.folder()`), where `carso.released.ensure(name)` puts them. ValueError, one line, where one is
+    missing, damaged, or not of this scenario, or where the classifier's layers are others.
+    """
+    top, found = folder or released.folder(), released.files(name)
+    if not all((top / file).is_file() for file in found.values()):
+        raise released.missing(f"purifier 'released:{name}'", found.values(), top)
+    held = {part: _read(top / file) for part, file in found.items()}
+    purifier = _assemble(released.layout(name), released.layers(name), held)
+    model = CARSO(classifier, purifier, samples, aggregation, final=final)
+    purifier.layout.check(shapes(classifier, purifier.layout.image, purifier.layers))
+    return model
+
+
+def from_released(
+    repr_compressors: Mapping[str, Tensor],
+    repr_fcn_compressor: Mapping[str, Tensor],
+    decoder: Mapping[str, Tensor],
+    *,
+    layers: Sequence[str],
+    training_parts: Mapping[str, Mapping[str, Tensor]] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Purifier:
+    """The purifier, frozen and in evaluation mode, of state dicts in the authors' key names; all sizes are read from the shapes.
+
+    `layers`: the classifier's layers that it reads, as many as there are compressors. Images are square, as large as the decoder makes them.
+    `training_parts`: the state dicts `input_compressor`, `joint_fcn_compressor` and `neck`; without them, as they were not released, the
+    purifier can only decode, and `encode` raises ValueError. `mean`, `std`: per channel, what `encode` scales images by; nothing where they are not
+    given. No shape tells heights and widths of the taps: `condition` checks their channels, and how many values they have together.
+    ValueError, one line, names what is missing, left over, misshapen or not finite.
+    """
+    held = {"repr_compressors": repr_compressors, "repr_fcn_compressor": repr_fcn_compressor, "decoder": decoder}
+    extra = dict(training_parts or {})
+    if extra and set(extra) != set(released.TRAINING):
+        raise ValueError(f"training_parts holds {', '.join(sorted(extra))}; it takes all of {', '.join(released.TRAINING)}, or is left out")
+    return _assemble(_layout({**held, **extra}, len(layers), mean, std), layers, {**held, **extra})
+
+
+def _layout(held: Mapping[str, Mapping[str, Tensor]], count: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Layout:
+    def shape(part: str, key: str, rank: int) -> torch.Size:
+        if key not in held[part]:
+            raise ValueError(f"{part} lacks {key}")
+        if held[part][key].ndim != rank:
+            raise ValueError(f"{part} holds {key} of the shape {tuple(held[part][key].shape)}, not of {rank} dimensions")
+        return held[part][key].shape
+
+    def many(part: str, pattern: str) -> int:
+        return 1 + max((int(found[1]) for key in held[part] if (found := re.match(pattern, key))), default=-1)
+
+    if (taps := many("repr_compressors", r"(\d+)\.")) != count or not count:
+        raise ValueError(f"repr_compressors is of {taps} taps, and layers names {count}")
+    channels = [shape("repr_compressors", f"{i}.0.0.weight", 4)[1] for i in range(count)]
+    c, flat = shape("repr_fcn_compressor", "1.0.weight", 2)
+    stages = max(many("decoder", r"(\d+)\.0\.weight") - 1, 0)
+    last = shape("decoder", f"{stages + 1}.weight", 4)
+    maps = [shape("decoder", f"{i}.0.weight", 4)[0] for i in range(1, stages + 1)] + [last[0]]
+    rows, columns = shape("decoder", "0.1.weight", 2)
+    seed = math.isqrt(rows // max(maps[0], 1))
+    if columns <= c:
+        raise ValueError(f"decoder holds 0.1.weight of {columns} columns, too few for a condition of {c} values and a latent")
+    if seed**2 * maps[0] != rows or last[2] not in (2, 3) or seed < 4 - last[2]:
+        raise ValueError(f"decoder makes no square image: 0.1.weight has {rows} rows for {maps[0]} channels, the last kernel is {tuple(last[2:])}")
+    side = (seed if last[2] == 3 else seed - 1) << stages  # every stage doubles n, or, towards a last kernel of 2, n-1
+    widths = []
+    if "input_compressor" in held:
+        widths = [shape("input_compressor", f"{i}.0.weight", 4)[0] for i in range(many("input_compressor", r"(\d+)\."))]
+        if not widths:
+            raise ValueError("input_compressor lacks 0.0.weight")
+    return Layout(
+        image=(last[1], side, side),
+        taps=tuple((n, None, None) for n in channels),
+        mean=tuple(mean or [0.0] * last[1]),
+        std=tuple(std or [1.0] * last[1]),
+        blocks=many("repr_compressors", r"0\.(\d+)\."),
+        bottleneck=c,
+        latent=columns - c,
+        encoder=tuple(widths),
+        decoder=tuple(maps),
+        last_kernel=last[2],
+        flat=flat,
+    )
+
+
+def _assemble(layout: Layout, layers: Sequence[str], held: Mapping[str, Mapping[str, Tensor]]) -> Purifier:
+    with torch.device("meta"):  # no time and no random numbers for weights that are replaced at once
+        purifier = Purifier(layout, layers)
+    for part, module in released.modules(purifier).items():
+        released.compare(part, released.shapes(held[part]), released.shapes(module.state_dict()))
+        released.sound(part, held[part])
+    purifier.to_empty(device="cpu")
+    for part, module in released.modules(purifier).items():
+        module.load_state_dict(dict(held[part]))
+    for name in ("mean", "std"):
+        getattr(purifier, name).copy_(torch.tensor(getattr(layout, name)).view(-1, 1, 1))
+    return purifier.requires_grad_(False).eval()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"'{path}' is not a safetensors file, or is damaged: {error}") from None

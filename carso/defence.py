@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+
 from torch import nn
 
+from bench import weights as files
 from bench.registry import build_classifier, defence
-from bench.spec import BadInput
+from bench.spec import BadInput, Value
 from bench.weights import locate, pin
-from carso.checkpoint import check, load
+from carso import released
+from carso.checkpoint import check, load, load_released
 from carso.model import CARSO
 
 
@@ -25,11 +30,65 @@ def build(make: type[CARSO], kind: str, classifier: str, weights: str, samples: 
         raise BadInput(f"{kind}[classifier={classifier},weights={weights}]: {error}") from None
 
 
-@defence("carso", stochastic=lambda knobs: int(knobs["samples"]) > 0)
+def scenario_of(classifier: str) -> str:
+    """The released purifier that was made around the classifier of this name, pinned or not; BadInput names the classifiers that have one."""
+    bare = classifier.partition("@")[0]
+    known = {f"robustbench:{one.robustbench}": name for name, one in released.SCENARIOS.items() if one.robustbench}
+    known |= {f"released:{name}": name for name in released.with_purifier()}
+    if bare not in known:
+        raise BadInput(f"carso[weights=released]: the authors released no purifier for the classifier '{bare}'; they did for {', '.join(known)}")
+    return known[bare]
+
+
+def ensure(knobs: Mapping[str, Value]) -> None:
+    """Fetch the released files that these knobs ask for, if they are missing; BadInput with one line that says what to put where if that fails."""
+    if str(knobs["weights"]).partition("@")[0] == "released":
+        try:
+            released.ensure(scenario_of(str(knobs["classifier"])))
+        except BadInput:
+            raise
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
+
+def digest(knobs: Mapping[str, Value]) -> str | None:
+    """8 hex digits of the released files that these knobs ask for, of their SHA-256 in the order of `PARTS`; None for others, or a missing file."""
+    if str(knobs["weights"]).partition("@")[0] != "released":
+        return None
+    paths = [released.folder() / file for file in released.files(scenario_of(str(knobs["classifier"]))).values()]
+    if not all(path.is_file() for path in paths):
+        return None
+    return hashlib.sha256("".join(files.digest(path) for path in paths).encode()).hexdigest()[:8]
+
+
+def pins(knobs: Mapping[str, Value]) -> dict[str, str]:
+    """The knob `weights` with the digest of the released files, where it names those and they are here."""
+    found = digest(knobs)
+    return {"weights": f"released@{found}"} if found else {}
+
+
+def build_released(classifier: str, pinned: str, samples: int, aggregation: str) -> CARSO:
+    """The authors' purifier around their classifier; BadInput where a file is missing, damaged, or, where `pinned` says which, another one."""
+    name = scenario_of(classifier)
+    try:
+        made = load_released(name, build_classifier(classifier), samples=samples, aggregation=aggregation)
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(f"carso[classifier={classifier},weights=released]: {error}") from None
+    if pinned and pinned != (found := digest({"classifier": classifier, "weights": "released"})):
+        raise BadInput(f"the released weights of '{name}' have the digest {found}, not {pinned}")
+    return made
+
+
+@defence("carso", stochastic=lambda knobs: int(knobs["samples"]) > 0, ensure=ensure, pins=pins)
 def carso(*, classifier: str = "@robust", weights: str = "@carso", samples: int = 8, aggregation: str = "peel") -> nn.Module:
     """Reconstruct the image from the classifier's representation of it, `samples` times, and classify the reconstructions.
 
-    `weights`, the purifier, is own:NAME or file:PATH, trained around this very `classifier`; 0 samples: one reconstruction from z=0, deterministic;
-    `aggregation`: peel, logit, prob, count, vote, lse, peel-naive. arXiv 2306.06081.
+    `weights`, the purifier, is own:NAME or file:PATH, trained around this very `classifier`, or released, the authors' for theirs; 0 samples: one
+    reconstruction from z=0, deterministic; `aggregation`: peel, logit, prob, count, vote, lse, peel-naive. arXiv 2306.06081.
     """
+    scheme, _, pinned = weights.partition("@")
+    if scheme == "released":
+        return build_released(classifier, pinned, samples, aggregation)
     return build(CARSO, "carso", classifier, weights, samples, aggregation)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +14,16 @@ import pytest
 import torch
 
 from baselines import zoo
+from bench import weights
 from bench.registry import ROOT, build_classifier
 from bench.spec import BadInput
-
-SMALL = "cifar10/corruptions/Hendrycks2020AugMix_WRN"  # the smallest of the zoo: 2.2 million parameters
-PAGE = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
+from tests.baselines.zoo_fakes import SMALL, put, random_state, refused
 
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BENCH_MODELS", str(tmp_path / "models"))
     return tmp_path / "models"
-
-
-def put(path: Path, content: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    return path
-
-
-def refused(action: Callable[[str], object], argument: str) -> str:
-    with pytest.raises(BadInput) as caught:
-        action(argument)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def random_state() -> dict[str, torch.Tensor]:
-    net = zoo.dicts()["cifar10"]["corruptions"]["Hendrycks2020AugMix_WRN"]["model"]()
-    return {k: torch.rand_like(v) * 0.1 if v.is_floating_point() else v for k, v in net.state_dict().items()}
 
 
 def test_the_names_of_the_zoo() -> None:
@@ -54,7 +34,7 @@ def test_the_names_of_the_zoo() -> None:
 
 
 def test_nothing_of_the_stand_ins_stays() -> None:
-    zoo.names()
+    zoo.dicts()
     assert not {"autoattack", "autoattack.state"} & sys.modules.keys()
 
 
@@ -76,24 +56,6 @@ def test_a_model_is_loaded_from_its_place(models: Path, capfd: pytest.CaptureFix
     assert not net.training
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (PAGE, "is a web page; remove it"),
-        (b"", "is empty; remove it"),
-        (b"PK\x03\x04 cut off", "is truncated; remove it"),
-        (b"text", "is no weights file"),
-        ({"state_dict": {"foreign": torch.zeros(2)}}, "cannot be loaded from"),
-        ({"state_dict": {}}, "cannot be loaded from"),
-    ],
-)
-def test_files_that_are_not_the_model(models: Path, content: Any, says: str) -> None:
-    path = put(models / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt", content)
-    line = refused(zoo.robustbench, SMALL)
-    assert says in line
-    assert str(path) in line
-
-
 class Bomb:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -110,7 +72,7 @@ def test_a_pickle_that_runs_code_does_not(models: Path, tmp_path: Path, monkeypa
     mark = tmp_path / "ran"
     torch.save({"state_dict": random_state(), "more": Bomb(mark)}, path, _use_new_zipfile_serialization=zipped)
     plain = torch.load
-    assert "cannot be loaded from" in refused(zoo.robustbench, SMALL)
+    assert ("cannot be loaded from" if zipped else "holds more than tensors") in refused(zoo.robustbench, SMALL)
     assert not mark.exists()
     assert torch.load is plain
     with pytest.warns(UserWarning, match="forcing weights_only=False"):
@@ -118,10 +80,12 @@ def test_a_pickle_that_runs_code_does_not(models: Path, tmp_path: Path, monkeypa
     assert mark.exists()  # it does run where nothing forbids it
 
 
-def test_a_truncated_file_is_found_before_the_sweep(models: Path) -> None:
-    path = put(models / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt", {"state_dict": random_state()})
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "truncated" in refused(zoo.ensure, SMALL)
+def test_a_loader_that_asks_for_more_than_tensors_does_not_get_it(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = put(tmp_path / "bomb.pt", {"more": Bomb(mark)})
+    with zoo.weights_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=False)
+    assert not mark.exists()
 
 
 def test_a_misspelt_name() -> None:
@@ -130,56 +94,55 @@ def test_a_misspelt_name() -> None:
     assert "is unknown" in refused(zoo.ensure, "cifar10/Linf/Wong2020Fast")  # one name for one model: the bare one
 
 
-def fake_download(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None]) -> None:
-    monkeypatch.setattr(zoo.package("utils"), "download_gdrive_new", lambda key, path: act(path))
+def test_a_pin_names_the_very_file(models: Path) -> None:
+    path = put(models / f"{SMALL}.pt", {"state_dict": random_state()})
+    found = zoo.digest(SMALL)
+    assert found == hashlib.sha256(hashlib.sha256(path.read_bytes()).hexdigest().encode()).hexdigest()[:8]
+    assert zoo.digest(f"{SMALL}@{found}") == found
+    zoo.ensure(f"{SMALL}@{found}")
+    assert zoo.parts(f"{SMALL}@{found}") == zoo.parts(SMALL) == ("cifar10", "corruptions", "Hendrycks2020AugMix_WRN")
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(build_classifier(f"robustbench:{SMALL}@{found}")(x), build_classifier(f"robustbench:{SMALL}")(x))
+    for act in (zoo.ensure, zoo.robustbench):
+        assert refused(act, f"{SMALL}@00000000") == f"weights 'robustbench:{SMALL}' have the digest {found}, not 00000000"
+    put(path, {"state_dict": random_state()})
+    assert zoo.digest(SMALL) != found
+    assert f"not {found}" in refused(zoo.ensure, f"{SMALL}@{found}")
 
 
-def test_a_download_goes_to_its_place(models: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    state = random_state()
-
-    def fetch(path: Path) -> None:
-        print("Downloading")
-        torch.save({"state_dict": state}, path)
-
-    fake_download(monkeypatch, fetch)
-    zoo.ensure(SMALL)
-    assert [path.name for path in (models / "cifar10/corruptions").iterdir()] == ["Hendrycks2020AugMix_WRN.pt"]
-    assert capfd.readouterr().out == ""
-
-
-@pytest.mark.parametrize("name", ["Wong2020Fast", "Chen2020Adversarial"])
-def test_a_failed_download_says_what_to_put_where_and_leaves_nothing(models: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def fail(path: Path) -> None:
-        put(path, PAGE)  # what a full quota gives
-        raise OSError("no network")
-
-    fake_download(monkeypatch, fail)
-    line = refused(zoo.ensure, name)
-    file = "Wong2020Fast.pt" if name == "Wong2020Fast" else "Chen2020Adversarial.pt_m0.pt"
-    where = models / "cifar10/Linf"
-    assert line == f"weights of 'robustbench:{name}' are not there: put {file} into {where} (their download failed: no network)"
-    assert not models.exists()
+def test_the_digest_of_an_ensemble_is_of_all_its_files_in_order(models: Path) -> None:
+    paths = [put(path, bytes([i])) for i, path in enumerate(zoo.files("Chen2020Adversarial"))]
+    assert len(paths) == 3
+    found = zoo.digest("Chen2020Adversarial")
+    assert found == hashlib.sha256("".join(map(weights.digest, paths)).encode()).hexdigest()[:8]
+    paths[0].write_bytes(bytes([1]))
+    paths[1].write_bytes(bytes([0]))
+    assert zoo.digest("Chen2020Adversarial") not in (None, found)
+    paths[2].unlink()
+    assert zoo.digest("Chen2020Adversarial") is None
 
 
-def test_a_web_page_is_no_download(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_download(monkeypatch, lambda path: put(path, PAGE) and None)
-    assert "(their download failed: what came is a web page)" in refused(zoo.ensure, "Wong2020Fast")
-    assert not models.exists()
-
-
-def test_loading_never_downloads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_download(monkeypatch, lambda path: pytest.fail("it downloaded"))
-    assert "are not there: put Wong2020Fast.pt into" in refused(zoo.robustbench, "Wong2020Fast")
+def test_where_nothing_can_be_pinned(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert zoo.digest(SMALL) is None
+    assert "are not there: put Hendrycks2020AugMix_WRN.pt into" in refused(zoo.robustbench, f"{SMALL}@1a2b3c4d")
+    monkeypatch.setenv("TORCH_HOME", str(models))
+    name = "Debenedetti2022Light_XCiT-S12"
+    assert zoo.digest(name) is None
+    put(zoo.places(name)[0], {"model": {}})
+    assert refused(zoo.ensure, f"{name}@1a2b3c4d") == f"weights 'robustbench:{name}' are in the cache of torch's hub, and take no pin"
+    with pytest.raises(BadInput, match="is unknown; did you mean 'Wong2020Fast'"):
+        zoo.digest("Wong2020fast@1a2b3c4d")
 
 
 def test_an_old_copy_of_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.refuse_old_copy()
-    real = [file for file in zoo.metadata.files("robustbench") or [] if str(file) == "robustbench/utils.py"]
+    real = [file for file in metadata.files("robustbench") or [] if str(file) == "robustbench/utils.py"]
     assert len(real) == 1
     changed = tmp_path / "utils.py"
     changed.write_bytes(Path(str(real[0].locate())).read_bytes() + b"\n")
     monkeypatch.setattr(type(real[0]), "locate", lambda file: changed)
-    monkeypatch.setattr(zoo.metadata, "files", lambda name: real)
+    monkeypatch.setattr(metadata, "files", lambda name: real)
     with pytest.raises(BadInput, match=r"mixed with an old copy \(robustbench/utils.py\)"):
         zoo.refuse_old_copy()
 

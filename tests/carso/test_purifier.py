@@ -136,6 +136,10 @@ def test_the_forward_pass_samples_the_posterior() -> None:
         ({"mean": (0.1, 0.2)}, "one value for each of the 1 channels"),
         ({"last_kernel": 4}, "last_kernel=4 must be 2 or 3"),
         ({"latent": 0}, "at least 1"),
+        ({"taps": ((5, None, None),)}, "flat=0 is counted where the taps' shapes are known, and must be given where they are not"),
+        ({"taps": ((5, 8, 8),), "flat": 3}, "flat=3 is counted"),
+        ({"taps": ((None, 8, 8),), "flat": 3}, "only the height and the width of a tap can be unknown"),
+        ({"taps": ((None,),), "flat": 3}, "only the height and the width of a tap can be unknown"),
     ],
 )
 def test_a_layout_that_cannot_be_built_says_why(change: dict[str, Any], message: str) -> None:
@@ -146,6 +150,9 @@ def test_a_layout_that_cannot_be_built_says_why(change: dict[str, Any], message:
 
 def test_layout_round_trip() -> None:
     assert Layout.from_json(layout().to_json()) == layout()
+    unknown = Layout.from_json(layout().to_json() | {"taps": ((5, None, 8), (7,)), "flat": 199})
+    assert Layout.from_json(unknown.to_json()) == unknown
+    assert "flat" not in layout().to_json()  # which cards of earlier versions lack
     with pytest.raises(ValueError, match="colour"):
         Layout.from_json(layout().to_json() | {"colour": 1})
 
@@ -164,3 +171,22 @@ def test_activations() -> None:
 def test_foreign_taps_are_refused() -> None:
     with pytest.raises(ValueError, match="was made for taps"):
         purifier().condition([torch.ones(2, 5, 8, 8)])
+    with pytest.raises(ValueError, match="was made for taps"):
+        purifier(unconditional=True).condition([])
+
+
+def test_taps_whose_height_is_not_known() -> None:
+    """Channels 5 become 3, maps of 8 wide stay as wide, and 7 flat values enter as they are."""
+    made = Purifier(Layout.from_json(layout().to_json() | {"taps": ((5, None, 8), (7,)), "flat": 3 * 9 * 8 + 7}), ("a", "b")).eval()
+    assert made.condition([torch.ones(2, 5, 9, 8), torch.ones(2, 7)]).shape == (2, 6)
+    for taps in ([(5, 8, 9), (7,)], [(5, 9, 8), (8,)], [(5, 9, 8), (7, 1)], [(6, 9, 8), (7,)], [(5, 9, 8)], [(5, 8, 8), (7,)]):
+        with pytest.raises(ValueError, match=r"made for taps of the shapes|223 values after compression, the classifier's have 199"):
+            made.condition([torch.ones(2, *tap) for tap in taps])
+
+
+def test_a_purifier_without_an_encoder() -> None:
+    made = Purifier(Layout.from_json(layout().to_json() | {"encoder": ()}), LAYERS).eval()
+    assert {key.partition(".")[0] for key in made.state_dict()} == {"compressors", "bottleneck", "decoder"}
+    with pytest.raises(ValueError, match="has no encoder, and can only decode"):
+        made.encode(images(2), torch.zeros(2, 6))
+    assert made.decode(torch.zeros(2, 3), torch.zeros(2, 6)).shape == (2, 1, 8, 8)

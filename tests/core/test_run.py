@@ -86,6 +86,28 @@ def test_lists_show_names_and_knobs(what: str, capsys: pytest.CaptureFixture[str
         assert word in shown
 
 
+def test_the_list_of_classifiers_tells_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list", "classifiers"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 150
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in shown if line}
+    assert sum(name.startswith("robustbench:") for name in rows) == 164 + 1  # and the scheme
+    assert rows["robustbench:Wang2023Better_WRN-28-10"] == "WRN-28-10 36.48 92.44 67.31 8/255 ICML 2023"
+    assert rows["robustbench:Zhang2019Theoretically"] == "WRN-34-10 48.26 84.92 53.08 0.031 ICML 2019"
+    assert rows["robustbench:cifar10/L2/Rice2020Overfitting"] == "PreActRN-18 11.17 88.67 67.68 0.5 ICML 2020"
+    assert rows["robustbench:cifar100/Linf/Cui2023Decoupled_WRN-28-10"] == "WRN-28-10 36.54 73.85 39.18 8/255 NeurIPS 2024"
+    assert rows["robustbench:cifar100/corruptions/Hendrycks2020AugMix_WRN"] == "WRN-40-2 2.26 ICLR 2020"
+    assert rows["own:digits-at"] == "cnn 0.05"
+    assert {"autoattack:resnet18", "file:..."} <= rows.keys()
+
+
+def test_a_list_needs_no_library_of_the_zoo() -> None:
+    heavy = "robustbench", "timm", "torchvision"
+    code = f"import sys; from bench.run import main; main(['--list', 'classifiers']); print(sorted({set(heavy)} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TOY, "--dry-run", "--out", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out

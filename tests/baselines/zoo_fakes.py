@@ -1,0 +1,60 @@
+"""Files as RobustBench lays them out, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from baselines import zoo
+from bench.spec import BadInput
+
+SMALL = "cifar10/corruptions/Hendrycks2020AugMix_WRN"  # the smallest of the zoo: 2.2 million parameters
+PAGE = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
+SCALING = ("mu", "sigma", "mean", "std")  # of the images: not learnt
+
+
+def untrained(argument: str) -> nn.Module:
+    """The network of an entry, as RobustBench's table builds it, or timm."""
+    dataset, threat, name = zoo.parts(argument)
+    facts = zoo.dicts()[dataset][threat][name]
+    if facts["gdrive_id"] is None:
+        import timm
+
+        made: nn.Module = timm.create_model(f"{name}_{dataset}_{threat}".lower().replace("-", "_"))
+    else:
+        made = facts["model"]()
+    return made.eval()
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """The network with other weights and statistics than a fresh one has."""
+    with torch.no_grad():
+        for name, held in net.state_dict().items():
+            if held.is_floating_point() and name.rpartition(".")[2] not in SCALING:
+                held.add_(torch.rand_like(held) - 0.5, alpha=0.02)
+    return net
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    return shaken(untrained(SMALL)).state_dict()
+
+
+def put(path: Path, content: Any, *, zipped: bool = True) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def refused(action: Callable[[str], object], argument: str) -> str:
+    with pytest.raises(BadInput) as caught:
+        action(argument)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
