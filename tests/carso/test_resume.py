@@ -142,7 +142,7 @@ def test_no_room_for_the_final_weights(tmp_path: Path, monkeypatch: pytest.Monke
     command = [*SMALL, "--checkpoint-every", "3", "--out", str(out)]
     monkeypatch.setattr("carso.checkpoint.save_file", no_space)
     assert main(command) == 1
-    assert "a.safetensors cannot be written: [Errno 28] No space left on device; the checkpoint" in capsys.readouterr().err
+    assert "a.safetensors' cannot be written: [Errno 28] No space left on device; the checkpoint" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr("carso.adversary.Adversaries.deal", interrupted)  # no step is needed any more
     assert main(command) == 0
