@@ -233,7 +233,7 @@ def split_several(value: str) -> list[str]:
 def ensure(plan: Plan) -> None:
     """Fetch or find the weights that are loaded by name, before the first cell runs; raises BadInput with the line that helps."""
     texts = {text for cell in plan.cells for spec in (cell.defence, cell.attack) for text in named(spec)}
-    for text in sorted(t for t in texts if t.partition(":")[0] in classifiers and not t.startswith(PINNED)):
+    for text in sorted(t for t in texts if ":" in t and t.partition(":")[0] in classifiers and not t.startswith(PINNED)):
         entry, argument = split_scheme(text)
         if entry.facts["ensure"]:
             entry.facts["ensure"](argument.partition("@")[0])

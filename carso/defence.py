@@ -81,7 +81,7 @@ def build_released(classifier: str, pinned: str, samples: int, aggregation: str)
     return made
 
 
-@defence("carso", stochastic=lambda knobs: int(knobs["samples"]) > 0, ensure=ensure, pins=pins)
+@defence("carso", stochastic=lambda knobs: int(knobs["samples"]) > 0, ensure=ensure, pins=pins, alone="it reads the layers of a classifier")
 def carso(*, classifier: str = "@robust", weights: str = "@carso", samples: int = 8, aggregation: str = "peel") -> nn.Module:
     """Reconstruct the image from the classifier's representation of it, `samples` times, and classify the reconstructions.
 

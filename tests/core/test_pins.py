@@ -71,6 +71,12 @@ def test_what_is_not_there_yet_has_no_pin_and_is_fetched() -> None:
     assert sorted(asked) == ["gone", "own files of special@99999999"]
 
 
+def test_a_word_that_is_also_the_name_of_a_scheme_is_no_classifier() -> None:
+    asked.clear()
+    ensure(Plan("x", (cell("toy-pinned[weights=pinned]"),)))
+    assert asked == ["net", "own files of pinned"]
+
+
 def test_the_weights_of_an_inner_defence_and_of_every_member_are_in_the_record() -> None:
     env = environment(cell("jpeg[inner=ensemble[classifiers=@robust+own:digits-other]]"), "cpu", "", "")
     assert [name for name, _ in env.weights] == ["own:digits-at", "own:digits-other"]
