@@ -179,7 +179,7 @@ def test_on_digits_it_is_surer_and_as_right() -> None:
     assert is_stochastic(defence("anti-adversary[inner=carso[samples=2]]"))
     defended = build_defence(spec)
     with torch.no_grad():
-        before, after = defended.base(data.x), defended(data.x)  # type: ignore[operator]  # a part, which nn.Module does not know
+        before, after = defended.base(data.x), defended(data.x)
     own = before.argmax(1)
     assert (log_odds(after, own) > log_odds(before, own)).float().mean() > 0.95
     assert (after.argmax(1) == own).float().mean() > 0.98

@@ -88,7 +88,7 @@ def test_every_step_is_that_of_the_scheduler_of_diffusers(x: Tensor, changes: di
     queue(monkeypatch, "schedulers.scheduling_ddpm", [*noise[1:], torch.zeros_like(x)])
     here = scheduler.add_noise(2 * x - 1, noise[0], torch.tensor(times[:1] * len(x)))
     for t, ours in zip(times, seen, strict=True):
-        here = scheduler.step(defence.unet(here, t).sample, t, here).prev_sample  # type: ignore[operator]
+        here = scheduler.step(defence.unet(here, t).sample, t, here).prev_sample
         assert torch.allclose(ours, here, atol=2e-5)
     assert torch.allclose(purified, ((here + 1) / 2).clamp(0, 1), atol=2e-5)
 

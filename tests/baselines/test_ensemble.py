@@ -105,7 +105,7 @@ def test_the_plan_settles_each_member_and_the_first_is_the_base() -> None:
     x = load(Spec.parse("digits[n=20]")).x
     built = build_defence(spec)
     assert torch.allclose(built(x), (build_classifier(one)(x) + build_classifier(other)(x)) / 2, atol=1e-5)
-    assert torch.equal(built.base(x), build_classifier(one)(x))  # type: ignore[operator]  # a part, which nn.Module does not know
+    assert torch.equal(built.base(x), build_classifier(one)(x))
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,9 @@ def test_copies_that_are_nan_or_infinite_win_no_votes_they_should_not() -> None:
 def test_it_stands_before_other_defences_and_reaches_their_surrogates() -> None:
     (cell,) = plan([Request(defences=("smoothing[samples=20,inner=jpeg]",), attacks=("none",))]).cells
     built = build_defence(cell.defence)
-    assert set(built.surrogates) == {"soft", "soft+identity", "soft+soft"}  # type: ignore[arg-type]  # a part, which nn.Module does not know
+    assert set(built.surrogates) == {"soft", "soft+identity", "soft+soft"}
     x = load(Spec.parse("digits[n=3]")).x
-    assert torch.equal(built.base(x), build_classifier("own:digits-standard")(x))  # type: ignore[operator]
+    assert torch.equal(built.base(x), build_classifier("own:digits-standard")(x))
 
 
 @pytest.mark.parametrize(

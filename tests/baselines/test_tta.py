@@ -157,7 +157,7 @@ def test_it_is_random_only_where_a_knob_makes_it_so() -> None:
     assert is_stochastic(defence("tta[shift=0,noise=0,inner=carso[samples=2]]"))
     x = load(Spec.parse("digits[n=10]")).x
     plain = build_defence(defence("tta[shift=0,noise=0]"))
-    assert torch.allclose(plain(x), plain.base(x), atol=1e-5)  # type: ignore[operator]  # a part, which nn.Module does not know
+    assert torch.allclose(plain(x), plain.base(x), atol=1e-5)
 
 
 def test_surrogates_of_the_inner_defence_are_behind_the_mean() -> None:

@@ -113,7 +113,7 @@ def test_batch_statistics_are_synchronised_on_gpus(monkeypatch: pytest.MonkeyPat
 
     p = purifier()
     before = dict(p.state_dict())
-    several = Processes(Fabric(), 2)  # type: ignore[arg-type]  # all of it that `wrap` uses
+    several = Processes(Fabric(), 2)
     assert several.wrap(p) is p
     kinds = {type(module).__name__ for module in p.modules()}
     assert "SyncBatchNorm" in kinds
@@ -162,5 +162,5 @@ def test_devices_that_are_not_there(gpus: int, flags: dict[str, object], message
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ValueError, match=message) as caught:
-        devices.choose(**flags)  # type: ignore[arg-type]  # one of them at a time
+        devices.choose(**flags)
     assert "\n" not in str(caught.value)

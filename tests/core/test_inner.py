@@ -36,9 +36,9 @@ def test_it_computes_the_outer_one_before_the_inner_one() -> None:
     built = build_defence(defence("jpeg[quality=20,inner=bit-depth[bits=2,classifier=own:digits-at]]"))
     jpeg, depth = build_defence(defence("jpeg[quality=20]")), build_defence(defence("bit-depth[bits=2]"))
     classifier = build_classifier("own:digits-at")
-    expected = classifier(depth.purify(jpeg.purify(x)))  # type: ignore[operator]  # a part, which nn.Module does not know
+    expected = classifier(depth.purify(jpeg.purify(x)))
     assert torch.allclose(built(x), expected)
-    assert not torch.allclose(built(x), classifier(jpeg.purify(depth.purify(x))))  # type: ignore[operator]
+    assert not torch.allclose(built(x), classifier(jpeg.purify(depth.purify(x))))
 
 
 def test_randomness_inside_is_randomness_and_draws_share_the_outer_part() -> None:
@@ -50,9 +50,9 @@ def test_randomness_inside_is_randomness_and_draws_share_the_outer_part() -> Non
     with stream(torch.device("cpu"), 0):
         several = draws(built, x, 4)
     with stream(torch.device("cpu"), 0):
-        assert torch.equal(several, draws(inner, built.purify(x), 4))  # type: ignore[operator]
+        assert torch.equal(several, draws(inner, built.purify(x), 4))
     assert len(several.unique(dim=1)[0]) == 4
-    assert {"identity", "soft", "identity+lse", "soft+lse"} <= built.surrogates.keys()  # type: ignore[operator]
+    assert {"identity", "soft", "identity+lse", "soft+lse"} <= built.surrogates.keys()
 
 
 @pytest.mark.parametrize(
