@@ -69,9 +69,9 @@ def from_file(path: Path) -> tuple[str, list[Request]]:
     if not found.is_file():
         names = [p.stem for p in PLANS.glob("*.toml") if p.stem != "budgets"]
         raise BadInput(f"plan '{path}' is neither a file nor a plan of ours{nearest(str(path), names)}")
-    data = read_toml(found)
-    sweeps = data.pop("sweep", [{}])
-    return found.stem, [request_of({**data, **sweep}, found) for sweep in sweeps]
+    shared = {**read_toml(found)}  # a copy: what was read is kept for the next call
+    sweeps = shared.pop("sweep", [{}])
+    return found.stem, [request_of({**shared, **sweep}, found) for sweep in sweeps]
 
 
 def request_of(data: Mapping[str, Any], path: Path) -> Request:

@@ -117,6 +117,7 @@ def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
     path.write_text(
         'dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n'
     )
+    assert from_file(path) == from_file(path), 'a sweep plans again once the weights are there'
     name, requests = from_file(path)
     assert name == "mine"
     assert plan(requests).cells == plan([toy(seed=3), toy(seed=3, attacks=("toy-two",), eps="1/5")]).cells
