@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from bench.registry import defence
+from carso.aggregate import AGGREGATIONS
 from carso.defence import build
 from carso.model import VAE
 
 
-@defence("vae", stochastic=lambda knobs: int(knobs["samples"]) > 0)
+@defence("vae", stochastic=lambda knobs: int(knobs["samples"]) > 0, choices={"aggregation": AGGREGATIONS})
 def vae(*, classifier: str = "@robust", weights: str = "@vae", samples: int = 8, aggregation: str = "peel") -> nn.Module:
     """Encode the image by a VAE, and classify `samples` reconstructions from its posterior.
 

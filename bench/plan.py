@@ -174,11 +174,15 @@ def resolved(registry: Any, text: str, budget: Mapping[str, Any], roles: Mapping
     entry = registry.get(spec.name)
     params = entry.resolve({**budget.get(spec.name, {}), **spec.params})
     try:
+        if follows := entry.facts.get("follows"):
+            params |= follows(params)
         if params.get("inner"):
             params |= inside(spec, str(params["inner"]), roles)
         settled = {knob: settle(value, roles) if isinstance(value, str) else value for knob, value in params.items()}
         pins = entry.facts.get("pins")
-        return Spec.of(spec.name, {**settled, **(pins(settled) if pins else {})})
+        settled |= pins(settled) if pins else {}
+        later = entry.facts.get("later", ())
+        return Spec.of(spec.name, {knob: value for knob, value in settled.items() if knob not in later or value != entry.knobs[knob]})
     except BadInput as error:
         if asked:
             raise BadInput(f"{entry.kind} '{spec.name}': {error}") from None

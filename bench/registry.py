@@ -151,14 +151,19 @@ def defence(
     costly: bool = False,
     ensure: Callable[[Mapping[str, Value]], None] | None = None,
     pins: Callable[[Mapping[str, Value]], Mapping[str, str]] | None = None,
+    follows: Callable[[Mapping[str, Value]], Mapping[str, str]] | None = None,
+    later: Collection[str] = (),
+    choices: Mapping[str, Collection[str]] | None = None,
 ) -> Callable[..., Any]:
     """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K).
 
     `stochastic` may depend on the knobs, and need not speak of the defence that a knob `inner` names; `alone` says why a defence has no such knob.
     A `costly` one takes part only where it is named. `ensure(knobs)` and `pins(knobs)`, which gives knobs with a digest added, are for files of its
-    own that no classifier names.
+    own that no classifier names. `follows(knobs)` gives the knobs whose default depends on another one. A knob that came `later` is no part of the
+    question at its default: what was answered before it came still stands. `choices` are the words that a knob takes.
     """
-    facts = {"stochastic": stochastic, "alone": alone, "costly": costly, "ensure": ensure, "pins": pins}
+    hooks = {"ensure": ensure, "pins": pins, "follows": follows}
+    facts = {"stochastic": stochastic, "alone": alone, "costly": costly, "later": later, "choices": choices or {}, **hooks}
     return _register("defence", name, facts)
 
 

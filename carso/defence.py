@@ -12,8 +12,11 @@ from bench.registry import build_classifier, defence
 from bench.spec import BadInput, Value
 from bench.weights import locate, pin
 from carso import released
+from carso.aggregate import AGGREGATIONS
 from carso.checkpoint import check, load, load_released
 from carso.model import CARSO
+
+CONDITIONS = ("layers", "logits", "none")
 
 
 def build(make: type[CARSO], kind: str, classifier: str, weights: str, samples: int, aggregation: str) -> CARSO:
@@ -81,14 +84,47 @@ def build_released(classifier: str, pinned: str, samples: int, aggregation: str)
     return made
 
 
-@defence("carso", stochastic=lambda knobs: int(knobs["samples"]) > 0, ensure=ensure, pins=pins, alone="it reads the layers of a classifier")
-def carso(*, classifier: str = "@robust", weights: str = "@carso", samples: int = 8, aggregation: str = "peel") -> nn.Module:
+def follows(knobs: Mapping[str, Value]) -> dict[str, str]:
+    """The purifier that the other knobs ask for, where none is named: around the dataset's undefended classifier, or on another condition."""
+    if knobs["weights"] != "@carso":
+        return {}
+    if knobs["condition"] == "none":
+        return {"weights": "@vae"}
+    around = "-standard" if knobs["classifier"] == "@standard" else ""
+    return {"weights": f"@carso{around}{'-logits' if knobs['condition'] == 'logits' else ''}"}
+
+
+@defence(
+    "carso",
+    stochastic=lambda knobs: int(knobs["samples"]) > 0,
+    ensure=ensure,
+    pins=pins,
+    alone="it reads the layers of a classifier",
+    follows=follows,
+    later={"condition"},
+    choices={"condition": CONDITIONS, "aggregation": AGGREGATIONS},
+)
+def carso(
+    *, classifier: str = "@robust", weights: str = "@carso", samples: int = 8, aggregation: str = "peel", condition: str = "layers"
+) -> nn.Module:
     """Reconstruct the image from the classifier's representation of it, `samples` times, and classify the reconstructions.
 
     `weights`, the purifier, is own:NAME or file:PATH, trained around this very `classifier`, or released, the authors' for theirs; 0 samples: one
-    reconstruction from z=0, deterministic; `aggregation`: peel, logit, prob, count, vote, lse, peel-naive. arXiv 2306.06081.
+    reconstruction from z=0, deterministic; `aggregation`: peel, logit, prob, count, vote, lse, peel-naive. `condition` is what the purifier
+    reads: layers of the classifier, its logits alone, or none (an unconditional purifier, whose samples do not depend on the image: a control, which
+    guesses). arXiv 2306.06081.
     """
     scheme, _, pinned = weights.partition("@")
     if scheme == "released":
+        if condition != "layers":
+            raise BadInput(f"carso[condition={condition},weights=released]: the authors' purifiers read layers")
         return build_released(classifier, pinned, samples, aggregation)
-    return build(CARSO, "carso", classifier, weights, samples, aggregation)
+    made = build(CARSO, "vae" if condition == "none" else "carso", classifier, weights, samples, aggregation)
+    if condition == "logits" and made.purifier.layers != (last := last_layer(made.base),):
+        raise BadInput(f"carso[condition=logits,weights={weights}]: that purifier reads {', '.join(made.purifier.layers)}, not '{last}'")
+    return made
+
+
+def last_layer(classifier: nn.Module) -> str:
+    """The name of the classifier's last full layer, whose outputs are its logits."""
+    return next(name for name, module in reversed(list(classifier.named_modules())) if isinstance(module, nn.Linear))

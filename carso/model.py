@@ -23,7 +23,8 @@ class CARSO(nn.Module):
 
     Images (B,C,H,W) in [0,1] to logits (B,K). Each of the `samples` reconstructions of a prediction has its own z from N(0,1), fresh at
     every call; 0 samples means one reconstruction from z=0, which is deterministic. `final` classifies the reconstructions; without
-    it the classifier itself does. For inference: both modules are frozen, and put into evaluation mode. ValueError for an
+    it the classifier itself does. An unconditional purifier reads nothing of the image, and its reconstructions are samples of all classes: a
+    control. For inference: both modules are frozen, and put into evaluation mode. ValueError for an
     unknown aggregation, or a layer that the classifier does not have.
     E. Ballarin, A. Ansuini, L. Bortolussi, arXiv 2306.06081.
     """
@@ -45,6 +46,8 @@ class CARSO(nn.Module):
 
     def latent(self, x: Tensor) -> Tensor:
         """The condition c (B,C): all that is computed once per image, whatever the number of samples and draws."""
+        if not self.purifier.layers:
+            return x.new_zeros(len(x), 0)
         return self.purifier.condition(taps(self.base, x, self.purifier.layers))
 
     def decode(self, z: Tensor, c: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ TEST = 500
         "robust": "own:digits-at",
         "other": "own:digits-other",
         "carso": "own:digits-carso",
+        "carso-logits": "own:digits-carso-logits",
+        "carso-standard": "own:digits-carso-standard",
         "vae": "own:digits-vae",
         "diffusion": "own:digits-diffusion",
     },

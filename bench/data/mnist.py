@@ -33,6 +33,8 @@ FILES = {
         "robust": "own:mnist-at",
         "other": "own:mnist-other",
         "carso": "own:mnist-carso",
+        "carso-logits": "own:mnist-carso-logits",
+        "carso-standard": "own:mnist-carso-standard",
         "vae": "own:mnist-vae",
         "diffusion": "own:mnist-diffusion",
     },
