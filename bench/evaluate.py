@@ -15,7 +15,7 @@ from bench import registry
 from bench.certificates import certify
 from bench.data.sample import Dataset, load
 from bench.norms import NORMS, to_ball
-from bench.record import Certificate, Cost, Env, Flag, Record, joined
+from bench.record import Certificate, Cost, Env, Flag, Record, Routes, joined, rejoined
 from bench.soundness.probes import Probe, probe
 from bench.spec import Cell, Spec
 from bench.streams import stream
@@ -58,15 +58,17 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     seconds = 0.0
     times: tuple[float | None, float | None] = (None, None)
     certificates: list[Certificate | None] = []
+    routes: list[Routes | None] = []
     for index in grid if part is None else part:
         rows = slice(index * cell.batch, (index + 1) * cell.batch)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
         start = time.perf_counter()
         with stream(at, cell.key, index, "attack"):
-            candidates, strayed = propose(cell, target, x, y)
+            candidates, strayed, names = propose(cell, target, x, y)
         seconds += time.perf_counter() - start
         with torch.no_grad():
             found = select_and_judge(cell, bench.defence, candidates, y, index, at)
+        routes.append(routes_of(names, found.pop("chosen").tolist()))
         found |= {"ids": bench.data.ids[rows], "strayed": strayed}
         for name, column in columns.items():
             column += found[name].tolist()
@@ -81,8 +83,9 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
     first = part is None or 0 in part
     flags = bench.flags if first else ()
-    proof = joined(certificates, range(len(counted["ids"])))
-    return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), certificate=proof, **rounded, **counted)  # type: ignore[arg-type]
+    order = range(len(counted["ids"]))
+    extra = {"certificate": joined(certificates, order), "routes": rejoined(routes, order)}
+    return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), **extra, **rounded, **counted)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,16 +113,19 @@ def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
 
 
-def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the attack on copies of `x` and `y`; return candidates (m,B,C,H,W), the clean image first, and by how much the proposals strayed (B,).
+def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+    """Run the attack on copies of `x` and `y`; return candidates (m,B,C,H,W), the clean image first, by how much the proposals strayed (B,), and
+    the names of the m candidates where the attack gives names, else nothing.
 
     All candidates lie in the ball and the box. A proposal that is not finite becomes the clean image; strayed is -1 for it.
     """
     entry = registry.attacks.get(cell.attack.name)
     norm, eps = cell.threat.norm, float(cell.threat.eps)
     with torch.enable_grad():
-        made: Tensor = entry.make(target, x.clone(), y.clone(), cell.threat, **cell.attack.params)
-    made = made.detach()
+        given: Tensor | dict[str, Tensor] = entry.make(target, x.clone(), y.clone(), cell.threat, **cell.attack.params)
+    several = {name: several if several.dim() > x.dim() else several[None] for name, several in given.items()} if isinstance(given, dict) else {}
+    names = ["clean", *(name for name, images in several.items() for _ in images)] if several else []
+    made = (torch.cat(list(several.values())) if isinstance(given, dict) else given).detach()
     made = made.unsqueeze(0) if made.dim() == x.dim() else made
     if made.shape[1:] != x.shape:
         raise AttackFailed(f"attack '{cell.attack.name}' returned shape {tuple(made.shape)} for images of shape {tuple(x.shape)}")
@@ -132,7 +138,15 @@ def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, T
     out = torch.maximum(out, (made - made.clamp(0, 1)).abs().flatten(2).amax(2))
     strayed = torch.where(out > 1e-6 + 1e-5 * eps, out, 0).amax(0)
     inside = torch.stack([to_ball(one, x, norm, eps) for one in made])
-    return torch.cat([x.unsqueeze(0), inside]), torch.where(finite.all(0), strayed, -1.0)
+    return torch.cat([x.unsqueeze(0), inside]), torch.where(finite.all(0), strayed, -1.0), names
+
+
+def routes_of(names: Sequence[str], chosen: Sequence[int]) -> Routes | None:
+    """The routes of one batch, from the name of each candidate and the index of the one that was chosen for each example."""
+    if not names:
+        return None
+    order = list(dict.fromkeys(names[1:]))
+    return Routes(tuple(order), tuple(order.index(names[i]) if i else -1 for i in chosen))
 
 
 def select_and_judge(cell: Cell, defence: nn.Module, candidates: Tensor, y: Tensor, index: int, at: torch.device) -> dict[str, Tensor]:
@@ -155,7 +169,8 @@ def select_and_judge(cell: Cell, defence: nn.Module, candidates: Tensor, y: Tens
     with stream(at, cell.key, index, "evaluate"):
         correct, _ = judge(defence, chosen, y, cell.draws)
     distance = NORMS[cell.threat.norm].distance(chosen - candidates[0])
-    return {"clean": right_of[0], "selected": right_of[best, rows], "margin": margin_of[best, rows], "correct": correct, "distance": distance}
+    picked = {"selected": right_of[best, rows], "margin": margin_of[best, rows], "chosen": best}
+    return {"clean": right_of[0], "correct": correct, "distance": distance, **picked}
 
 
 def judge(defence: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:

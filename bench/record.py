@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -51,6 +52,20 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
+class Routes:
+    """Of an attack that is several in one: their names, and per example the index of the one whose candidate was chosen (-1: the clean image)."""
+
+    names: tuple[str, ...]
+    chosen: tuple[int, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of how many examples each route gave the candidate that counts, the most first; `clean` where none did better."""
+        found = Counter("clean" if i < 0 else self.names[i] for i in self.chosen)
+        return dict(found.most_common())
+
+
+@dataclass(frozen=True, slots=True)
 class Env:
     """Where an answer comes from."""
 
@@ -85,6 +100,7 @@ class Record:
     flags: tuple[Flag, ...] = ()
     env: Env = Env()
     certificate: Certificate | None = None  # of a defence that can certify, in its `none` cell
+    routes: Routes | None = None  # of an attack that names its candidates
 
     def __post_init__(self) -> None:
         for name in PER_EXAMPLE:
@@ -92,6 +108,8 @@ class Record:
                 raise ValueError(f"record {self.cell.key}: {len(getattr(self, name))} values of '{name}' for {len(self.ids)} ids")
         if self.certificate and len(self.certificate.radii) != len(self.ids):
             raise ValueError(f"record {self.cell.key}: {len(self.certificate.radii)} certified radii for {len(self.ids)} ids")
+        if self.routes and len(self.routes.chosen) != len(self.ids):
+            raise ValueError(f"record {self.cell.key}: {len(self.routes.chosen)} routes for {len(self.ids)} ids")
         if len(set(self.ids)) != len(self.ids):
             twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
             raise ValueError(f"record {self.cell.key}: examples judged twice: {twice}")
@@ -110,6 +128,8 @@ class Record:
         data["env"] = {**asdict(self.env), "versions": dict(self.env.versions), "weights": dict(self.env.weights)}
         if self.certificate:
             data["certificate"] = {**asdict(self.certificate), "rests_on": dict(self.certificate.rests_on)}
+        if self.routes:
+            data["routes"] = {name: list(values) for name, values in asdict(self.routes).items()}
         return data
 
     @staticmethod
@@ -117,6 +137,7 @@ class Record:
         env = {**data["env"], **{k: tuple(sorted(data["env"][k].items())) for k in ("versions", "weights")}}
         held = data.get("certificate")
         proof = Certificate(tuple(held["radii"]), tuple(sorted(held["rests_on"].items())), held["seconds"]) if held else None
+        named = data.get("routes")
         return Record(
             cell=Cell.from_json(data["cell"]),
             **{name: tuple(data[name]) for name in ("ids", *PER_EXAMPLE)},
@@ -124,6 +145,7 @@ class Record:
             flags=tuple(Flag(**flag) for flag in data["flags"]),
             env=Env(**env),
             certificate=proof,
+            routes=Routes(tuple(named["names"]), tuple(named["chosen"])) if named else None,
         )
 
 
@@ -154,6 +176,7 @@ def merge(parts: Sequence[Record]) -> Record:
         cost=Cost(**times, **totals),
         flags=tuple(dict.fromkeys(flag for part in parts for flag in part.flags)),
         certificate=joined([part.certificate for part in parts], order),
+        routes=rejoined([part.routes for part in parts], order),
     )
 
 
@@ -166,3 +189,14 @@ def joined(parts: Sequence[Certificate | None], order: Sequence[int]) -> Certifi
         raise ValueError("parts with different certificates cannot be merged")
     radii = [radius for part in held for radius in part.radii]
     return Certificate(tuple(radii[i] for i in order), held[0].rests_on, round(sum(part.seconds for part in held), 3))
+
+
+def rejoined(parts: Sequence[Routes | None], order: Sequence[int]) -> Routes | None:
+    """The routes of the parts of a record as one, the examples in `order`."""
+    held = [part for part in parts if part]
+    if not held:
+        return None
+    if len(held) < len(parts) or any(part.names != held[0].names for part in held):
+        raise ValueError("parts with different routes cannot be merged")
+    chosen = [index for part in held for index in part.chosen]
+    return Routes(held[0].names, tuple(chosen[i] for i in order))

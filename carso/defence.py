@@ -127,4 +127,5 @@ def carso(
 
 def last_layer(classifier: nn.Module) -> str:
     """The name of the classifier's last full layer, whose outputs are its logits."""
-    return next(name for name, module in reversed(list(classifier.named_modules())) if isinstance(module, nn.Linear))
+    names: list[str] = [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]

@@ -117,6 +117,13 @@ def toy_exact(model: Any, x: Tensor, y: Tensor, threat: Any, *, scale: float = 1
     return x.detach() + scale * float(threat.eps) * grad.nan_to_num().sign()
 
 
+@attack("toy-several", norms={"linf"}, access="white-box", family="gradient")
+def toy_several(model: Any, x: Tensor, y: Tensor, threat: Any) -> dict[str, Tensor]:
+    """Two routes: half of an optimal step, twice over, and for the first half of the box alone a whole one."""
+    half, whole = toy_exact(model, x, y, threat, scale=0.5), toy_exact(model, x.detach(), y, threat)
+    return {"half": torch.stack([half, half]), "whole": torch.where(y[:, None, None, None] == 0, whole, x.detach())}
+
+
 @attack("liar-leaves", norms=ALL, access="score", family="score")
 def liar_leaves(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
     """Leaves ball and box."""

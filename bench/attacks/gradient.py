@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, gradient, loss_named
+from bench.attacks.losses import LOSSES, Loss, answers, gradient, loss_named
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
-from bench.target import Target
+from bench.target import Target, margin
 
 ALL = {"linf", "l2", "l1", "l0"}
+SURE = 10  # draws in a row that are misclassified before a stochastic defence's example has fallen
 SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its size
 
 
@@ -61,8 +62,7 @@ def pgd(
     starts the first restart at the image itself. Returns the last, the highest-loss and the highest-margin iterate of each loss and
     restart (3*losses*restarts,B,C,H,W). Madry et al. 2018, arXiv:1706.06083.
     """
-    spare = not model.stochastic
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x, spare=spare)
+    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x, spare=True)
 
 
 @attack(
@@ -93,7 +93,18 @@ def pgd_eot(
 
     The other knobs and the candidates are those of pgd. Athalye et al. 2018, arXiv:1707.07397.
     """
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x, eot=eot)
+    return climb(
+        *(model, x, y, threat),
+        loss=loss,
+        steps=steps,
+        restarts=restarts,
+        step=step,
+        wide=wide,
+        momentum=momentum,
+        from_x=from_x,
+        eot=eot,
+        spare=True,
+    )
 
 
 def climb(
@@ -109,20 +120,24 @@ def climb(
     wide: float,
     momentum: float,
     from_x: bool = False,
+    start: Tensor | None = None,
     eot: int = 1,
     spare: bool = False,
 ) -> Tensor:
     """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin.
 
-    With `spare`, an example leaves the batch for good as soon as one of its iterates is misclassified: right where `model` is the defence
-    itself and answers the same every time.
+    The first restart begins at `start` where that is given. With `spare`, which is right where `model` is the defence itself, an example leaves the
+    batch for good once it has fallen: at its first misclassified iterate or, where the defence is stochastic, when ten draws in a row, of two
+    iterates at least, were misclassified.
     """
     norm, eps = NORMS[threat.norm], float(threat.eps)
     first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
     candidates = []
-    left = torch.arange(len(x), device=x.device)
+    left, fallen = torch.arange(len(x), device=x.device), torch.zeros_like(y)
+    enough = max(2, math.ceil(SURE / eot)) if model.stochastic else 1
     for measure, restart in itertools.product([loss_named(name) for name in loss.split("+")], range(restarts)):
-        x_adv = x.clone() if from_x and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
+        given = x if from_x else start
+        x_adv = given.clone() if given is not None and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
         steepest, strongest = (to_ball(x_adv, x, threat.norm, eps) for _ in range(2))
         best_loss, best_gap = (torch.full((len(x),), -torch.inf, device=x.device) for _ in range(2))
         heading = torch.zeros_like(x)
@@ -132,7 +147,7 @@ def climb(
             radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
             x_left = x[left]
             here = to_ball(x_adv[left], x_left, threat.norm, radius)
-            grad, value, gap = gradient(model, here, y[left], measure, eot)
+            grad, value, gap, wrong = ask(model, here, y[left], measure, eot)
             heading[left] = momentum * heading[left] + unit(grad) if momentum else grad
             x_adv[left] = norm.ascend(here, heading[left], x_left, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
             if radius == eps:
@@ -140,9 +155,17 @@ def climb(
                     rises = new > best[left]
                     best[left] = torch.where(rises, new, best[left])
                     kept[left] = torch.where(per_example(rises, x), here, kept[left])
-                left = left[gap <= 0] if spare else left
+                fallen[left] = torch.where(wrong, fallen[left] + 1, 0)
+                left = left[fallen[left] < enough] if spare else left
         candidates += [to_ball(x_adv, x, threat.norm, eps), steepest, strongest]
     return torch.stack(candidates)
+
+
+def ask(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,)."""
+    grad, value, logits = answers(model, x_adv, y, loss, eot)
+    gaps = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))
+    return grad, value, gaps.mean(1), (gaps > 0).all(1)
 
 
 def passes(knobs: Mapping[str, Any]) -> int:

@@ -27,28 +27,54 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[..., 0] - top[..., 2] + 1e-12)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": ce, "margin": margin, "dlr": dlr}
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Logit of the class `target` less the true one, over the gap between the largest and the mean of the third and fourth largest logit.
+
+    Without the denominator for less than four classes. Croce & Hein 2020.
+    """
+    gap = (logits.gather(-1, target.unsqueeze(-1)) - logits.gather(-1, y.unsqueeze(-1))).squeeze(-1)
+    if logits.shape[-1] < 4:
+        return gap
+    top = logits.topk(4, dim=-1)[0]
+    return gap / (top[..., 0] - (top[..., 2] + top[..., 3]) / 2 + 1e-12)
 
 
-def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+def likely(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The `count` wrong classes with the largest logits, the largest first, (count,B) for logits (B,K): fewer where there are fewer."""
+    least = torch.finfo(logits.dtype).min
+    wrong = logits.nan_to_num(least, neginf=least).scatter(1, y.unsqueeze(1), -torch.inf)
+    return wrong.topk(min(count, logits.shape[1] - 1), dim=1)[1].T
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
+
+
+def loss_named(name: str) -> Loss:
     if name not in LOSSES:
         raise BadInput(f"loss '{name}' is unknown{nearest(name, LOSSES)}")
     return LOSSES[name]
 
 
-def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], eot: int) -> tuple[Tensor, Tensor, Tensor]:
+def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient (B,C,H,W) of the mean loss over `eot` draws, that loss (B,) and the mean margin (B,).
 
     A loss that is NaN counts as -inf. The gradient is zero where the graph does not reach the image.
     """
+    slope, value, logits = answers(model, x_adv, y, loss, eot)
+    return slope, value, margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1])).mean(1)
+
+
+def answers(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from."""
     leaf = x_adv.detach().requires_grad_()
     with torch.enable_grad():
         logits = model.draws(leaf, eot) if eot > 1 else model(leaf).unsqueeze(1)
         labels = y.unsqueeze(1).expand(-1, logits.shape[1])
         value = loss(logits, labels).mean(1)
         slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
-    gap = margin(logits.detach(), labels).mean(1)
-    return finite(torch.zeros_like(x_adv) if slope is None else slope), value.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf), gap
+    found = finite(torch.zeros_like(x_adv) if slope is None else slope)
+    return found, value.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf), logits.detach()
 
 
 def finite(grad: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Leaderboards as CSV. Standard library only.
 
 In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% interval; `queries` and `backwards` are forward and backward
-passes per example; `nonfinite` and `zero` count gradients, `strayed` and `unmoved` examples. A `defence` reads as in the leaderboard.
+passes per example; `nonfinite` and `zero` count gradients, `strayed` and `unmoved` examples; `routes` says, of an attack that is several in one, how
+many examples fell to which. A `defence` reads as in the leaderboard.
 
 Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what the certificates rest on (the number of
 samples n, the probability alpha that one is wrong) and the time that one takes.
@@ -26,7 +27,7 @@ COLUMNS = (
 CELL_COLUMNS = (
     *("dataset", "norm", "eps", "n", "seed", "defence", "classifier", "stochastic", "attack", "acc", "lo", "hi", "clean_acc"),
     *("family", "access", "queries", "backwards", "seconds", "draws", "select", "batch", "key"),
-    *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags"),
+    *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags", "routes"),
 )
 
 
@@ -79,7 +80,8 @@ def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
     how = [str(asked.draws), str(asked.select), str(asked.batch), asked.key]
     doubts = [str(count) for count in (cost.nonfinite, cost.zero, sum(s != 0 for s in record.strayed), sum(d == 0 for d in record.distance))]
     flags = " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags)
-    source = [record.env.device, record.env.commit, flags]
+    routes = " ".join(f"{name}:{count}" for name, count in record.routes.counts.items()) if record.routes else ""
+    source = [record.env.device, record.env.commit, flags, routes]
     return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *scores, *effort, *how, *doubts, *source]
 
 

@@ -64,9 +64,13 @@ def lacking(records: Sequence[Record]) -> tuple[str, ...]:
         return ()
     cell, names, families = records[0].cell, {r.cell.attack.name for r in records}, {family(r.cell) for r in records}
     own = classifier_of(cell.defence).split("+")
+    sources = {unpinned(str(r.cell.attack.params.get("source", ""))) for r in records if family(r.cell) == "transfer"}
+    # `adaptive` goes every way that the declared parts open; the bare classifier is the one that every composite defence has to offer.
+    adaptive = any({"base", "classifier"} & set(record.routes.names) for record in records if record.routes)
     done = {
         "A1": "gradient" in families,
-        "A2": any(family(r.cell) == "transfer" and unpinned(str(r.cell.attack.params.get("source", ""))) in own for r in records),
+        **dict.fromkeys(ADAPTIVE, adaptive),
+        "A2": adaptive or bool(sources & set(own)),
         "D5": "fgsm" in names and bool(names & {"pgd", "pgd-eot"}),
         "D7": "square" in names,
         "D8": "transfer" in families,

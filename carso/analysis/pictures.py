@@ -124,7 +124,7 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
     if len(kinds := set(y.tolist())) < len(y):
         raise BadInput(f"n {len(y)} is too large: the first {len(y)} images are of {len(kinds)} classes; the most is one image of each class")
     with stream(at, cell.key, 0, "attack"):
-        candidates, strayed = evaluate.propose(cell, evaluate.make_target(cell, bench, at), x, y)
+        candidates, strayed, _ = evaluate.propose(cell, evaluate.make_target(cell, bench, at), x, y)
     with torch.no_grad():
         x_adv, judged = strongest(cell, defence, candidates, y, at)
         with stream(at, cell.key, 0, "pictures"):

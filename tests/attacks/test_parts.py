@@ -98,6 +98,33 @@ def test_a_broken_example_leaves_the_batch_for_good_and_changes_nothing_for_the_
     assert first.count(None) * 8 * 4 < calls < 0.8 * all_calls
 
 
+@pytest.mark.parametrize(("eot", "steps"), [(1, 10), (4, 3), (5, 2), (20, 2)])
+def test_a_stochastic_defences_example_leaves_after_ten_misclassified_draws_of_two_steps_in_a_row(eot: int, steps: int) -> None:
+    x, threat = torch.rand(6, 1, 8, 8), ThreatModel("linf", parse_eps("0.01"))
+
+    class Turns(nn.Module):
+        """Wrong at every call, or at all but every `right`-th."""
+
+        def __init__(self, right: int) -> None:
+            super().__init__()
+            self.right, self.calls = right, 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            sign = 1.0 if self.right and self.calls % self.right == 0 else -1.0
+            return torch.stack([images.mean((1, 2, 3)) * 0 + sign, images.mean((1, 2, 3))], 1)
+
+    def calls(right: int) -> float:
+        target = Target(Turns(right), classes=2, stochastic=True)
+        y = torch.zeros(6, dtype=torch.long)
+        climb(target, x, y, threat, loss="ce", steps=30, restarts=1, step=2.0, wide=1.0, momentum=0.0, eot=eot, spare=True)
+        return target.forwards / (6 * eot)
+
+    assert calls(0) == steps
+    assert calls(steps) == 30, "one right answer, and the count begins again"
+    assert calls(steps + 1) == steps
+
+
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_ball_that_starts_wide_ends_at_eps(norm: str, steps: int) -> None:

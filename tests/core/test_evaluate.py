@@ -13,7 +13,7 @@ import torch
 from bench import registry
 from bench.evaluate import AttackFailed, evaluate, prepare
 from bench.execute import execute
-from bench.record import Record, merge
+from bench.record import Record, Routes, merge
 from bench.soundness.probes import probe
 from bench.spec import Cell, Spec, ThreatModel
 from bench.store import Store
@@ -52,6 +52,29 @@ def test_parts_make_the_same_record_as_the_whole_in_any_order() -> None:
     alone = evaluate(whole)
     for name in ("clean", "selected", "margin", "correct", "distance", "strayed"):
         assert dict(zip(together.ids, getattr(together, name), strict=True)) == dict(zip(alone.ids, getattr(alone, name), strict=True))
+
+
+def test_an_attack_that_is_several_in_one_says_which_of_them_counted() -> None:
+    """Class 0 falls deepest to the whole step, class 1 to the half one: the deeper candidate counts, whether or not it is deep enough."""
+    asked = cell("toy-several", eps="1/10")
+    record = evaluate(asked)
+    labels = registry.datasets.get("toy").make("test", Path()).y
+    assert record.routes is not None
+    assert record.routes.names == ("half", "whole")
+    assert [record.routes.names[i] for i in record.routes.chosen] == ["whole" if labels[i] == 0 else "half" for i in record.ids]
+    assert record.routes.counts == {"half": 20, "whole": 20}
+    assert merge([evaluate(asked, [i]) for i in (4, 0, 5, 2, 1, 3)]).routes == merge([record]).routes
+    assert Record.from_json(record.to_json()) == record
+    assert evaluate(cell("toy-exact")).routes is None
+
+
+def test_routes_of_other_names_cannot_be_joined() -> None:
+    one = evaluate(cell("toy-several"), [0])
+    other = replace(evaluate(cell("toy-several"), [1]), routes=None)
+    with pytest.raises(ValueError, match="different routes"):
+        merge([one, other])
+    with pytest.raises(ValueError, match="3 routes for 7 ids"):
+        replace(one, routes=Routes(("half",), (0, 0, 0)))
 
 
 def test_an_attack_that_leaves_is_put_back_and_noted() -> None:

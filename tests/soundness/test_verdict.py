@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
 from bench.published import Published
-from bench.record import Flag
+from bench.record import Flag, Routes
 from bench.soundness.verdict import judge, lacking, ranges, spelt
 from bench.statistics import Estimate, estimate
 from tests.fake_records import cell, record
@@ -61,6 +62,16 @@ def test_what_a_row_lacks_is_read_from_its_records() -> None:
     carso = [record(cell(name, **noisy), [4]) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:x@1a2b3c4d]", "noise")]
     assert lacking(carso) == ("A3", "A4", "A5", "A6", "A7", "D3", "D6", "D12", "D14", "D15", "D18")
     assert lacking(carso[:4])[0] == "A2"
+
+
+def test_the_adaptive_attack_stands_for_the_ways_around_where_it_had_the_bare_classifier() -> None:
+    noisy = {"defence": "carso[classifier=own:x@1a2b3c4d,samples=8]", "select": 2, "draws": 4}
+    rest = [record(cell(name, **noisy), [4]) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:y]", "noise")]
+    tried = record(cell("adaptive", **noisy), [4])
+    assert "A2" in lacking([*rest, tried])
+    without, having = (replace(tried, routes=Routes(names, (0,))) for names in (("warm", "full"), ("lse", "classifier", "full")))
+    assert lacking([*rest, without])[:6] == ("A2", "A3", "A4", "A5", "A6", "A7")
+    assert lacking([*rest, having]) == ("D3", "D6", "D12", "D14", "D15", "D18")
 
 
 def test_ranges_are_short_and_can_be_spelt_out() -> None:

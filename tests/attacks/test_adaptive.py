@@ -1,0 +1,149 @@
+"""The adaptive attack: each route defeats the defence that only it can defeat, and what was found is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
+from bench.evaluate import routes_of
+from bench.spec import ThreatModel
+from bench.target import Target, right
+from tests.attacks.linear import Problem, two_classes
+
+EPS = 1.1  # times the optimum
+
+
+class Masked(nn.Module):
+    """The linear model without a gradient, and the parts that a test gives it."""
+
+    def __init__(self, model: nn.Module, **parts: object) -> None:
+        super().__init__()
+        self.model = model
+        for name, value in parts.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.detach())
+        return logits
+
+
+def attacked(problem: Problem, defence: nn.Module, *, stochastic: bool = False, norm: str = "linf", **knobs: int) -> dict[str, Tensor]:
+    threat = ThreatModel(norm, problem_eps(problem, norm), "white-box")
+    torch.manual_seed(0)
+    target = Target(defence, stochastic=stochastic, classes=2)
+    return adaptive(target, problem.x, problem.y, threat, **{"steps": 20, "eot": 4, **knobs})
+
+
+def problem_eps(problem: Problem, norm: str) -> Fraction:
+    return Fraction(EPS * float(problem.optimum[norm][0])).limit_denominator(10**6)
+
+
+def broken(problem: Problem, images: Tensor) -> Tensor:
+    return ~right(problem.model(images), problem.y)
+
+
+PARTS: dict[str, Callable[[nn.Module], dict[str, object]]] = {
+    "soft": lambda model: {"surrogates": {"soft": model}},
+    "base": lambda model: {"base": model},
+    "presoftmax": lambda model: {"presoftmax": model},
+    "identity": lambda model: {"purify": lambda x: x.detach(), "classify": model},
+    "mean-logit": lambda model: {"per_draw": lambda x: torch.stack([model(x), model(x)], 1)},
+}
+
+
+@pytest.mark.parametrize("route", list(PARTS))
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_declared_part_is_the_way_around_a_gradient_that_is_not_there(route: str, norm: str) -> None:
+    problem = two_classes()
+    assert not any(broken(problem, made).any() for made in attacked(problem, Masked(problem.model), norm=norm).values())
+    made = attacked(problem, Masked(problem.model, **PARTS[route](problem.model)), norm=norm)
+    assert broken(problem, made[route]).all()
+    others = [name for name in made if name != route and list(made).index(name) > list(made).index(route)]
+    assert all(torch.equal(made[name], problem.x) for name in others), "what has fallen is left alone"
+
+
+def test_the_latent_of_another_class_is_approached() -> None:
+    problem = two_classes()
+    normal = problem.model.weight[1] - problem.model.weight[0]
+    made = attacked(problem, Masked(problem.model, latent=lambda x: (x.flatten(1) - 0.5) @ normal.unsqueeze(1)))
+    assert broken(problem, made["latent"]).all()
+
+
+def test_a_purifier_is_driven_away_from_the_image() -> None:
+    problem = two_classes()
+    made = attacked(problem, Masked(problem.model, purify=lambda x: 2 * x))["purifier"]
+    # what moves 2x farthest from the clean image is the whole ball's corner, away from zero
+    eps = float(problem_eps(problem, "linf"))
+    assert torch.allclose(made, (problem.x + eps).clamp(0, 1), atol=1e-6)
+
+
+def test_the_order_does_not_depend_on_the_batch_and_names_are_not_doubled() -> None:
+    model = two_classes().model
+    everything = {**PARTS["base"](model), **PARTS["presoftmax"](model), **PARTS["identity"](model), "latent": model}
+    declared = Masked(model, **everything, surrogates={"classifier": model, "identity": model})
+    target = Target(declared, classes=2, stochastic=True)
+    assert routes(target) == ["classifier", "identity", "presoftmax", "latent", "purifier", "fixed-noise", "warm", "full", "smoothed"]
+    assert routes(Target(model, classes=2)) == ["warm", "full", "smoothed"]
+
+
+def test_a_stochastic_example_is_left_alone_only_when_it_fell_ten_times() -> None:
+    """A coin that is right half of the time whatever the image: no route can end it, so every route is tried on every example."""
+    problem = two_classes(batch=6)
+
+    class Coin(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = problem.model(x)
+            return torch.where(torch.rand(len(x), 1) < 0.5, logits, logits.flip(1))
+
+    made = attacked(problem, Coin(), stochastic=True)
+    assert list(made) == ["fixed-noise", "warm", "full", "smoothed"]
+    assert all((made[name] != problem.x).flatten(1).any(1).all() for name in made)
+
+
+def test_noise_is_frozen_for_one_route_and_the_generator_goes_on() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.randn(len(x), 2)
+
+    frozen = Frozen(Target(Noisy(), classes=2, stochastic=True))
+    before = torch.get_rng_state()
+    one, two = frozen(torch.zeros(3, 1)), frozen(torch.zeros(3, 1))
+    assert torch.equal(one, two)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_smoothing_finds_the_slope_that_ripples_hide() -> None:
+    """Ripples too fine to matter, whose slope is four times that of what they ride on: the gradient is of random sign, its mean over noise is not."""
+    problem = two_classes()
+
+    class Rippled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = problem.model(x + 2e-4 * torch.sin(20000 * x))
+            return logits
+
+    made = attacked(problem, Rippled(), eot=64)
+    assert (made["full"] != problem.x).flatten(1).any(1).all()
+    assert not broken(problem, made["full"]).any()
+    assert broken(problem, made["smoothed"]).all()
+
+
+def test_distances_are_repeated_for_draws() -> None:
+    goals = torch.tensor([[0.0], [1.0]])
+    near, far = (Distance(lambda x: x, goals, nearer=nearer, random=False) for nearer in (True, False))
+    x = torch.tensor([[0.5], [0.5], [3.0], [3.0]])
+    assert near(x)[:, 0].tolist() == [0.25, 0.25, 4.0, 4.0]
+    assert far(x)[:, 0].tolist() == [-0.25, -0.25, -4.0, -4.0]
+
+
+def test_which_route_was_chosen_is_told_by_name() -> None:
+    found = routes_of(["clean", "a", "a", "b"], [0, 2, 3, 1])
+    assert found is not None
+    assert found.names == ("a", "b")
+    assert found.chosen == (-1, 0, 1, 0)
+    assert found.counts == {"a": 2, "clean": 1, "b": 1}
+    assert routes_of([], [0]) is None
