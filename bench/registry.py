@@ -177,6 +177,7 @@ def attack(
     minimal: bool = False,
     choices: Mapping[str, Collection[str]] | None = None,
     calls: Callable[[Mapping[str, Any], bool], float] | None = None,
+    later: Collection[str] = (),
 ) -> Callable[..., Any]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
@@ -184,7 +185,7 @@ def attack(
     plans for deterministic defences, where it is another attack under a second name. A `minimal` attack looks for the nearest
     misclassified point, and leaves the ball without straying where that lies outside. `choices` are the words that a knob takes, alone or
     joined by `+`; whole numbers must be 1 at least. `calls(knobs, stochastic)` is the most that it asks of the target per example, in
-    forward passes (a backward counts as two): what `--dry-run` multiplies.
+    forward passes (a backward counts as two): what `--dry-run` multiplies. `later` as for a defence.
     """
     if not norms <= set(NORMS) or access not in ACCESS:
         raise TypeError(f"attack '{name}': norms {norms} and access '{access}' must be among {NORMS} and {ACCESS}")
@@ -199,6 +200,7 @@ def attack(
             "minimal": minimal,
             "choices": choices or {},
             "calls": calls,
+            "later": later,
         },
     )
 
