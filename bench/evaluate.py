@@ -38,6 +38,7 @@ class Bench:
     defence: nn.Module
     stochastic: bool
     flags: tuple[Flag, ...]
+    checks: tuple[tuple[str, float], ...]
 
 
 def batches(cell: Cell, size: int) -> int:
@@ -82,9 +83,9 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     rounded = {name: tuple(float(f"{v:.6g}") for v in columns[name]) for name in ("margin", "distance", "strayed")}
     counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
     first = part is None or 0 in part
-    flags = bench.flags if first else ()
+    flags, checks = (bench.flags, bench.checks) if first else ((), ())
     order = range(len(counted["ids"]))
-    extra = {"certificate": joined(certificates, order), "routes": rejoined(routes, order)}
+    extra = {"checks": checks, "certificate": joined(certificates, order), "routes": rejoined(routes, order)}
     return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), **extra, **rounded, **counted)  # type: ignore[arg-type]
 
 
@@ -97,7 +98,7 @@ def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_
     x, y = data.x[:PROBED].to(at), data.y[:PROBED].to(at)
     with stream(at, "probe", str(dataset), str(spec)):
         found: Probe = probe(defence, x, y, eps if norm == "linf" else 0.0, declared=registry.is_stochastic(spec))
-    return Bench(data, defence, found.stochastic, found.flags)
+    return Bench(data, defence, found.stochastic, found.flags, found.checks)
 
 
 @functools.lru_cache(maxsize=1)

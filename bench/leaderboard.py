@@ -12,6 +12,7 @@ from bench.labels import SAMPLING, classifier_of, dataset_of, family, short
 from bench.published import Published, beside, match
 from bench.record import Certificate, Flag, Record
 from bench.soundness.audits import audit
+from bench.soundness.curves import elsewhere
 from bench.soundness.verdict import judge, lacking
 from bench.spec import NORMS, Cell, Spec
 from bench.statistics import Estimate, estimate
@@ -111,7 +112,8 @@ def leaderboards(
     for here in places:
         dataset, norm, eps = here
         asked = {name: [cell for cell in plan if place(cell) == here] for name, plan in plans.items()}
-        found = rows(held[here], asked, failures, published)
+        others = [record for there, several in held.items() if there != here and there[:2] == here[:2] for record in several]
+        found = rows(held[here], asked, failures, published, others)
         # Two folders of images are both named `folder`: their files are told apart by a digest.
         mark = f"-{sha256(str(dataset).encode()).hexdigest()[:8]}" if names[dataset.name, norm, eps] > 1 else ""
         attacks = tuple(dict.fromkeys(Asked.of(held[here], asked).attacks.values()))
@@ -125,11 +127,16 @@ def place(cell: Cell) -> tuple[Spec, str, Fraction]:
 
 
 def rows(
-    records: Sequence[Record], plans: Mapping[str, Sequence[Cell]], failures: Mapping[str, str], published: Iterable[Published] = ()
+    records: Sequence[Record],
+    plans: Mapping[str, Sequence[Cell]],
+    failures: Mapping[str, str],
+    published: Iterable[Published] = (),
+    others: Sequence[Record] = (),
 ) -> list[Row]:
     """The rows of one dataset and threat model, ranked; a defence that was only planned has a row too.
 
-    One row per question: other examples, another seed or other numbers of draws never mix.
+    One row per question: other examples, another seed or other numbers of draws never mix. `others` are records of the same dataset and norm at
+    another eps.
     """
     published = tuple(published)
     asked = Asked.of(records, plans)
@@ -137,11 +144,18 @@ def rows(
     for cell in asked.cells:
         questions[cell.question].append(cell)
     answers = {record.cell.key: record for record in records}
-    found = [row(cells, answers, failures, published, asked) for cells in questions.values()]
+    found = [row(cells, answers, failures, published, asked, others) for cells in questions.values()]
     return ranked(tell_apart(found), asked)
 
 
-def row(cells: Sequence[Cell], answers: Mapping[str, Record], failures: Mapping[str, str], published: Sequence[Published], asked: Asked) -> Row:
+def row(
+    cells: Sequence[Cell],
+    answers: Mapping[str, Record],
+    failures: Mapping[str, str],
+    published: Sequence[Published],
+    asked: Asked,
+    others: Sequence[Record] = (),
+) -> Row:
     """The row of the cells of one question, in plan order."""
     held = [answers[cell.key] for cell in cells if cell.key in answers]
     base = next((r for r in held if r.cell.attack.name == "none"), held[0] if held else None)
@@ -153,10 +167,11 @@ def row(cells: Sequence[Cell], answers: Mapping[str, Record], failures: Mapping[
     weakest = min(attacks, key=lambda r: r.accuracy, default=None)
     strongest = asked.attacks[weakest.cell.attack] if weakest else ""
     claim = match(published, cells[0])
-    flags = audit(same, worst, claim)
+    related = elsewhere(same, others)
+    flags = audit(same, worst, claim, related)
     missing = unanswered(cells, answers, failures, asked) + [f"{asked.attacks[r.cell.attack]}: on other images" for r in held if r not in same]
     robust = worst.robust if worst else None
-    verdict, reasons = judge(flags, missing, lacking(same), robust, strongest, claim)
+    verdict, reasons = judge(flags, missing, lacking(same, related), robust, strongest, claim)
     ms, base_ms = (none.cost.ms_per_image, none.cost.base_ms_per_image) if none else (None, None)
     first = cells[0].dataset.params.get("first")
     return Row(

@@ -101,6 +101,7 @@ class Record:
     env: Env = Env()
     certificate: Certificate | None = None  # of a defence that can certify, in its `none` cell
     routes: Routes | None = None  # of an attack that names its candidates
+    checks: tuple[tuple[str, float], ...] = ()  # what the probes measured, by the check's code: told also where it raises no flag
 
     def __post_init__(self) -> None:
         for name in PER_EXAMPLE:
@@ -128,6 +129,8 @@ class Record:
         data["env"] = {**asdict(self.env), "versions": dict(self.env.versions), "weights": dict(self.env.weights)}
         if self.certificate:
             data["certificate"] = {**asdict(self.certificate), "rests_on": dict(self.certificate.rests_on)}
+        if self.checks:
+            data["checks"] = dict(self.checks)
         if self.routes:
             data["routes"] = {name: list(values) for name, values in asdict(self.routes).items()}
         return data
@@ -145,6 +148,7 @@ class Record:
             flags=tuple(Flag(**flag) for flag in data["flags"]),
             env=Env(**env),
             certificate=proof,
+            checks=tuple(sorted(data.get("checks", {}).items())),
             routes=Routes(tuple(named["names"]), tuple(named["chosen"])) if named else None,
         )
 
@@ -175,6 +179,7 @@ def merge(parts: Sequence[Record]) -> Record:
         **ordered,
         cost=Cost(**times, **totals),
         flags=tuple(dict.fromkeys(flag for part in parts for flag in part.flags)),
+        checks=tuple(sorted({pair for part in parts for pair in part.checks})),
         certificate=joined([part.certificate for part in parts], order),
         routes=rejoined([part.routes for part in parts], order),
     )

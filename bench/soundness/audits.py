@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from bench.labels import family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
+from bench.soundness import curves
 from bench.statistics import estimate, lower_limit
 from bench.worst import Worst, is_stochastic
 
@@ -36,6 +37,8 @@ MEANING = {
     "D8": "an attack transferred from another model must not beat the gradients of this one",
     "D9": "random noise must not beat the gradients",
     "D10": "an attack by gradients that leaves the image where it is has not attacked",
+    **curves.MEANING,
+    "D12": "gradients must agree with finite differences",
     "V1": "proposals that were not finite were dropped, which helps the defence",
     "V3": "proposals outside of ball or box were projected back",
     "W1": "robust accuracy above clean accuracy cannot be",
@@ -47,11 +50,12 @@ MEANING = {
 }
 
 
-def audit(records: Sequence[Record], worst: Worst | None, published: Published | None = None) -> list[Flag]:
-    """All flags of one row, the probes' own first; one flag per code, the hardest."""
+def audit(records: Sequence[Record], worst: Worst | None, published: Published | None = None, others: Sequence[Record] = ()) -> list[Flag]:
+    """All flags of one row, the probes' own first; one flag per code, the hardest. `others` are the same question's records at another eps."""
     found = [flag for record in records for flag in record.flags]
     for check in (nondeterminism, zero_gradients, nonfinite_gradients, one_step, black_box, unmoved, proposals, mixed_weights):
         found += check(records)
+    found += curves.more_effort(records) + curves.over_eps(records, others)
     if worst:
         found += worst_against_clean(records, worst)
     if published:

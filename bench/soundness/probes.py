@@ -15,10 +15,11 @@ from bench.target import margin, right
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Whether two calls on the same images differ, and the flags raised."""
+    """Whether two calls on the same images differ, the flags raised, and by their codes the figures of the checks that have one."""
 
     stochastic: bool
     flags: tuple[Flag, ...]
+    checks: tuple[tuple[str, float], ...]
 
 
 def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: bool) -> Probe:
@@ -32,7 +33,9 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
         *finite_logits(defence, x),
         *gradients(defence, x, y, eps),
     ]
-    return Probe(stochastic or declared, tuple(flags))
+    error, doubts = differences(defence, x, y, eps)
+    checks = () if error is None else (("D12", round(error, 4)),)
+    return Probe(stochastic or declared, (*flags, *doubts), checks)
 
 
 def same(defence: nn.Module, x: Tensor, calls: int = 5) -> bool:
@@ -122,6 +125,44 @@ def gradients(defence: nn.Module, x: Tensor, y: Tensor, eps: float) -> list[Flag
     if nonfinite:
         found.append(Flag("D2", "hard" if nonfinite >= 0.01 else "soft", f"the gradient is NaN or infinite on {nonfinite:.1%} of images"))
     return found
+
+
+def differences(defence: nn.Module, x: Tensor, y: Tensor, eps: float, directions: int = 4) -> tuple[float | None, list[Flag]]:
+    """D12: the margin's gradient against its central differences over eps/100, along random signs, at random points beside the images.
+
+    Gives the median of |D - g u| / (|D| + |g u|): 0 where they agree, 1 where one is nothing beside the other. A stochastic defence draws the same
+    noise at both ends and for the gradient. None without an eps, where nothing is differentiable (P11 says so), or where all is flat.
+    """
+    if not eps:
+        return None, []
+    step, seed = eps / 100, int(torch.randint(2**62, ()))
+    points = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(step, 1 - step)
+
+    def gap(images: Tensor) -> Tensor:
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            torch.manual_seed(seed)
+            return margin(defence(images), y)
+
+    seen = points.clone().requires_grad_()
+    with torch.enable_grad():
+        value = gap(seen).sum()
+        slope = torch.autograd.grad(value, seen, allow_unused=True)[0] if value.requires_grad else None
+    if slope is None:
+        return None, []
+    errors, flat = [], 0.0
+    with torch.no_grad():
+        for _ in range(directions):
+            way = torch.randint_like(x, 2) * 2 - 1
+            risen = (gap(points + step * way) - gap(points - step * way)) / (2 * step)
+            told = (slope.nan_to_num() * way).flatten(1).sum(1)
+            errors.append((risen - told).abs() / (risen.abs() + told.abs()).clamp_min(1e-12))
+            flat = max(flat, float((risen == 0).float().mean()))
+    error = float(torch.stack(errors).median())
+    if error < 0.5 and flat <= 0.1:
+        return error, []
+    severity = "soft" if has_surrogate(defence) else "hard"
+    says = f"the gradient is off by {error:.2f} (0 agrees, 1 does not) from differences over eps/100; {flat:.1%} of these are exactly zero"
+    return error, [Flag("D12", severity, says)]
 
 
 def has_surrogate(defence: nn.Module) -> bool:
