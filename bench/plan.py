@@ -23,7 +23,10 @@ PINNED = ("own:", "file:")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sweep as asked for; what is None is the dataset's or the budget's default."""
+    """One sweep as asked for; what is None is the dataset's or the budget's default.
+
+    `eps` and `queries` may be several, joined by commas: a curve. `queries` sets the knob of that name of the attacks that have it.
+    """
 
     dataset: str = "digits"
     defences: tuple[str, ...] | None = None
@@ -37,6 +40,7 @@ class Request:
     select: int | None = None
     batch: int | None = None
     budget: str | None = None
+    queries: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,9 @@ def plan(requests: Sequence[Request], name: str | None = None) -> Plan:
     cells: dict[str, Cell] = {}
     notes: dict[str, None] = {}
     for request in requests:
-        for cell in resolve(request, notes):
-            cells.setdefault(cell.key, cell)
+        for eps in request.eps.split(",") if request.eps is not None else (None,):
+            for cell in resolve(replace(request, eps=eps), notes):
+                cells.setdefault(cell.key, cell)
     title = name or f"{requests[0].dataset}-{requests[0].budget or 'default'}"
     mark = sha256("".join(cells).encode()).hexdigest()[:8]
     return Plan(f"{title}-{mark}", tuple(cells.values()), tuple(notes))
@@ -80,7 +85,8 @@ def request_of(data: Mapping[str, Any], path: Path) -> Request:
         if key not in known:
             raise BadInput(f"plan '{path}' has the key '{key}'{nearest(key, known)}")
     lists = {key: tuple(map(str, data[key])) for key in ("defences", "attacks") if key in data}
-    texts = {key: str(data[key]) for key in ("dataset", "norm", "eps", "budget") if key in data}
+    texts = {key: str(data[key]) for key in ("dataset", "norm", "budget") if key in data}
+    texts |= {key: ",".join(map(str, v if isinstance(v := data[key], list) else [v])) for key in ("eps", "queries") if key in data}
     for key in ("n", "first", "seed", "draws", "select", "batch"):
         if not isinstance(data.get(key, 0), int):
             raise BadInput(f"plan '{path}': {key}={data[key]!r} is not a whole number")
@@ -99,7 +105,10 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     lines = [resolved(defences, text, {}, roles, asked=request.defences is not None, notes=notes) for text in names]
     names = request.attacks or budget["attacks"]
     rivals = [resolved(attacks, text, budget, roles, asked=request.attacks is not None, notes=notes) for text in names]
-    threats = {attack: threat for attack in rivals if attack and (threat := threat_of(attack, request, facts, notes))}
+    asked = [one for attack in rivals if attack for one in over_queries(attack, request)]
+    if request.queries is not None and not any("queries" in attack.params for attack in asked):
+        raise BadInput(f"queries {request.queries}: no attack here counts its queries by a knob; {', '.join(counting())} do")
+    threats = {attack: threat for attack in asked if (threat := threat_of(attack, request, facts, notes))}
     cells = []
     for line in filter(None, lines):
         random = is_stochastic(line)
@@ -153,6 +162,17 @@ def threat_of(attack: Spec, request: Request, facts: Mapping[str, Any], notes: d
         norm = next(one for one in NORMS if one in can)
         return ThreatModel(norm, Fraction(facts["eps"][norm]))
     return ThreatModel(norm, parse_eps(request.eps) if request.eps is not None else Fraction(facts["eps"][norm]))
+
+
+def over_queries(attack: Spec, request: Request) -> list[Spec]:
+    """The attack under each of the numbers of queries that were asked for, or as it is where it has no such knob."""
+    if request.queries is None or "queries" not in attack.params:
+        return [attack]
+    return [attacks.resolve(Spec.of(attack.name, {**attack.params, "queries": text})) for text in request.queries.split(",")]
+
+
+def counting() -> list[str]:
+    return [entry.name for entry in attacks if "queries" in entry.knobs]
 
 
 def by_threat(threats: Mapping[Spec, ThreatModel]) -> dict[ThreatModel, list[Spec]]:

@@ -43,7 +43,8 @@ def parser() -> Parser:
     p.add_argument("--defences", metavar="A,B", help="names with knobs, such as carso[samples=16]; default: all")
     p.add_argument("--attacks", metavar="A,B", help="names with knobs, such as pgd[steps=100]; default: the budget's")
     p.add_argument("--norm", help="linf, l2, l1 or l0; default: the dataset's")
-    p.add_argument("--eps", help="a fraction such as 8/255, in pixel units of [0,1]; default: the dataset's")
+    p.add_argument("--eps", help="a fraction such as 8/255, in pixel units of [0,1], or several: 2/255,4/255,8/255; default: the dataset's")
+    p.add_argument("--queries", help="of the black-box attacks that count them, one or several: 100,1000,5000; default: the budget's")
     p.add_argument("--n", type=int, help="examples, from the fixed class-stratified subset of the test split")
     p.add_argument("--first", type=int, help="instead of --n: the first examples of the test split, as published protocols do")
     p.add_argument("--seed", type=int, help="of the attacks and of the judging")
@@ -115,7 +116,7 @@ def command(args: argparse.Namespace, line: str) -> int:
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
-    single = ("dataset", "norm", "eps", "n", "first", "seed", "draws", "select", "batch", "budget")
+    single = ("dataset", "norm", "eps", "queries", "n", "first", "seed", "draws", "select", "batch", "budget")
     asked: dict[str, Any] = {name: getattr(args, name) for name in single}
     asked |= {name: tuple(split_commas(text)) for name in ("defences", "attacks") if (text := getattr(args, name))}
     asked = {name: value for name, value in asked.items() if value is not None}

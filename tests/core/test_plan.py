@@ -88,6 +88,11 @@ def test_every_budget_names_attacks_and_knobs_that_exist(budget: str) -> None:
         ({"norm": "linff"}, "norm 'linff' is unknown; did you mean 'linf'?"),
         ({"eps": "-1"}, "eps '-1' is negative"),
         ({"eps": "a"}, "eps 'a' is not a number"),
+        ({"eps": "1/5,"}, "eps '' is not a number"),
+        ({"eps": ""}, "eps '' is not a number"),
+        ({"queries": "100"}, "queries 100: no attack here counts its queries by a knob; "),
+        ({"queries": "many", "attacks": ("square",)}, "attack 'square': queries='many' is not a whole number"),
+        ({"queries": "0", "attacks": ("square",)}, "attack 'square': queries=0 is too small"),
         ({"n": 0}, "n 0 is too small"),
         ({"draws": 0}, "draws 0 is too small"),
         ({"batch": -1}, "batch -1 is too small"),
@@ -106,6 +111,26 @@ def test_bad_requests_say_what_is_right(asked: dict[str, object], says: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_several_eps_are_a_curve_of_the_same_attacks() -> None:
+    curve = plan([toy(eps="1/10,1/5,1", attacks=("toy-exact", "onepixel"))]).cells
+    one_by_one = [plan([toy(eps=eps, attacks=("toy-exact", "onepixel"))]).cells for eps in ("1/10", "1/5", "1")]
+    assert curve == tuple(dict.fromkeys(cell for cells in one_by_one for cell in cells))
+    assert [cell.threat.eps for cell in curve if cell.attack.name == "toy-exact"] == [Fraction(1, 10), Fraction(1, 5), Fraction(1)]
+
+
+def test_several_numbers_of_queries_are_a_curve_of_the_attacks_that_count_them() -> None:
+    cells = plan([Request(defences=("at",), attacks=("square", "hopskipjump", "pgd"), queries="50,100")]).cells
+    asked = [(cell.attack.name, cell.attack.params.get("queries")) for cell in cells]
+    assert asked == [("none", None), ("square", 50), ("square", 100), ("hopskipjump", 50), ("hopskipjump", 100), ("pgd", None)]
+
+
+def test_a_curve_can_be_written_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "curve.toml"
+    path.write_text('dataset = "toy"\neps = ["1/10", "1/5"]\nqueries = [50, 100]\nattacks = ["square"]\ndefences = ["toy-linear"]\n')
+    (request,) = from_file(path)[1]
+    assert (request.eps, request.queries) == ("1/10,1/5", "50,100")
+
+
 def test_missing_weights_in_a_default_list_are_noted_and_left_out() -> None:
     made = plan([Request(dataset="toy", attacks=("none",))])
     assert "carso" not in {c.defence.name for c in made.cells}
@@ -117,7 +142,7 @@ def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
     path.write_text(
         'dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n'
     )
-    assert from_file(path) == from_file(path), 'a sweep plans again once the weights are there'
+    assert from_file(path) == from_file(path), "a sweep plans again once the weights are there"
     name, requests = from_file(path)
     assert name == "mine"
     assert plan(requests).cells == plan([toy(seed=3), toy(seed=3, attacks=("toy-two",), eps="1/5")]).cells
