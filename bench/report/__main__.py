@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bench import report
+from bench.report import curve
 from bench.report.figures import draw
 from bench.spec import BadInput
 from bench.store import Store
@@ -19,7 +20,8 @@ def main() -> int:
     try:
         if not (paths := report.write(root)):
             raise BadInput(f"there are no records in '{root}'; run 'make bench' first, or give --out the folder of another run")
-        paths += draw(report.boards(Store(root)), root / "figures")
+        found = report.boards(Store(root))
+        paths += draw(found, root / "figures") + curve.draw(found, root / "figures")
     except BadInput as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.leaderboard import Leaderboard, Row
 from bench.spec import BadInput
@@ -19,7 +20,7 @@ def draw(boards: Iterable[Leaderboard], folder: Path) -> list[Path]:
     for board in boards:
         if any(row.robust for row in board.rows):
             paths.append(folder / f"{board.name}.png")
-            write_bytes(paths[-1], png(board))
+            plot(board, paths[-1])
     return paths
 
 
@@ -37,16 +38,27 @@ def named(row: Row, rows: Sequence[Row]) -> str:
     return f"{row.defence}{f' on {row.classifier}' if len(twins) > 1 else ''}\n({row.verdict})"
 
 
-def png(board: Leaderboard) -> bytes:
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure of this size in inches, and its axes."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise BadInput("figures need matplotlib; run 'make setup'") from None
-    rows = [row for row in board.rows if row.robust]
-    figure = Figure(figsize=(7, 1.1 + 0.5 * len(rows)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure, figure.add_subplot()
+
+
+def save(figure: Any, path: Path) -> None:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})  # the version of matplotlib is no part of the figure
+    write_bytes(path, out.getvalue())
+
+
+def plot(board: Leaderboard, path: Path) -> None:
+    rows = [row for row in board.rows if row.robust]
+    figure, axes = canvas(7, 1.1 + 0.5 * len(rows))
     ticks = [(value, y) for y, row in enumerate(rows) for label, value in row.accuracies.items() if label != "none"]
     axes.vlines([x for x, _ in ticks], [y + 0.02 for _, y in ticks], [y + 0.3 for _, y in ticks], color=TICK, linewidth=1, label="each attack alone")
     clean = [(row.clean, y - 0.16) for y, row in enumerate(rows) if row.clean]
@@ -66,6 +78,4 @@ def png(board: Leaderboard) -> bytes:
     sizes = ", ".join(map(str, sorted({row.n for row in rows if row.n})))
     axes.set_xlabel(f"accuracy with 95% interval; {board.dataset}, {board.norm}, eps {board.eps}, n {sizes}")
     figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})  # the version of matplotlib is no part of the figure
-    return out.getvalue()
+    save(figure, path)
