@@ -109,9 +109,21 @@ def load_cached(dataset: Spec, data_dir: str) -> Dataset:
 def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     """The defence behind the access that the threat model grants; for transfer, the surrogate that the attack names."""
     if cell.threat.access == "transfer":
-        source = registry.build_classifier(str(cell.attack.params["source"])).to(at)
+        source = Together([registry.build_classifier(name) for name in registry.split_several(str(cell.attack.params["source"]))]).to(at)
         return Target(source, classes=bench.data.classes, device=at)
     return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
+
+
+class Together(nn.Module):
+    """The mean logits of several classifiers."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = torch.stack([member(x) for member in self.members]).mean(0)
+        return logits
 
 
 def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:

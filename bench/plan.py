@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import weights
-from bench.registry import Entry, attacks, classifiers, datasets, defences, is_stochastic, split_scheme
+from bench.registry import Entry, attacks, classifiers, datasets, defences, is_stochastic, split_scheme, split_several
 from bench.spec import NORMS, BadInput, Cell, Spec, ThreatModel, Value, nearest, parse_eps
 from bench.store import Store
 
@@ -246,12 +245,6 @@ def settle(value: str, roles: Mapping[str, str]) -> str:
             )
         value = f"{entry.name}:{bare}@{found}" if found else f"{entry.name}:{bare}"
     return value
-
-
-def split_several(value: str) -> list[str]:
-    """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
-    parts = value.split("+")
-    return parts if all(part.startswith("@") or re.match(r"\w+:", part) for part in parts) else [value]
 
 
 def ensure(plan: Plan) -> None:

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -232,6 +233,12 @@ def split_scheme(text: str) -> tuple[Entry, str]:
     if not colon or not argument:
         raise BadInput(f"classifier '{text}' is not scheme:name, such as {', '.join(f'{entry.name}:...' for entry in classifiers)}")
     return classifiers.get(scheme), argument
+
+
+def split_several(value: str) -> list[str]:
+    """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
+    parts = value.split("+")
+    return parts if all(part.startswith("@") or re.match(r"\w+:", part) for part in parts) else [value]
 
 
 def build_classifier(text: str) -> nn.Module:

@@ -7,6 +7,7 @@ import pytest
 from bench.labels import short
 from bench.leaderboard import leaderboards, rows
 from bench.record import Certificate, Cost, Record
+from bench.report.markdown import markdown
 from bench.spec import Cell, Spec
 from bench.statistics import wilson
 from tests.fake_records import cell, record
@@ -216,3 +217,16 @@ def test_a_record_without_a_certificate_is_written_as_it_always_was_and_one_with
     assert Record.from_json(proven.to_json()) == proven
     with pytest.raises(ValueError, match="4 certified radii for 2 ids"):
         record(cell(), [1, 0], certificate=PROOF)
+
+
+def test_transfers_are_a_matrix_of_defences_by_sources() -> None:
+    asked = [("at", "own:a", 3), ("at", "own:b", 1), ("jpeg", "own:a", 2)]
+    records = [record(cell("none", f"{name}[classifier=own:x]"), [1] * 4) for name in ("at", "jpeg")]
+    records += [record(cell(f"transfer[source={s}@1a2b3c4d]", f"{name}[classifier=own:x]"), [1] * k + [0] * (4 - k)) for name, s, k in asked]
+    (board,) = leaderboards(records, {}, {})
+    text = markdown(board).partition("## Accuracy under transfer, by source")[2].partition("##")[0]
+    assert "| defence | own:a | own:b |" in text
+    assert "| at | 0.750 | 0.250 |" in text
+    assert "| jpeg | 0.500 |  |" in text
+    (lone,) = leaderboards([r for r in records if r.cell.attack.params.get("source") != "own:b@1a2b3c4d"], {}, {})
+    assert "by source" not in markdown(lone)

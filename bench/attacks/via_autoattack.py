@@ -74,7 +74,7 @@ def autoattack(
 
     `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It returns the highest-loss and the last
     misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on single draws, would return
-    the clean image after a lucky one.
+    the clean image after a lucky one. Croce & Hein 2020, arXiv:2003.01690.
     """
     quiet()
     x = x.contiguous()
@@ -94,7 +94,7 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
     """Random search over square patches, `queries` queries per example and fewer where it succeeds.
 
     On a stochastic defence each query asks for the mean logits of `eot` draws, each of them counted. The search stops at an example
-    when their margin turns positive, so its candidate may be wrong only half the time.
+    when their margin turns positive, so its candidate may be wrong only half the time. Andriushchenko et al. 2020, arXiv:1912.00049.
     """
     quiet()
     if not tiles(x, threat.norm):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.labels import family, unpinned
 from bench.leaderboard import Leaderboard, Row
 from bench.report.provenance import provenance
 from bench.report.tables import rests_on
@@ -55,6 +56,7 @@ def markdown(board: Leaderboard) -> str:
         table(header, (line(row) for row in board.rows)),
         "## Accuracy under each attack",
         table(("defence", *attacks), each),
+        *transfers(board),
         *certificates(board),
         "## Why these verdicts",
         "\n".join(f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}" for row in board.rows),
@@ -63,6 +65,21 @@ def markdown(board: Leaderboard) -> str:
         "Rebuilt from the records by `python -m bench.report`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def transfers(board: Leaderboard) -> list[str]:
+    """The matrix of defences by the classifiers that the transferred attacks were made on, with its heading; nothing for less than two of these."""
+    found: dict[str, dict[str, float]] = {}
+    for i, row in enumerate(board.rows):
+        for record in row.records:
+            if family(record.cell) == "transfer":
+                source = unpinned(str(record.cell.attack.params["source"]))
+                held = found.setdefault(source, {})
+                held[str(i)] = min(record.accuracy, held.get(str(i), 1.0))
+    if len(found) < 2:
+        return []
+    each = ([row.defence, *(f"{by[str(i)]:.3f}" if str(i) in by else "" for by in found.values())] for i, row in enumerate(board.rows))
+    return ["## Accuracy under transfer, by source", table(("defence", *found), each)]
 
 
 def quoted(name: str, value: str) -> str:

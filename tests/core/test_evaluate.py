@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import registry
-from bench.evaluate import AttackFailed, evaluate, prepare
+from bench.evaluate import AttackFailed, evaluate, make_target, prepare
 from bench.execute import execute
 from bench.record import Record, Routes, merge
 from bench.soundness.probes import probe
@@ -199,6 +199,15 @@ def test_a_coin_is_scored_by_its_expected_accuracy_not_by_its_luck() -> None:
 
 def test_of_several_candidates_the_strongest_is_kept() -> None:
     assert accuracy("toy-two") == accuracy("toy-exact")
+
+
+def test_a_transfer_from_several_sources_climbs_their_mean_logits() -> None:
+    asked = cell("transfer[source=own:digits-at+own:digits-other]")
+    target = make_target(asked, prepare(asked.dataset, asked.defence, 0.1, "linf", "cpu", "data"), torch.device("cpu"))
+    x = torch.rand(5, 1, 8, 8)
+    members = [registry.build_classifier(name)(x) for name in ("own:digits-at", "own:digits-other")]
+    assert torch.allclose(target(x), (members[0] + members[1]) / 2, atol=1e-6)
+    assert target.forwards == 5
 
 
 def test_streams_do_not_meet() -> None:
