@@ -8,6 +8,7 @@ import pytest
 
 from bench.published import Published
 from bench.record import Cost, Env, Flag, Record
+from bench.registry import ROOT
 from bench.soundness.audits import MEANING, audit
 from bench.worst import worst_case
 from tests.fake_records import cell, record
@@ -160,3 +161,10 @@ def test_the_probes_of_every_cell_are_one_flag_the_hardest() -> None:
     found = [("none", "soft", "2%"), ("pgd", "hard", "41%"), ("square", "soft", "1%")]
     rows = [record(cell(name), [1], flags=[Flag("D2", severity, message)]) for name, severity, message in found]
     assert audit(rows, None) == [Flag("D2", "hard", "41%")]
+
+
+def test_the_page_explains_every_code() -> None:
+    text = (ROOT / "docs" / "soundness.md").read_text()
+    ranges = {"G1", "G2", "G3"}
+    assert {code for code in MEANING if code not in text} <= ranges
+    assert "G1 to G3" in text
