@@ -43,6 +43,7 @@ MEANING = {
     "V3": "proposals outside of ball or box were projected back",
     "W1": "robust accuracy above clean accuracy cannot be",
     "W2": "the draws that chose the attack and those that scored it disagree: too few selection draws",
+    "W3": "an example that is certified at this eps cannot fall",
     "E1": "the cells of the row used different weights files under one name",
     "G1": "clean accuracy differs from the published one: not the same model, images or preprocessing",
     "G2": "more survives here than under the published attack: the attacks of this row are the weaker ones",
@@ -219,9 +220,23 @@ def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
         error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
         if fmean(gains) > 2 * error:
             found.append(Flag("W1", "soft", f"robust accuracy lies {fmean(gains):.1%} above clean accuracy (standard error {error:.1%})"))
+    found += fallen_though_certified(records, worst)
     if worst.gap > 0.05:
         fresh = worst.robust.mean
         found.append(Flag("W2", "soft", f"the draws that chose the attack give {fresh - worst.gap:.3f}, fresh ones {fresh:.3f}: raise --select"))
+    return found
+
+
+def fallen_though_certified(records: Sequence[Record], worst: Worst) -> list[Flag]:
+    """W3, in l2, where certificates are: those of at most a share alpha of the examples may be wrong."""
+    found = []
+    for record in records:
+        proof, threat = record.certificate, record.cell.threat
+        if not proof or threat.norm != "l2":
+            continue
+        fallen = sum(sure and 2 * right < worst.draws for sure, right in zip(proof.beyond(float(threat.eps)), worst.correct, strict=True))
+        if lower_limit(fallen, len(worst.correct)) > dict(proof.rests_on).get("alpha", 0.0):
+            found.append(Flag("W3", "hard", f"{fallen} of {len(worst.correct)} examples fall at eps {threat.eps} although certified beyond it"))
     return found
 
 

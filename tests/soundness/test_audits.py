@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from bench.published import Published
-from bench.record import Cost, Env, Flag, Record
+from bench.record import Certificate, Cost, Env, Flag, Record
 from bench.registry import ROOT
 from bench.soundness.audits import MEANING, audit
 from bench.worst import worst_case
@@ -161,6 +161,16 @@ def test_the_probes_of_every_cell_are_one_flag_the_hardest() -> None:
     found = [("none", "soft", "2%"), ("pgd", "hard", "41%"), ("square", "soft", "1%")]
     rows = [record(cell(name), [1], flags=[Flag("D2", severity, message)]) for name, severity, message in found]
     assert audit(rows, None) == [Flag("D2", "hard", "41%")]
+
+
+@pytest.mark.parametrize(("fallen", "norm", "flagged"), [(0, "l2", False), (1, "l2", False), (3, "l2", True), (3, "linf", False)])
+def test_what_is_certified_cannot_fall(fallen: int, norm: str, flagged: bool) -> None:
+    """Ten examples are certified beyond 1/4; one of a hundred may fall by the bad luck that alpha allows, three may not."""
+    smooth = {"defence": "smoothing[classifier=own:x]", "select": 8, "draws": 16, "norm": norm, "eps": "1/4"}
+    proof = Certificate((0.3,) * 10 + (0.25,) * 90, (("alpha", 0.001), ("n", 1000.0)))
+    none = record(cell("none", **smooth), [16] * 100, certificate=proof)
+    attacked = record(cell("pgd", **smooth), [0] * fallen + [16] * (10 - fallen) + [0] * 90, selected=[0] * fallen + [8] * (10 - fallen) + [0] * 90)
+    assert ("W3" in flags(none, attacked)) == flagged
 
 
 def test_the_page_explains_every_code() -> None:
