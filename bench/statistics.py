@@ -5,7 +5,10 @@ An accuracy is a mean over examples; the examples, not the draws of a stochastic
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
@@ -75,6 +78,84 @@ def mcnemar(b: int, c: int) -> float:
         return 1.0
     fewer = min(b, c)
     return min(1.0, 2 * beta_cdf(b + c - fewer, fewer + 1, 0.5))
+
+
+def mcnemar_mid(b: int, c: int) -> float:
+    """McNemar's two-sided mid-p-value: half of what was seen counts as more extreme; for few discordant pairs, where the exact one is too large.
+
+    Fagerland, Lydersen and Laake 2013.
+    """
+    chance = math.exp(math.lgamma(b + c + 1) - math.lgamma(b + 1) - math.lgamma(c + 1) - (b + c) * math.log(2))
+    return mcnemar(b, c) - chance if b != c else 1.0
+
+
+def paired_interval(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the difference (b - c)/n of two shares on the same `n` examples, of which `b` speak for the first alone and `c` for the second.
+
+    Wald's interval with one example added to each of `b` and `c`: it covers, and has a width, also where no pair is discordant.
+    Bonett and Price 2012.
+    """
+    if n <= 0 or b < 0 or c < 0 or b + c > n:
+        raise ValueError(f"paired_interval: {b} and {c} discordant pairs of {n}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre, discordant = (b - c) / (n + 2), (b + c + 2) / (n + 2)
+    half = z * math.sqrt((discordant - centre * centre) / (n + 2))
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(differences: Sequence[float], seed: int = 0, resamples: int = 10_000, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of the mean of paired `differences` in [-1,1], by drawing the examples again. Efron 1979.
+
+    Where fewer than `FEW` of them differ from the most frequent one the resamples say little, and the limits are no closer than with no
+    discordant pair among n.
+    """
+    n = len(differences)
+    if not n:
+        raise ValueError("bootstrap: no differences")
+    draw, mean = random.Random(seed), fmean(differences)
+    means = sorted(math.fsum(draw.choices(differences, k=n)) / n for _ in range(resamples))
+    tail = (1 - confidence) / 2
+    lo, hi = means[math.floor(tail * (resamples - 1))], means[math.ceil((1 - tail) * (resamples - 1))]
+    if n - Counter(differences).most_common(1)[0][1] < FEW:
+        least = paired_interval(0, 0, n, confidence)[1]
+        lo, hi = min(lo, max(-1.0, mean - least)), max(hi, min(1.0, mean + least))
+    return lo, hi
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0, flips: int = 10_000) -> float:
+    """Two-sided p-value of paired `differences`: how often their mean is as far from 0 when each has its sign by the toss of a coin.
+
+    All signs are tried where there are no more than `flips` of them; else `flips` tosses are, and what was seen counts as one more, so that the
+    value is never too small. Fisher 1935; Phipson and Smyth 2010.
+    """
+    sizes = Counter(round(abs(d), 12) for d in differences if round(abs(d), 12))
+    seen = abs(math.fsum(differences)) - 1e-9
+    if 2 ** sizes.total() <= flips:
+        sums = [abs(math.fsum(signed)) for signed in itertools.product(*((size, -size) for size in sizes.elements()))]
+        return sum(value >= seen for value in sums) / len(sums)
+    toss = random.Random(seed).getrandbits  # the ones among m random bits are Binomial(m, 1/2): all differences of one size at once
+    far = sum(abs(math.fsum(size * (2 * toss(m).bit_count() - m) for size, m in sizes.items())) >= seen for _ in range(flips))
+    return (far + 1) / (flips + 1)
+
+
+def detectable(differences: Sequence[float], power: float = 0.8, level: float = 0.05) -> float:
+    """The smallest true difference that so many examples, with paired differences as far from 0 as these, show with that `power` at that `level`.
+
+    For deterministic defences 2.8 sqrt(psi/n), with psi the share of discordant pairs; where none is, psi is its 95% upper limit, 3/n.
+    """
+    n, normal = len(differences), NormalDist()
+    square = max(fmean(d * d for d in differences), 3 / n)
+    return min(1.0, (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * math.sqrt(square / n))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p-values of several comparisons made at once, adjusted so that none of them is too small by being chosen. Holm 1979."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    adjusted, least = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = least
+    return adjusted
 
 
 def beta_cdf(a: float, b: float, x: float) -> float:

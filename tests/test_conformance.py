@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -20,6 +21,8 @@ from tests.conftest import TOYS
 
 registry.discover((TOYS,))
 CPU = torch.device("cpu")
+# The fault that is planted in it: its logits are infinite on most images, and then say nothing of its randomness either.
+INFINITE = {"gallery-peel-naive"}
 SAMPLE = Spec.of("digits", {"n": 12})
 DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.startswith("toy"))
 ATTACKS = sorted(entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy")))
@@ -44,52 +47,65 @@ def built(request: pytest.FixtureRequest) -> tuple[Spec, nn.Module]:
     return spec, module.eval().requires_grad_(False)
 
 
-def answer(module: nn.Module, x: Tensor, seed: int = 0) -> Tensor:
+def answer(module: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0) -> Tensor:
     with stream(CPU, seed), torch.no_grad():
         logits: Tensor = module(x)
     return logits
 
 
+def audible(spec: Spec, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The defence, or what draws and decides as it does where its own logits drown that in infinities."""
+    return module.surrogates["lse"] if spec.name in INFINITE else module
+
+
+def near(one: Tensor, other: Tensor, within: float) -> bool:
+    """Whether logits agree to `within` of their size, or of 1 where they are smaller."""
+    return bool(((one - other).abs() <= within * other.abs().clamp_min(1)).all())
+
+
 def test_logits_have_the_right_shape_type_and_are_finite(built: tuple[Spec, nn.Module], data: Dataset) -> None:
-    logits = answer(built[1], data.x)
+    spec, module = built
+    logits = answer(module, data.x)
     assert logits.shape == (len(data.x), data.classes)
     assert logits.dtype == torch.float32
-    assert logits.isfinite().all()
+    assert bool(logits.isfinite().all()) != (spec.name in INFINITE)
     edges = torch.stack([torch.zeros_like(data.x[0]), torch.ones_like(data.x[0]), torch.full_like(data.x[0], 0.5)])
-    assert answer(built[1], edges).isfinite().all()
+    assert not answer(module, edges).isnan().any()
+    assert answer(module, edges).isfinite().all() or spec.name in INFINITE
 
 
 def test_it_is_as_random_as_it_says(built: tuple[Spec, nn.Module], data: Dataset) -> None:
     spec, module = built
-    one, again, other = answer(module, data.x, 0), answer(module, data.x, 0), answer(module, data.x, 1)
+    one, again, other = (answer(audible(spec, module), data.x, seed) for seed in (0, 0, 1))
     assert torch.equal(one, again)
     assert torch.equal(one, other) != registry.is_stochastic(spec)
 
 
 def test_randomness_is_fresh_for_each_example_and_call(built: tuple[Spec, nn.Module], data: Dataset) -> None:
     spec, module = built
-    same = data.x[:1].expand(4, -1, -1, -1).contiguous()
+    same, heard = data.x[:1].expand(4, -1, -1, -1).contiguous(), audible(spec, module)
     with stream(CPU, 0), torch.no_grad():
-        first, second = module(same), module(same)
-        several = draws(module, data.x[:3], 4)
+        first, second = heard(same), heard(same)
+        several = draws(heard, data.x[:3], 4)
     assert several.shape == (3, 4, data.classes)
     distinct = {tuple(row.tolist()) for row in torch.cat([first, second])}
     if registry.is_stochastic(spec):
         assert len(distinct) == 8
         assert len({tuple(row.tolist()) for row in several.flatten(0, 1)}) == 12
     else:
-        assert (torch.cat([first, second]) - first[:1]).abs().max() < 1e-4
-        assert (several - several[:, :1]).abs().max() < 1e-4
+        assert near(torch.cat([first, second]), first[:1], 1e-4)
+        assert near(several, several[:, :1], 1e-4)
 
 
 def test_draws_have_the_same_distribution_as_calls(built: tuple[Spec, nn.Module], data: Dataset) -> None:
     spec, module = built
     if not registry.is_stochastic(spec):
-        assert (draws(module, data.x, 2)[:, 0] - answer(module, data.x)).abs().max() < 1e-4
+        assert near(draws(module, data.x, 2)[:, 0], answer(module, data.x), 1e-4)
         return
+    heard = audible(spec, module)
     with stream(CPU, 3), torch.no_grad():
-        shared = draws(module, data.x, 64)
-        calls = torch.stack([module(data.x) for _ in range(64)], 1)
+        shared = draws(heard, data.x, 64)
+        calls = torch.stack([heard(data.x) for _ in range(64)], 1)
     spread = (shared.var(1) / 64 + calls.var(1) / 64).sqrt()
     assert ((shared.mean(1) - calls.mean(1)).abs() < 6 * spread + 1e-4).all()
 
@@ -98,7 +114,7 @@ def test_one_image_does_not_see_the_others(built: tuple[Spec, nn.Module], data: 
     spec, module = built
     if not registry.is_stochastic(spec):
         alone = torch.cat([answer(module, image[None]) for image in data.x])
-        assert (alone - answer(module, data.x)).abs().max() < 1e-3
+        assert near(alone, answer(module, data.x), 1e-3)
 
 
 def test_an_empty_batch_gets_an_empty_answer(built: tuple[Spec, nn.Module], data: Dataset) -> None:

@@ -6,9 +6,25 @@ import math
 import random
 from statistics import fmean
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from bench.statistics import beta_cdf, clopper_pearson, estimate, lower_limit, mcnemar, wilson, wilson_eff
+from bench.statistics import (
+    beta_cdf,
+    bootstrap,
+    clopper_pearson,
+    detectable,
+    estimate,
+    holm,
+    lower_limit,
+    mcnemar,
+    mcnemar_mid,
+    paired_interval,
+    sign_flip,
+    wilson,
+    wilson_eff,
+)
 
 
 def tail(n: int, p: float, at_most: int) -> float:
@@ -98,3 +114,113 @@ def test_counts_that_cannot_be_are_refused(k: int, n: int) -> None:
     for interval in (wilson, clopper_pearson):
         with pytest.raises(ValueError, match="successes"):
             interval(k, n)
+
+
+PAIRS = [(0, 0), (1, 0), (0, 4), (5, 5), (3, 9), (9, 3), (20, 4), (60, 40), (700, 800)]
+
+
+@pytest.mark.parametrize(("b", "c"), PAIRS)
+def test_mcnemar_and_its_mid_p_are_scipys_binomial_test(b: int, c: int) -> None:
+    assert mcnemar(b, c) == pytest.approx(stats.binomtest(b, b + c).pvalue if b + c else 1.0, rel=1e-9)
+    few = min(b, c)
+    mid = 2 * stats.binom.cdf(few - 1, b + c, 0.5) + stats.binom.pmf(few, b + c, 0.5)
+    assert mcnemar_mid(b, c) == pytest.approx(mid, rel=1e-6)
+
+
+def differences(rng: random.Random, n: int, first: float, second: float) -> list[float]:
+    """Of `n` examples, a share `first` that A alone gets right, and `second` that B alone does."""
+    return [1.0 if (u := rng.random()) < first else -1.0 if u < first + second else 0.0 for _ in range(n)]
+
+
+@pytest.mark.parametrize(("n", "first", "second"), [(50, 0.02, 0.02), (100, 0.1, 0.02), (200, 0.3, 0.1)])
+def test_the_paired_interval_covers_the_true_difference(n: int, first: float, second: float) -> None:
+    rng, held, trials = random.Random(2), 0, 400
+    for _ in range(trials):
+        seen = differences(rng, n, first, second)
+        lo, hi = paired_interval(seen.count(1.0), seen.count(-1.0), n)
+        held += lo <= first - second <= hi
+    assert held / trials >= 0.925
+
+
+def test_the_paired_interval_is_walds_with_two_more_examples_and_never_a_point() -> None:
+    wald = 1.959964 * math.sqrt(21 + 11 - (21 - 11) ** 2 / 102) / 102
+    assert paired_interval(20, 10, 100) == pytest.approx((10 / 102 - wald, 10 / 102 + wald), abs=1e-6)
+    assert paired_interval(10, 20, 100) == pytest.approx((-10 / 102 - wald, -10 / 102 + wald), abs=1e-6)
+    lo, hi = paired_interval(0, 0, 100)
+    assert lo == -hi < -0.02
+    assert paired_interval(3, 0, 3)[1] == 1
+    for b, c, n in ((1, 0, 0), (-1, 0, 5), (3, 3, 5)):
+        with pytest.raises(ValueError, match="discordant pairs"):
+            paired_interval(b, c, n)
+
+
+def graded(rng: random.Random, n: int, draws: int, gain: float) -> list[float]:
+    """Differences of the shares of right draws of two stochastic defences, the first better by `gain` on every example."""
+    levels = [rng.betavariate(2, 2) * (1 - gain) for _ in range(n)]
+    return [sum((rng.random() < p + gain) - (rng.random() < p) for _ in range(draws)) / draws for p in levels]
+
+
+def test_the_bootstrap_is_scipys() -> None:
+    seen = graded(random.Random(3), 80, 10, 0.1)
+    theirs = stats.bootstrap((np.array(seen),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert bootstrap(seen) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+    assert bootstrap(seen) == bootstrap(seen)
+    assert bootstrap(seen, seed=1) != bootstrap(seen)
+    narrow, wide = bootstrap(seen, confidence=0.5), bootstrap(seen)
+    assert wide[0] < narrow[0] < fmean(seen) < narrow[1] < wide[1]
+
+
+def test_the_bootstrap_covers_the_true_difference() -> None:
+    rng, trials = random.Random(4), 150
+    intervals = [bootstrap(graded(rng, 50, 4, 0.1), resamples=300) for _ in range(trials)]
+    assert 0.89 <= fmean(lo <= 0.1 <= hi for lo, hi in intervals) <= 0.99
+
+
+def test_the_bootstrap_of_what_hardly_differs_is_no_point() -> None:
+    assert bootstrap([0.0] * 50, resamples=100) == paired_interval(0, 0, 50)
+    assert bootstrap([1.0] * 50, resamples=100)[1] == 1
+    lo, hi = bootstrap([0.0] * 49 + [0.5], resamples=100)
+    assert lo <= 0.01 - paired_interval(0, 0, 50)[1]
+    assert hi >= 0.01 + paired_interval(0, 0, 50)[1]
+    with pytest.raises(ValueError, match="no differences"):
+        bootstrap([])
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (6, 2), (5, 5), (10, 3)])
+def test_sign_flips_of_single_answers_are_the_exact_mcnemar_test(b: int, c: int) -> None:
+    assert sign_flip([1.0] * b + [-1.0] * c + [0.0] * 30) == pytest.approx(mcnemar(b, c), rel=1e-9)
+
+
+def test_sign_flips_are_scipys_permutation_test() -> None:
+    seen = [0.3, -0.1, 0.2, 0.25, -0.05, 0.1, 0.0, 0.4, 0.1, -0.2]
+    theirs = stats.permutation_test((seen, [0.0] * len(seen)), lambda a, b: np.mean(a) - np.mean(b), permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(seen) == pytest.approx(theirs.pvalue, rel=1e-9)
+    assert sign_flip([-d for d in seen]) == sign_flip(seen)
+    assert sign_flip(seen, flips=500) == pytest.approx(theirs.pvalue, abs=0.06)
+    assert sign_flip([0.1] * 60) == 1 / 10_001
+    assert sign_flip([1.0] * 60 + [-1.0] * 40) == pytest.approx(0.0569, abs=0.008)
+    assert sign_flip([]) == 1
+
+
+def test_sign_flips_seldom_see_what_is_not_there_and_mostly_what_is() -> None:
+    rng, trials = random.Random(5), 200
+    null = [sign_flip(graded(rng, 40, 5, 0.0), flips=400) for _ in range(trials)]
+    assert fmean(p < 0.05 for p in null) <= 0.09
+    assert fmean(p < 0.5 for p in null) == pytest.approx(0.5, abs=0.12)
+    assert fmean(sign_flip(graded(rng, 40, 5, 0.15), flips=400) < 0.05 for _ in range(50)) > 0.6
+
+
+def test_the_detectable_difference_has_the_published_values_and_the_power_that_it_says() -> None:
+    for n, points in ((1000, 4.0), (10_000, 1.25)):
+        assert 100 * detectable([1.0] * (n // 10) + [-1.0] * (n // 10) + [0.0] * (n * 8 // 10)) == pytest.approx(points, abs=0.05)
+    assert detectable([0.0] * 100) == pytest.approx(2.8016 * math.sqrt(3) / 100, rel=1e-4)
+    rng, n, trials, gain = random.Random(6), 400, 300, 2.8016 * math.sqrt(0.2 / 400)
+    tables = [differences(rng, n, (0.2 + gain) / 2, (0.2 - gain) / 2) for _ in range(trials)]
+    assert fmean(mcnemar_mid(t.count(1.0), t.count(-1.0)) < 0.05 for t in tables) == pytest.approx(0.8, abs=0.08)
+
+
+def test_holm_gives_the_values_of_rs_p_adjust() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []

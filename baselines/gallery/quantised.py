@@ -1,0 +1,97 @@
+"""Broken on purpose: steps without a slope, on the output or on the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from baselines.bit_depth import BitDepth
+from baselines.gallery.spoiled import Spoiled, dead
+from baselines.jpeg import Jpeg
+from baselines.transform import Transformed
+from bench.registry import build_classifier, defence
+from bench.spec import BadInput
+
+
+class Thermometer(nn.Module):
+    """Each value of images in [0,1] as `levels` answers to whether it lies above a threshold, read back as their mean: levels + 1 grey values."""
+
+    thresholds: Tensor
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        if levels < 2:
+            raise BadInput(f"defence 'gallery-thermometer': levels={levels} is not 2 or more")
+        self.register_buffer("thresholds", (torch.arange(levels) + 0.5) / levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[..., None] > self.thresholds).to(x.dtype).mean(-1)
+
+    def soft(self, x: Tensor) -> Tensor:
+        """The same with a slope in place of each step, as wide as the thresholds are apart."""
+        return (4 * len(self.thresholds) * (x[..., None] - self.thresholds)).sigmoid().mean(-1)
+
+
+@defence("gallery-one-hot")
+def one_hot(*, classifier: str = "@standard") -> nn.Module:
+    """Broken on purpose: answers 1 for the predicted class and 0 for the others; the gradient is zero, and a score says no more than a label.
+
+    Broken by the gradients of the classifier itself (`presoftmax`), and by attacks that ask for labels alone.
+    Athalye, Carlini and Wagner (2018), arXiv 1802.00420, on shattered gradients; Brendel et al. (2018), arXiv 1712.04248, on labels alone.
+    """
+
+    def spoil(logits: Tensor, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype) + dead(x)
+
+    return Spoiled(build_classifier(classifier), spoil)
+
+
+@defence("gallery-rounded")
+def rounded(*, classifier: str = "@standard", step: float = 5.0) -> nn.Module:
+    """Broken on purpose: logits rounded to multiples of `step`; the gradient is zero, and most queries of a score see no change.
+
+    Broken by taking the rounding for the identity on the way back (surrogate `identity`), and by the classifier's own logits (`presoftmax`).
+    Athalye, Carlini and Wagner (2018), arXiv 1802.00420.
+    """
+    if not step > 0:
+        raise BadInput(f"defence 'gallery-rounded': step={step} is not above 0")
+    base = build_classifier(classifier)
+
+    def identity(x: Tensor) -> Tensor:
+        logits: Tensor = base(x)
+        return logits + (step * (logits / step).round() - logits).detach()
+
+    return Spoiled(base, lambda logits, x: step * (logits / step).round(), {"identity": identity})
+
+
+@defence("gallery-bit-depth")
+def bit_depth(*, classifier: str = "@standard", bits: int = 3) -> nn.Module:
+    """Broken on purpose: the image rounded to 2^bits levels, which has no gradient: `bit-depth` as it was published.
+
+    Broken by BPDA (surrogate `identity`), by a rounding with a gradient (`soft`), and by transfer from the classifier.
+    Xu, Evans and Qi (2018), arXiv 1704.01155; He, Wei, Chen, Carlini and Song (2017), arXiv 1706.04701.
+    """
+    transform = BitDepth(bits)
+    return Transformed(build_classifier(classifier), transform, soft=transform.soft)
+
+
+@defence("gallery-jpeg")
+def jpeg(*, classifier: str = "@standard", quality: int = 75) -> nn.Module:
+    """Broken on purpose: the image as JPEG leaves it, whose rounding has no gradient: `jpeg` as it was published.
+
+    Broken by BPDA (surrogate `identity`), by a codec with a gradient (`soft`), and by transfer from the classifier.
+    Dziugaite, Ghahramani and Roy (2016), arXiv 1608.00853; Shin and Song (2017) made it differentiable.
+    """
+    transform = Jpeg(quality)
+    return Transformed(build_classifier(classifier), transform, soft=transform.soft)
+
+
+@defence("gallery-thermometer")
+def thermometer(*, classifier: str = "@standard", levels: int = 10) -> nn.Module:
+    """Broken on purpose: a thermometer code of `levels` comparisons for each value, read back by its mean; a comparison has no gradient.
+
+    Broken by BPDA (surrogate `identity`) and by slopes in place of the steps (`soft`). The published one trains the classifier on the code itself.
+    Buckman, Roy, Raffel and Goodfellow (2018), ICLR; broken by Athalye, Carlini and Wagner (2018), arXiv 1802.00420.
+    """
+    transform = Thermometer(levels)
+    return Transformed(build_classifier(classifier), transform, soft=transform.soft)

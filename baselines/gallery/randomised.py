@@ -1,0 +1,85 @@
+"""Broken on purpose: randomness in the answer, in the gradient, or behind an aggregation that overflows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from baselines.ensemble import Mean
+from baselines.resize_pad import ResizePad
+from baselines.transform import Transformed
+from baselines.tta import Augmented
+from bench.registry import build_classifier, defence
+from bench.spec import BadInput
+from carso import aggregate
+
+
+class NoisyGradient(nn.Module):
+    """The logits of `base`, bit for bit, with a gradient to which Gaussian noise is added, `times` as large as the gradient is in each image."""
+
+    def __init__(self, base: nn.Module, times: float) -> None:
+        super().__init__()
+        if not times > 0:
+            raise BadInput(f"defence 'gallery-noisy-gradient': times={times} is not above 0")
+        self.base = base
+        self.times = times
+        self.surrogates = {"classifier": base}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(self.drown)
+        logits: Tensor = self.base(x)
+        return logits
+
+    def drown(self, grad: Tensor) -> Tensor:
+        size = grad.square().mean((1, 2, 3), keepdim=True).sqrt()
+        return grad + self.times * size * torch.randn_like(grad)
+
+
+class NaivePeel(Augmented):
+    """PeeL, computed as it is written, over `samples` noisy versions of each image: infinite where a softmax over sums of exponentials rounds.
+
+    Surrogates: `lse`, the logarithm of that sum of exponentials, which has the very same order of classes for the same noise; `logit`, the mean of
+    the logits; `classifier`, the bare one.
+    """
+
+    def __init__(self, inner: nn.Module, samples: int, noise: float) -> None:
+        super().__init__(inner, samples, 0, False, noise, "logit")
+        self.mean = aggregate.peel_naive
+        self.surrogates = {name: partial(self.through, aggregate.named(name)) for name in ("lse", "logit")} | {"classifier": self.base}
+
+    def through(self, aggregation: Mean, x: Tensor) -> Tensor:
+        return aggregation(self.per_draw(x))
+
+
+@defence("gallery-resize-pad", stochastic=True)
+def resize_pad(*, classifier: str = "@standard", least: float = 0.9) -> nn.Module:
+    """Broken on purpose: the image at a random size and place: `resize-pad` as it was published. Its gradient is alive and true.
+
+    What it fools is the scoring: whoever judges an attack by single draws, or judges again what an attack that stops early returned. Broken by PGD
+    and by pgd-eot. Xie et al. (2018), arXiv 1711.01991; broken by Athalye, Carlini and Wagner (2018), arXiv 1802.00420.
+    """
+    return Transformed(build_classifier(classifier), ResizePad(least), random=True)
+
+
+@defence("gallery-noisy-gradient")
+def noisy_gradient(*, classifier: str = "@standard", times: float = 30.0) -> nn.Module:
+    """Broken on purpose: the classifier itself, whose gradient arrives with noise `times` as large as it is; two of them at one image share nothing.
+
+    Broken by the gradients of the classifier (surrogate `classifier`), by any attack without gradients, and by the mean of thousands of gradients.
+    Athalye, Carlini and Wagner (2018), arXiv 1802.00420, on stochastic gradients.
+    """
+    return NoisyGradient(build_classifier(classifier), times)
+
+
+@defence("gallery-peel-naive", stochastic=True)
+def peel_naive(*, classifier: str = "@standard", samples: int = 8, noise: float = 0.1) -> nn.Module:
+    """Broken on purpose: PeeL as it is written, log(p/(1-p)) in float32, over noisy versions: its outputs are infinite, and the gradient is NaN.
+
+    The sign of NaN is 0, so the attack stands still. Broken by the same decision in a stable form (surrogate `lse`), averaged over draws.
+    Ballarin, Ansuini and Bortolussi (2023), arXiv 2306.06081, for the aggregation, which is not at fault: `carso` computes it without overflow.
+    """
+    return NaivePeel(build_classifier(classifier), samples, noise)
