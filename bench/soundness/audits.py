@@ -23,6 +23,7 @@ APART, ENOUGH = 0.01, 1000  # from what was published, and the examples below wh
 BREAKS_HALF = 0.5  # a stochastic defence holds an example that it gets right more often than not
 # These return the clean image where they fail, so an unmoved image says nothing of them.
 RETURNS_CLEAN = {"autoattack"}
+ITERATED = {"pgd", "pgd-eot", "apgd", "apgd-eot"}
 
 MEANING = {
     "P1": "is a defence declared deterministic really so",
@@ -112,7 +113,8 @@ def cross_entropy_share(record: Record) -> float:
     if attack.name == "autoattack":
         return 0.5
     losses = str(attack.params.get("loss", "margin")).split("+")
-    return losses.count("ce") / len(losses)
+    runs = [int(attack.params.get("targets", 1)) if loss == "targeted" else 1 for loss in losses]
+    return sum(n for n, loss in zip(runs, losses, strict=True) if loss == "ce") / sum(runs)
 
 
 def nonfinite_gradients(records: Sequence[Record]) -> list[Flag]:
@@ -124,7 +126,7 @@ def nonfinite_gradients(records: Sequence[Record]) -> list[Flag]:
 
 def one_step(records: Sequence[Record]) -> list[Flag]:
     """D5: FGSM against the PGD attacks."""
-    iterated = [record for record in records if record.cell.attack.name in ("pgd", "pgd-eot")]
+    iterated = [record for record in records if record.cell.attack.name in ITERATED]
     return outdone("D5", [r for r in records if r.cell.attack.name == "fgsm"], iterated, "PGD")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from bench.labels import classifier_of, family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
+from bench.soundness.audits import ITERATED
 from bench.soundness.curves import ran
 from bench.statistics import Estimate
 from bench.worst import is_stochastic
@@ -64,7 +65,7 @@ def lacking(records: Sequence[Record], others: Sequence[Record] = ()) -> tuple[s
         "A1": "gradient" in families,
         **dict.fromkeys(ADAPTIVE, adaptive),
         "A2": adaptive or bool(sources & set(own)),
-        "D5": "fgsm" in names and bool(names & {"pgd", "pgd-eot"}),
+        "D5": "fgsm" in names and bool(names & ITERATED),
         "D7": "square" in names,
         "D8": "transfer" in families,
         "D9": "noise" in families,
