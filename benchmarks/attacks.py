@@ -1,4 +1,4 @@
-"""Our SPSA, One-Pixel, Boundary, HopSkipJump and PGD against those of torchattacks, foolbox and pyautoattack, in one run.
+"""Our SPSA, One-Pixel, Pixle, Boundary, HopSkipJump, DeepFool, C&W and PGD against those of torchattacks, foolbox and pyautoattack, in one run.
 
     python -m benchmarks.attacks [--n 50] [--dataset digits] [--only spsa,boundary]
 
@@ -64,6 +64,28 @@ def fool(kind: str, **knobs: int) -> tuple[str, Run]:
     return "decision", run
 
 
+def pixle(steps: int, samples: int) -> tuple[str, Run]:
+    from torchattacks.attacks.pixle import Pixle
+
+    def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
+        size = max(1, int(eps))
+        return Pixle(model, x_dimensions=(1, size), y_dimensions=1, restarts=steps, max_iterations=samples)(data.x, data.y)
+
+    return "score", run
+
+
+def nearest(kind: str, **knobs: float) -> tuple[str, Run]:
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import foolbox
+
+    def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
+        name = "L2CarliniWagnerAttack" if kind == "cw" else {"l2": "L2DeepFoolAttack", "linf": "LinfDeepFoolAttack"}[norm]
+        known = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
+        return getattr(foolbox.attacks, name)(**knobs).run(known, data.x, foolbox.criteria.Misclassification(data.y))
+
+    return "white-box", run
+
+
 def standard(queries: int) -> tuple[str, Run]:
     from pyautoattack import AutoAttack
 
@@ -81,6 +103,12 @@ def rows(only: set[str]) -> list[tuple[str, str, tuple[str, Run]]]:
         ("spsa torchattacks", "linf", lambda: spsa(20, 64)),
         ("onepixel ours", "l0", lambda: ours("onepixel", "score", steps=20, popsize=100)),
         ("onepixel torchattacks", "l0", lambda: onepixel(20, 100)),
+        ("pixle ours", "l0", lambda: ours("pixle", "score", steps=20, samples=10)),
+        ("pixle torchattacks", "l0", lambda: pixle(20, 10)),
+        *((f"deepfool ours {norm}", norm, lambda: ours("deepfool", "white-box")) for norm in ("l2", "linf")),
+        *((f"deepfool foolbox {norm}", norm, lambda: nearest("deepfool", steps=50, overshoot=0.02)) for norm in ("l2", "linf")),
+        ("cw ours", "l2", lambda: ours("cw", "white-box", steps=200, searches=6)),
+        ("cw foolbox", "l2", lambda: nearest("cw", steps=200, binary_search_steps=6, stepsize=0.1)),
         *((f"boundary ours {norm}", norm, lambda: ours("boundary", "decision", steps=500)) for norm in ("l2", "linf")),
         *((f"boundary foolbox {norm}", norm, lambda: fool("boundary", steps=1000)) for norm in ("l2", "linf")),
         *((f"hopskipjump ours {norm}", norm, lambda: ours("hopskipjump", "decision", queries=1000)) for norm in ("l2", "linf")),

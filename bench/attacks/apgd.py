@@ -55,6 +55,7 @@ def apgd(
     On a deterministic defence an example leaves for good, across losses, targets and restarts, as soon as an iterate is misclassified. Returns
     three candidates for each loss, over all of its runs: the last iterate of the run with the highest margin, the iterate with the highest loss
     and the one with the highest margin (3*losses,B,C,H,W). They are the image itself where the example had left before.
+    Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208.
     """
     return search(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, targets=targets, rho=rho, from_x=from_x)
 

@@ -3,7 +3,7 @@
 Ours, not those of foolbox: its Boundary and HopSkipJump attacks raise for the whole batch where one answer changes between two calls,
 as a stochastic defence's do, or where one image has no adversarial start; its Boundary attack knows l2 only, and its HopSkipJump
 normalises the estimated gradient over the whole batch, so that the steps of each example shrink with the number of its neighbours.
-A stochastic defence answers each query with the label of one draw, and both attacks believe it.
+A stochastic defence answers each query with the labels of `eot` draws, each of them counted, and they believe the majority.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from bench.attacks.draws import draw_margins
 from bench.attacks.losses import margins, rows_at_once
 from bench.norms import NORMS, per_example
 from bench.registry import attack
@@ -26,21 +27,28 @@ MEETING = 1 + STARTS + BISECTIONS  # the most queries that `boundary` asks befor
 
 
 @attack(
-    "boundary", norms={"linf", "l2"}, access="decision", family="decision", minimal=True, calls=lambda knobs, stochastic: 2 * knobs["steps"] + MEETING
+    "boundary",
+    norms={"linf", "l2"},
+    access="decision",
+    family="decision",
+    minimal=True,
+    calls=lambda knobs, stochastic: (2 * knobs["steps"] + MEETING) * (knobs["eot"] if stochastic else 1),
+    later={"eot"},
 )
 def boundary(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01, eot: int = 1
 ) -> Tensor:
     """A random walk on the misclassified side: a step on the sphere around the image, then one towards it, each kept if still misclassified.
 
     `spherical` and `source` are the first lengths of the two, relative to the distance; each adapts to its own success rate. At most
     2*steps queries per example, 11 to 21 more to find the start; on a deterministic defence an example leaves when it is inside
-    the ball. In linf the sphere is that of linf, and the steps on it set squares of pixels to its corners, `spherical` being their share.
+    the ball. On a stochastic one each query is the majority of `eot` draws, each of them counted. In linf the sphere is that of linf, and
+    the steps on it set squares of pixels to its corners, `spherical` being their share.
     Returns the point found, and the one in its direction at distance eps (2,B,C,H,W). Brendel et al. 2018, arXiv:1712.04248.
     """
-    norm, eps = NORMS[threat.norm], float(threat.eps)
-    z, found, _ = start(model, x, y, threat.norm)
-    z = bisect(model, x, y, z, threat.norm, found, BISECTIONS)
+    norm, eps, draws = NORMS[threat.norm], float(threat.eps), eot if model.stochastic else 1
+    z, found, _ = start(model, x, y, threat.norm, draws)
+    z = bisect(model, x, y, z, threat.norm, found, BISECTIONS, draws)
     around, inward = (torch.full((len(x),), first, device=x.device) for first in (spherical, source))
     for _ in range(steps):
         rows = (found & ((norm.distance(z - x) > eps) | model.stochastic)).nonzero().squeeze(1)
@@ -49,10 +57,10 @@ def boundary(
         centre, here = x[rows], z[rows]
         radius = per_example(norm.distance(here - centre), here)
         moved = (turn if threat.norm == "l2" else patch)(here - centre, radius, around[rows])
-        here, kept = keep(model, (centre + moved).clamp(0, 1), here, y[rows])
+        here, kept = keep(model, (centre + moved).clamp(0, 1), here, y[rows], draws)
         around[rows] = (around[rows] * (0.1 * (kept - 0.35)).exp()).clamp(1e-6, 1)
         nearer = shrink(here - centre, radius * (1 - per_example(inward[rows], here)), threat.norm)
-        here, kept = keep(model, centre + nearer, here, y[rows])
+        here, kept = keep(model, centre + nearer, here, y[rows], draws)
         inward[rows] = (inward[rows] * (0.1 * (kept - 0.175)).exp()).clamp(1e-6, 0.5)
         z[rows] = here
     return torch.stack([z, reach(z, x, threat.norm, eps)])
@@ -91,32 +99,43 @@ def reach(z: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
     return (x + delta * per_example(eps / NORMS[norm].distance(delta).clamp_min(1e-12), x)).clamp(0, 1)
 
 
-def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     """The proposal where it is misclassified, and whether it is, as 0 and 1."""
-    wrong = fooled(model, proposal, y)
+    wrong = fooled(model, proposal.unsqueeze(1), y, draws).squeeze(1)
     return torch.where(per_example(wrong, here), proposal, here), wrong.to(here.dtype)
 
 
-@attack("hopskipjump", norms={"linf", "l2"}, access="decision", family="decision", minimal=True, calls=lambda knobs, stochastic: knobs["queries"])
-def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 25000, initial: int = 100) -> Tensor:
+@attack(
+    "hopskipjump",
+    norms={"linf", "l2"},
+    access="decision",
+    family="decision",
+    minimal=True,
+    calls=lambda knobs, stochastic: knobs["queries"],
+    later={"eot"},
+)
+def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 25000, initial: int = 100, eot: int = 1) -> Tensor:
     """Steps along a normal of the boundary estimated from labels, each followed by a bisection back to it.
 
     The i-th estimate asks `initial`*sqrt(i) queries, 10000 at most; the step size is the largest of ten, each half the one before, that
     stays misclassified. Exactly `queries` queries per example; on a deterministic defence an example leaves when it is inside the ball.
+    On a stochastic one `queries` counts draws: start, steps and bisections believe the majority of `eot` of them, or of
+    as many as leave room for a step, the estimate one each.
     Returns the nearest point found, the one in its direction at distance eps, and the last point (3,B,C,H,W).
     Chen et al. 2020, arXiv:1904.02144.
     """
     norm, eps, values = NORMS[threat.norm], float(threat.eps), x[0].numel()
     halvings = min(20, math.ceil(math.log2(values) * (2 if threat.norm == "linf" else 1.5)))
-    z, found, used = start(model, x, y, threat.norm)
-    z = bisect(model, x, y, z, threat.norm, found, halvings)
-    left, i = queries - used - halvings, 0
+    draws = max(1, min(eot, queries // (MEETING + GRID + 2 * halvings))) if model.stochastic else 1
+    z, found, used = start(model, x, y, threat.norm, draws)
+    z = bisect(model, x, y, z, threat.norm, found, halvings, draws)
+    left, i, back = queries - (used + halvings) * draws, 0, (GRID + halvings) * draws
     best, best_radius = z.clone(), norm.distance(z - x)
-    while left > GRID + halvings:
+    while left > back:
         i += 1
-        count = min(int(initial * math.sqrt(i)), 10000, left - GRID - halvings)
-        left -= count + GRID + halvings
-        if left <= GRID + halvings + initial // 2:  # too little for one more estimate: give it to this one
+        count = min(int(initial * math.sqrt(i)), 10000, left - back)
+        left -= count + back
+        if left <= back + initial // 2:  # too little for one more estimate: give it to this one
             count, left = count + left, 0
         rows = (found & ((norm.distance(z - x) > eps) | model.stochastic)).nonzero().squeeze(1)
         if not len(rows):
@@ -126,10 +145,10 @@ def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, que
         uphill = norm.steepest(normal(model, here, names, radius / values if i > 1 else torch.full_like(radius, 0.1), count, threat.norm))
         lengths = (radius / math.sqrt(i)).unsqueeze(1) * 0.5 ** torch.arange(GRID, device=x.device)
         tries = (here.unsqueeze(1) + lengths[:, :, None, None, None] * uphill.unsqueeze(1)).clamp(0, 1)
-        wrong = margins(model, tries, names) >= 0
+        wrong = fooled(model, tries, names, draws)
         first = wrong.int().argmax(1)  # the largest step that stays misclassified
         stepped = torch.where(per_example(wrong.any(1), here), tries[torch.arange(len(rows), device=x.device), first], here)
-        z[rows] = bisect(model, centre, names, stepped, threat.norm, torch.ones_like(names, dtype=torch.bool), halvings)
+        z[rows] = bisect(model, centre, names, stepped, threat.norm, torch.ones_like(names, dtype=torch.bool), halvings, draws)
         radius = norm.distance(z - x)
         best = torch.where(per_example(radius < best_radius, x), z, best)
         best_radius = torch.minimum(radius, best_radius)
@@ -156,38 +175,42 @@ def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, no
     return total - per_example(baseline, here) * directions
 
 
-def fooled(model: Target, x: Tensor, y: Tensor) -> Tensor:
-    """Whether the label is wrong (B,); an answer without a label counts as wrong."""
-    return margins(model, x.unsqueeze(1), y).squeeze(1) >= 0
+def fooled(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor:
+    """Whether the labels of over half of the `draws` are wrong (B,P), of images (B,P,C,H,W); an answer without a label counts as wrong."""
+    return (draw_margins(model, images, y, draws) < 0).sum(2) * 2 < draws
 
 
-def start(model: Target, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, int]:
+def start(model: Target, x: Tensor, y: Tensor, norm: str, draws: int = 1) -> tuple[Tensor, Tensor, int]:
     """A misclassified point for each example: itself, the nearest image of the batch with another label, or noise (uniform, or black and white).
 
-    Returns the points (B,C,H,W), whether there is one (B,), and the queries per example that it took. Without one it is the image.
+    Returns the points (B,C,H,W), whether there is one (B,), and the queries per example, of `draws` draws each, that it took. Without one
+    it is the image.
     """
     with torch.no_grad():
-        answer = model(x)
-    label = torch.where(answer.amax(1) > 0, answer.argmax(1), -1)
-    distance = torch.stack([NORMS[norm].distance(x - one) for one in x])
-    distance = distance.masked_fill(label.unsqueeze(0) == y.unsqueeze(1), torch.inf)
+        votes = (model.draws(x, draws) if draws > 1 else model(x).unsqueeze(1)).sum(1)
+    passes = votes.T[y] * 2 < draws  # (B,B): the images that would be misclassified if they had the label of the row
+    wrong = passes.diagonal()
+    distance = torch.stack([NORMS[norm].distance(x - one) for one in x]).masked_fill(~passes, torch.inf)
     least, nearest = distance.min(1)
-    found = (label != y) | least.isfinite()
-    z = torch.where(per_example((label != y) | ~least.isfinite(), x), x, x[nearest])
+    found = wrong | least.isfinite()
+    z = torch.where(per_example(wrong | ~least.isfinite(), x), x, x[nearest])
     used = 1
     while used <= STARTS and not found.all():
         rows = (~found).nonzero().squeeze(1)
         guess = torch.rand_like(x[rows])
         guess = guess.round() if used % 2 else guess
-        wrong = fooled(model, guess, y[rows])
+        wrong = fooled(model, guess.unsqueeze(1), y[rows], draws).squeeze(1)
         z[rows[wrong]] = guess[wrong]
         found[rows[wrong]] = True
         used += 1
     return z, found, used
 
 
-def bisect(model: Target, x: Tensor, y: Tensor, z: Tensor, norm: str, active: Tensor, halvings: int) -> Tensor:
-    """The nearest misclassified point on the path from `z` to `x` along the norm's projections, after `halvings` queries per example."""
+def bisect(model: Target, x: Tensor, y: Tensor, z: Tensor, norm: str, active: Tensor, halvings: int, draws: int = 1) -> Tensor:
+    """The nearest misclassified point on the path from `z` to `x` along the norm's projections.
+
+    It asks `halvings` queries, of `draws` draws each, per example that is `active`.
+    """
     rows = active.nonzero().squeeze(1)
     centre, names = x[rows], y[rows]
     delta = z[rows] - centre
@@ -196,7 +219,7 @@ def bisect(model: Target, x: Tensor, y: Tensor, z: Tensor, norm: str, active: Te
     for _ in range(halvings if len(rows) else 0):
         middle = (low + high) / 2
         guess = centre + shrink(delta, middle, norm)
-        wrong = per_example(fooled(model, guess, names), x)
+        wrong = per_example(fooled(model, guess.unsqueeze(1), names, draws).squeeze(1), x)
         nearest = torch.where(wrong, guess, nearest)
         high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
     out = z.clone()

@@ -2,47 +2,119 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import finite, margins, rows_at_once
-from bench.norms import to_ball
+from bench.attacks.draws import draw_margins
+from bench.attacks.losses import finite, rows_at_once
+from bench.norms import NORMS, to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
 from bench.target import Target
 
 
-@attack("spsa", norms={"linf", "l2"}, access="score", family="score", calls=lambda knobs, stochastic: knobs["steps"] * (2 * knobs["samples"] + 1))
+def calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
+    """The queries per example of a walk along estimated gradients."""
+    return int(knobs["steps"]) * (2 * int(knobs["samples"]) + 1) * (int(knobs["eot"]) if stochastic else 1)
+
+
+@attack("spsa", norms={"linf", "l2"}, access="score", family="score", calls=calls, later={"eot"})
 def spsa(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, samples: int = 128, delta: float = 0.01, step: float = 0.32
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 100,
+    samples: int = 128,
+    delta: float = 0.01,
+    step: float = 0.32,
+    eot: int = 1,
 ) -> Tensor:
     """Adam on the margin, with gradients estimated from `samples` antithetic pairs of random-sign directions of size `delta`.
 
     `step` is Adam's learning rate relative to eps (in l2, relative to eps over the square root of the number of values). Each step asks
     2*samples + 1 queries per example; on a deterministic defence an example leaves when it is fooled. On a stochastic one every query
-    is a draw of its own and their mean is what the estimate sees. Returns the last and the best iterate (2,B,C,H,W).
-    Uesato et al. 2018, arXiv:1802.05666.
+    is the mean margin of `eot` draws of its own, each of them counted; one draw each and more pairs tell more about the gradient than
+    more draws of fewer pairs. Returns the last and the best iterate (2,B,C,H,W). Uesato et al. 2018, arXiv:1802.05666.
 
     Ours, not that of torchattacks, which gives all images of a batch the same directions, so that an example's result depends on its
     neighbours, asks queries outside of the box, goes on after success, and is linf only.
     """
     rate = float(threat.eps) * step * (x[0].numel() ** -0.5 if threat.norm == "l2" else 1.0)
+    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+
+    def adam(i: int, rows: Tensor, grad: Tensor) -> Tensor:
+        mean[rows] = 0.9 * mean[rows] + 0.1 * grad
+        square[rows] = 0.999 * square[rows] + 0.001 * grad**2
+        return rate * (mean[rows] / (1 - 0.9**i)) / ((square[rows] / (1 - 0.999**i)).sqrt() + 1e-8)
+
+    return walk(model, x, y, threat, adam, signs, steps, samples, delta, eot)
+
+
+@attack("nes", norms={"linf", "l2"}, access="score", family="score", calls=calls)
+def nes(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 200,
+    samples: int = 25,
+    delta: float = 0.01,
+    step: float = 1.0,
+    momentum: float = 0.9,
+    eot: int = 1,
+) -> Tensor:
+    """Momentum ascent of the margin, with gradients estimated from `samples` antithetic pairs of Gaussian directions of deviation `delta`.
+
+    In linf a step follows the sign of the running mean of the estimates, in l2 its direction; `step` is the first one's length relative to
+    eps, and decays to zero along a cosine. Queries, `eot`, who leaves, and the candidates are those of spsa.
+    Ilyas et al. 2018, arXiv:1804.08598.
+    """
+    norm, eps = NORMS[threat.norm], float(threat.eps)
+    heading = torch.zeros_like(x)
+
+    def ahead(i: int, rows: Tensor, grad: Tensor) -> Tensor:
+        heading[rows] = momentum * heading[rows] + (1 - momentum) * grad
+        return eps * step * (1 + math.cos(math.pi * (i - 1) / steps)) / 2 * norm.steepest(heading[rows])
+
+    return walk(model, x, y, threat, ahead, gaussians, steps, samples, delta, eot)
+
+
+def walk(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    move: Callable[[int, Tensor, Tensor], Tensor],
+    directions: Callable[[Tensor, int], Tensor],
+    steps: int,
+    samples: int,
+    delta: float,
+    eot: int,
+) -> Tensor:
+    """The last and the best iterate (2,B,C,H,W) of ascent from the image along estimated gradients.
+
+    `move(i, rows, grad)` is what the i-th step, counted from 1, adds to the examples `rows`.
+    """
+    draws = eot if model.stochastic else 1
     x_adv, best = x.clone(), x.clone()
     best_gap = torch.full((len(x),), -torch.inf, device=x.device)
-    mean, square = torch.zeros_like(x), torch.zeros_like(x)
     todo = torch.arange(len(x), device=x.device)
     for i in range(1, steps + 1):
         here, names = x_adv[todo], y[todo]
-        gap = margins(model, here.unsqueeze(1), names).squeeze(1)
-        grad, around = estimate(model, here, names, samples, delta)
+        gap = draw_margins(model, here.unsqueeze(1), names, draws).mean(2).squeeze(1)
+        grad, around = estimate(model, here, names, samples, delta, directions, draws)
         if model.stochastic:
             gap = around  # the mean of 2*samples draws next to the iterate says more than one draw on it
         better = gap > best_gap[todo]
         best[todo[better]], best_gap[todo[better]] = here[better], gap[better]
-        mean[todo] = 0.9 * mean[todo] + 0.1 * grad
-        square[todo] = 0.999 * square[todo] + 0.001 * grad**2
-        moved = here + rate * (mean[todo] / (1 - 0.9**i)) / ((square[todo] / (1 - 0.999**i)).sqrt() + 1e-8)
-        x_adv[todo] = to_ball(moved, x[todo], threat.norm, float(threat.eps))
+        x_adv[todo] = to_ball(here + move(i, todo, grad), x[todo], threat.norm, float(threat.eps))
         if not model.stochastic:
             fooled = gap > 0
             x_adv[todo[fooled]] = here[fooled]
@@ -52,14 +124,29 @@ def spsa(
     return torch.stack([x_adv, best])
 
 
-def estimate(model: Target, x: Tensor, y: Tensor, samples: int, delta: float) -> tuple[Tensor, Tensor]:
-    """The SPSA estimate (B,C,H,W) of the margin's gradient at `x`, and the mean margin (B,) of the points that it asked about."""
+def estimate(
+    model: Target, x: Tensor, y: Tensor, samples: int, delta: float, directions: Callable[[Tensor, int], Tensor], draws: int
+) -> tuple[Tensor, Tensor]:
+    """The antithetic estimate (B,C,H,W) of the margin's gradient at `x`, and the mean margin (B,) of the points that it asked about.
+
+    `directions(x, count)` -> (B,count,C,H,W), of unit variance; each point is asked `draws` times.
+    """
     grad, total, done = torch.zeros_like(x), torch.zeros(len(x), device=x.device), 0
     while done < samples:
         count = min(samples - done, max(1, rows_at_once(x) // (2 * len(x))))
-        signs = torch.randint(2, (len(x), count, *x.shape[1:]), device=x.device, dtype=torch.int8).to(x.dtype) * 2 - 1
-        ahead, behind = (margins(model, (x.unsqueeze(1) + way * delta * signs).clamp(0, 1), y) for way in (1, -1))
-        grad += ((ahead - behind)[:, :, None, None, None] * signs).sum(1)
+        ways = directions(x, count)
+        ahead, behind = (draw_margins(model, (x.unsqueeze(1) + side * delta * ways).clamp(0, 1), y, draws).mean(2) for side in (1, -1))
+        grad += ((ahead - behind)[:, :, None, None, None] * ways).sum(1)
         total += (ahead + behind).sum(1)
         done += count
     return finite(grad / (2 * delta * samples)), total / (2 * samples)
+
+
+def signs(x: Tensor, count: int) -> Tensor:
+    """Random signs (B,count,C,H,W)."""
+    return torch.randint(2, (len(x), count, *x.shape[1:]), device=x.device, dtype=torch.int8).to(x.dtype) * 2 - 1
+
+
+def gaussians(x: Tensor, count: int) -> Tensor:
+    """Gaussian directions (B,count,C,H,W)."""
+    return torch.randn(len(x), count, *x.shape[1:], device=x.device, dtype=x.dtype)

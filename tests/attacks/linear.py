@@ -19,16 +19,25 @@ from bench.target import Target, right
 TINY: dict[str, dict[str, Any]] = {
     "none": {},
     "noise": {"tries": 12},
+    "gaussian-noise": {"tries": 12},
     "fgsm": {},
     "pgd": {"steps": 4, "restarts": 2},
     "pgd-eot": {"steps": 4, "eot": 3},
+    "apgd": {"steps": 4, "loss": "ce+targeted", "restarts": 2, "targets": 2},
+    "apgd-eot": {"steps": 4, "eot": 3},
+    "deepfool": {"steps": 4, "targets": 2},
+    "cw": {"steps": 5, "searches": 2, "eot": 2},
+    "fab": {"steps": 3, "targets": 2, "eot": 2},
     "autoattack": {"steps": 4, "queries": 12, "targets": 2, "eot": 2, "rand_steps": 4},
     "square": {"queries": 15, "eot": 2},
     "spsa": {"steps": 3, "samples": 5},
+    "nes": {"steps": 3, "samples": 5},
     "onepixel": {"popsize": 8, "steps": 3},
-    "boundary": {"steps": 12},
-    "hopskipjump": {"queries": 120, "initial": 20},
+    "pixle": {"steps": 3, "samples": 5, "eot": 2},
+    "boundary": {"steps": 12, "eot": 3},
+    "hopskipjump": {"queries": 120, "initial": 20, "eot": 3},
     "transfer": {"steps": 4},
+    "adaptive": {"steps": 4, "eot": 2},
 }
 
 
@@ -110,7 +119,8 @@ def candidates(problem: Problem, name: str, norm: str, eps: float, target: Targe
     threat = ThreatModel(norm, Fraction(eps).limit_denominator(10**9), entry.facts["access"])
     torch.manual_seed(seed)
     access = "white-box" if threat.access == "transfer" else threat.access  # the harness hands over the surrogate
-    made = entry.make(target or problem.target(access), problem.x.clone(), problem.y.clone(), threat, **knobs).detach()
+    made = entry.make(target or problem.target(access), problem.x.clone(), problem.y.clone(), threat, **knobs)
+    made = (torch.stack(list(made.values())) if isinstance(made, dict) else made).detach()
     return made if made.dim() == 5 else made.unsqueeze(0)
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from bench.attacks.transfer import Diverse
 from bench.norms import NORMS
 from bench.target import margin, right
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
@@ -62,6 +64,8 @@ def test_l0_attacks_need_the_fewest_pixels(name: str, knobs: dict[str, Any], pix
     [
         ("spsa", "linf", 1.25, {"steps": 40, "samples": 64}),
         ("spsa", "l2", 1.25, {"steps": 40, "samples": 64}),
+        ("nes", "linf", 1.25, {"steps": 40, "samples": 64}),
+        ("nes", "l2", 1.25, {"steps": 40, "samples": 64}),
         ("boundary", "linf", 1.1, {"steps": 800}),
         ("boundary", "l2", 1.1, {"steps": 800}),
         ("hopskipjump", "linf", 1.25, {"queries": 2500}),
@@ -117,11 +121,12 @@ def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_
     assert (NORMS[norm].distance(found - thin.x) < 1.5 * problem.optimum[norm]).all()
 
 
+@pytest.mark.parametrize("name", ["noise", "gaussian-noise"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
-def test_noise_keeps_the_best_of_its_tries(norm: str) -> None:
+def test_noise_keeps_the_best_of_its_tries(norm: str, name: str) -> None:
     problem = two_classes()
     eps = 3.0 if norm == "l0" else 1.5 * float(problem.optimum[norm][0])
-    few, many = (margin(problem.model(candidates(problem, "noise", norm, eps, tries=tries)[0]), problem.y) for tries in (10, 200))
+    few, many = (margin(problem.model(candidates(problem, name, norm, eps, tries=tries)[0]), problem.y) for tries in (10, 200))
     assert (many >= few).all(), "the first ten tries are among the two hundred"
     assert (many > margin(problem.model(problem.x), problem.y) + 0.02).all()
 
@@ -130,3 +135,24 @@ def test_transfer_attacks_the_surrogate() -> None:
     problem = two_classes()
     for norm in ("linf", "l2", "l1"):
         assert fooled(problem, "transfer", norm, 1.02 * float(problem.optimum[norm][0]), steps=20).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_transfer_from_a_surrogate_that_sees_shrunk_images_still_reaches_a_plane(norm: str) -> None:
+    problem = two_classes(smooth=True, gap=0.2)
+    assert fooled(problem, "transfer", norm, 1.3 * float(problem.optimum[norm][0]), steps=40, diversity=0.5).all()
+
+
+def test_the_diverse_model_shows_images_as_they_are_or_smaller_and_moved_on_black() -> None:
+    x = torch.rand(400, 1, 20, 20) * 0.5 + 0.5
+    torch.manual_seed(0)
+    seen = Diverse(nn.Identity(), 0.5)(x)
+    same = (seen - x).abs().flatten(1).amax(1) < 1e-5
+    assert 150 < same.sum() < 250
+    held = (seen[~same] > 0.4).flatten(1).float().mean(1)
+    assert held.min() > 0.75, "at nine tenths of both sides, 0.81 of the pixels are left"
+    assert held.mean() < 0.95
+    assert held.std() > 0.02
+    corners = (seen[~same][:, 0, 0] > 0.4).all(1).float().mean()
+    assert 0 < corners < 1, "some at the upper edge, some not"
+    assert torch.allclose(Diverse(nn.Identity(), 0.0)(x), x, atol=1e-5)
