@@ -76,7 +76,7 @@ def text_of(entry: Entry) -> str:
 
 def section(entry: Entry) -> list[str]:
     knobs = ", ".join(f"`{knob}={show(value)}`" for knob, value in entry.knobs.items())
-    choices = "; ".join(f"`{knob}` is {', '.join(map(str, words))}" for knob, words in entry.facts["choices"].items())
+    choices = "; ".join(f"`{knob}` is {', '.join(sorted(words))}" for knob, words in entry.facts["choices"].items())
     return [f"## {entry.name}", "", text_of(entry), "", f"Knobs: {knobs or 'none'}{f' ({choices})' if choices else ''}.", ""]
 
 

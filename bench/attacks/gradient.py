@@ -127,8 +127,8 @@ def climb(
     """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin.
 
     The first restart begins at `start` where that is given. With `spare`, which is right where `model` is the defence itself, an example leaves the
-    batch for good once it has fallen: at its first misclassified iterate or, where the defence is stochastic, when ten draws in a row, of two
-    iterates at least, were misclassified.
+    batch for good once it has fallen, with that iterate for its last: at the first misclassified one or, where the defence is stochastic, when
+    ten draws in a row, of two iterates at least, were misclassified.
     """
     norm, eps = NORMS[threat.norm], float(threat.eps)
     first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
@@ -156,7 +156,8 @@ def climb(
                     best[left] = torch.where(rises, new, best[left])
                     kept[left] = torch.where(per_example(rises, x), here, kept[left])
                 fallen[left] = torch.where(wrong, fallen[left] + 1, 0)
-                left = left[fallen[left] < enough] if spare else left
+                gone = (fallen[left] >= enough) & spare
+                x_adv[left[gone]], left = here[gone], left[~gone]
         candidates += [to_ball(x_adv, x, threat.norm, eps), steepest, strongest]
     return torch.stack(candidates)
 

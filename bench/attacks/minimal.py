@@ -84,7 +84,7 @@ def planes(model: Target, x: Tensor, y: Tensor, targets: int) -> tuple[Tensor, T
     access="white-box",
     family="gradient",
     minimal=True,
-    calls=lambda knobs, stochastic: 3 * knobs["steps"] * knobs["searches"] * (knobs["eot"] if stochastic else 1) + HALVINGS,
+    calls=lambda knobs, stochastic: 3 * knobs["steps"] * knobs["searches"] * (knobs["eot"] if stochastic else 1) + 1 + HALVINGS,
 )
 def cw(
     model: Target,
@@ -111,6 +111,8 @@ def cw(
     eps, distance, draws = float(threat.eps), NORMS["l2"].distance, eot if model.stochastic else 1
     first = torch.atanh((2 * x - 1) * (1 - 1e-3))
     best, last, radius = x.clone(), x.clone(), torch.full((len(x),), torch.inf, device=x.device)
+    if not model.stochastic:
+        radius[margins(model, x.unsqueeze(1), y).squeeze(1) > 0] = 0.0
     weight, low, high = torch.full_like(radius, constant), torch.zeros_like(radius), torch.full_like(radius, torch.inf)
     for _ in range(searches):
         rows = ((radius > eps) | model.stochastic).nonzero().squeeze(1)
