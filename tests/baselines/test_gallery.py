@@ -119,7 +119,7 @@ def test_the_naive_attack_is_fooled(name: str) -> None:
 
 @pytest.mark.parametrize("name", GALLERY)
 def test_the_attack_on_what_it_declares_leaves_what_the_classifier_has(name: str) -> None:
-    """Each surrogate (climbed to the end, as transfer does) breaks it, the best of them as the classifier is broken; without one its gradient is true."""
+    """Each surrogate, climbed to the end as transfer does, breaks it, the best one as the classifier is broken; without any the gradient is true."""
     defence, random = made(name)
     eps = "1/10" if name == "gallery-kwta" else "1/5"
     ways = getattr(defence, "surrogates", {}) or {"itself": defence}
