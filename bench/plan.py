@@ -105,7 +105,7 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     names = request.attacks or budget["attacks"]
     rivals = [resolved(attacks, text, budget, roles, asked=request.attacks is not None, notes=notes) for text in names]
     asked = [one for attack in rivals if attack for one in over_queries(attack, request)]
-    if request.queries is not None and not any("queries" in attack.params for attack in asked):
+    if request.queries is not None and not any(attack.name in counting() for attack in asked):
         raise BadInput(f"queries {request.queries}: no attack here counts its queries by a knob; {', '.join(counting())} do")
     threats = {attack: threat for attack in asked if (threat := threat_of(attack, request, facts, notes))}
     cells = []
@@ -165,13 +165,14 @@ def threat_of(attack: Spec, request: Request, facts: Mapping[str, Any], notes: d
 
 def over_queries(attack: Spec, request: Request) -> list[Spec]:
     """The attack under each of the numbers of queries that were asked for, or as it is where it has no such knob."""
-    if request.queries is None or "queries" not in attack.params:
+    if request.queries is None or attack.name not in counting():
         return [attack]
     return [attacks.resolve(Spec.of(attack.name, {**attack.params, "queries": text})) for text in request.queries.split(",")]
 
 
 def counting() -> list[str]:
-    return [entry.name for entry in attacks if "queries" in entry.knobs]
+    """The attacks whose whole effort is a number of queries."""
+    return [entry.name for entry in attacks if "queries" in entry.knobs and entry.facts["access"] in ("score", "decision")]
 
 
 def by_threat(threats: Mapping[Spec, ThreatModel]) -> dict[ThreatModel, list[Spec]]:

@@ -119,9 +119,9 @@ def test_several_eps_are_a_curve_of_the_same_attacks() -> None:
 
 
 def test_several_numbers_of_queries_are_a_curve_of_the_attacks_that_count_them() -> None:
-    cells = plan([Request(defences=("at",), attacks=("square", "hopskipjump", "pgd"), queries="50,100")]).cells
+    cells = plan([Request(defences=("at",), attacks=("square", "hopskipjump", "autoattack"), queries="50,100")]).cells
     asked = [(cell.attack.name, cell.attack.params.get("queries")) for cell in cells]
-    assert asked == [("none", None), ("square", 50), ("square", 100), ("hopskipjump", 50), ("hopskipjump", 100), ("pgd", None)]
+    assert asked == [("none", None), ("square", 50), ("square", 100), ("hopskipjump", 50), ("hopskipjump", 100), ("autoattack", 400)]
 
 
 def test_a_curve_can_be_written_in_a_file(tmp_path: Path) -> None:
