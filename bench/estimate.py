@@ -30,7 +30,7 @@ def estimate(cells: Sequence[Cell], data_dir: Path) -> list[Estimate]:
 def one(cell: Cell, data_dir: Path) -> Estimate:
     entry = registry.attacks.get(cell.attack.name)
     says = entry.facts["calls"]
-    calls = round(says(cell.attack.params, registry.is_stochastic(cell.defence))) if says else 0
+    calls = round(says(entry.resolve(cell.attack.params), registry.is_stochastic(cell.defence))) if says else 0
     judged = 2 * cell.select + cell.draws
     prediction = time_of(cell.dataset, cell.defence, "", cell.batch, data_dir)
     source = str(cell.attack.params["source"]) if cell.threat.access == "transfer" else ""

@@ -233,14 +233,17 @@ def show_dry(out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path) 
     from bench.execute import limit_threads
 
     limit_threads()
-    total, waiting = 0.0, {cell.key for cell in pending}
+    total, unknown, waiting = 0.0, 0, {cell.key for cell in pending}
     costs = estimate(plan.cells, data_dir)
     for cell, cost in zip(plan.cells, costs, strict=True):
         kept = "" if cell.key in waiting else "  (in the store)"
         seconds = "time unknown" if cost.seconds is None else f"about {cost.seconds:.0f} s"
         out.print(f"{cell.key}  {escape(str(cell))}\n{'':18}at most {cost.calls:,} calls per example; {seconds}{kept}", soft_wrap=True)
         total += (cost.seconds or 0.0) * (cell.key in waiting)
+        unknown += cost.seconds is None and cell.key in waiting
     ahead = f"at most about {total / 60:.1f} minutes on one thread of this machine's CPU"
+    if unknown:
+        ahead += f"; {unknown} of unknown time are not counted in: their data or weights are not there"
     out.print(f"{len(plan.cells)} cells, {len(waiting)} to answer, {ahead}", soft_wrap=True)
 
 

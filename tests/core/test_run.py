@@ -114,7 +114,27 @@ def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path: Path, capsy
     assert "toy-linear" in shown
     assert "at most 3 calls per example" in shown
     assert "2 cells, 2 to answer" in shown
+    assert "unknown" not in shown
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_says_which_cells_it_cannot_time_and_a_knob_that_came_later_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--dataset",
+        "cifar10-jpeg",
+        "--defences",
+        "at",
+        "--attacks",
+        "spsa[steps=3,samples=2]",
+        "--data-dir",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*words, "--dry-run", "--n", "20"]) == 0
+    shown = capsys.readouterr().out
+    assert "at most 15 calls per example; time unknown" in shown
+    assert "2 of unknown time are not counted in" in shown
 
 
 def test_an_interrupt_keeps_what_was_finished_and_exits_130(tmp_path: Path) -> None:
