@@ -14,7 +14,8 @@ class Recipe:
     """`eps` "0" is standard training; otherwise linf PGD of `steps`, whose strength rises to eps over the first `warm` of the epochs.
 
     AdamW under a one-cycle learning rate up to `lr`; `average` is the decay per step of the weight average that is kept. Half of the images
-    are moved by up to `shift` pixels; `flip` mirrors half of them.
+    are moved by up to `shift` pixels; `flip` mirrors half of them. `noise` is the standard deviation of the Gaussian noise on every image, not
+    clipped: what a classifier behind randomized smoothing is trained for (Cohen et al. 2019).
     """
 
     net: str
@@ -29,6 +30,7 @@ class Recipe:
     average: float = 0.99
     shift: int = 1
     flip: bool = False
+    noise: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -42,11 +44,13 @@ RECIPES = {
         "standard": Recipe("cnn", CNN),
         "at": Recipe("cnn", CNN, epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"),  # a tenth above the default eps: more robust at it
         "other": Recipe("mlp", MLP),
+        "noise": Recipe("cnn", CNN, epochs=150, noise=0.25),
     },
     "mnist": {
         "standard": Recipe("cnn", CNN, epochs=5, batch=128, average=0.998),
         "at": Recipe("cnn", CNN, epochs=14, batch=128, lr=4e-3, weight_decay=5e-4, eps="8/25", steps=5, average=0.998),
         "other": Recipe("mlp", MLP, epochs=5, batch=128, average=0.998),
+        "noise": Recipe("cnn", CNN, epochs=8, batch=128, average=0.998, noise=0.25),
     },
     "cifar10-jpeg": {  # the standard one is autoattack:resnet18
         "at": Recipe("resnet", RESNET, epochs=18, batch=128, lr=4e-3, weight_decay=5e-3, eps="8/255", steps=2, average=0.998, shift=2, flip=True),

@@ -25,7 +25,7 @@ from bench.registry import datasets, discover
 from bench.spec import BadInput, Spec, parse_eps
 from carso.adversary import pgd
 
-NAMES = ("standard", "at", "other")
+NAMES = ("standard", "at", "other", "noise")
 STEPS, RESTARTS = 100, 3  # of the PGD whose robust accuracy the card states
 
 
@@ -65,7 +65,7 @@ def fit(net: nn.Module, data: Dataset, recipe: Recipe, device: str, show: Callab
 
 
 def augment(x: Tensor, recipe: Recipe) -> Tensor:
-    """Half of the images (B,C,H,W) moved by up to `shift` pixels either way, the rim filled with black; and half mirrored where `flip` is set."""
+    """Half of the images (B,C,H,W) moved by up to `shift` pixels either way, the rim filled with black; and half mirrored where `flip` is set; `noise` on all."""
     count, _, height, width = x.shape
     by = torch.randint(0, 2 * recipe.shift + 1, (2, count), device=x.device)
     by[:, torch.rand(count, device=x.device) < 0.5] = recipe.shift
@@ -75,7 +75,7 @@ def augment(x: Tensor, recipe: Recipe) -> Tensor:
     moved = padded[torch.arange(count, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if recipe.flip:
         moved = torch.where((torch.rand(count, device=x.device) < 0.5)[:, None, None, None], moved.flip(3), moved)
-    return moved.contiguous()
+    return moved + recipe.noise * torch.randn_like(moved) if recipe.noise else moved.contiguous()
 
 
 def attack(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:

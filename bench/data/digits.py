@@ -23,6 +23,7 @@ TEST = 500
         "standard": "own:digits-standard",
         "robust": "own:digits-at",
         "other": "own:digits-other",
+        "noise": "own:digits-noise",
         "carso": "own:digits-carso",
         "carso-logits": "own:digits-carso-logits",
         "carso-standard": "own:digits-carso-standard",

@@ -32,6 +32,7 @@ FILES = {
         "standard": "own:mnist-standard",
         "robust": "own:mnist-at",
         "other": "own:mnist-other",
+        "noise": "own:mnist-noise",
         "carso": "own:mnist-carso",
         "carso-logits": "own:mnist-carso-logits",
         "carso-standard": "own:mnist-carso-standard",

@@ -106,6 +106,16 @@ def test_augmentation_moves_and_mirrors() -> None:
     assert 0.4 <= mirrored[:, 0, 2, 3].mean() <= 0.6
 
 
+def test_gaussian_noise_is_added_once_to_every_image_and_not_clipped() -> None:
+    x = torch.full((50, 1, 20, 20), 0.5)
+    torch.manual_seed(0)
+    added = augment(x, Recipe("cnn", shift=0, noise=0.3)) - x
+    assert added.mean().abs() < 0.01
+    assert abs(float(added.std()) - 0.3) < 0.01
+    assert added.min() < -0.9  # below black
+    assert added.flatten(1).std(1).min() > 0.25
+
+
 def test_the_command_writes_weights_and_a_card_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--dataset", "digits", "--name", "other", "--epochs", "2", "--n", "100", "--device", "cpu", "--out", str(tmp_path), "--seed", "4"]
     assert main(argv) == 0
@@ -146,8 +156,9 @@ def test_recipes_name_what_exists() -> None:
     discover()
     for name, recipes in RECIPES.items():
         roles = datasets.get(name).facts["roles"]
-        assert {roles[role] for role in ("standard", "robust", "other")} >= {f"own:{name}-{kind}" for kind in recipes}
-        assert {"at", "other"} <= recipes.keys() <= {"standard", "at", "other"}
+        assert {roles.get(role) for role in ("standard", "robust", "other", "noise")} >= {f"own:{name}-{kind}" for kind in recipes}
+        assert {"at", "other"} <= recipes.keys() <= {"standard", "at", "other", "noise"}
+        assert [kind for kind in recipes if recipes[kind].noise] == ["noise"] * ("noise" in recipes)
         assert recipes["other"].net not in {recipes[kind].net for kind in recipes.keys() - {"other"}}
         assert recipes["at"].eps != "0"
         assert {recipes[kind].eps for kind in recipes.keys() - {"at"}} == {"0"}
