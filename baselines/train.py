@@ -65,7 +65,7 @@ def fit(net: nn.Module, data: Dataset, recipe: Recipe, device: str, show: Callab
 
 
 def augment(x: Tensor, recipe: Recipe) -> Tensor:
-    """Half of the images (B,C,H,W) moved by up to `shift` pixels either way, the rim filled with black; and half mirrored where `flip` is set; `noise` on all."""
+    """Half of the images (B,C,H,W) moved by up to `shift` pixels, the rim filled with black; half mirrored where `flip` is set; then `noise`."""
     count, _, height, width = x.shape
     by = torch.randint(0, 2 * recipe.shift + 1, (2, count), device=x.device)
     by[:, torch.rand(count, device=x.device) < 0.5] = recipe.shift

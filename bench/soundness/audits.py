@@ -27,6 +27,8 @@ ITERATED = {"pgd", "pgd-eot", "apgd", "apgd-eot"}
 
 MEANING = {
     "P1": "is a defence declared deterministic really so",
+    "P2": "two gradients at the same image must be the same where two answers are",
+    "P3": "the answer to an image must not depend on the other images of its batch",
     "P4": "layers that behave as in training, where dropout or batch statistics change the answer",
     "P5": "a prediction must change neither the defence nor the images it is given",
     "P6": "logits must be finite on every legal image",

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
 from bench.record import Flag
-from bench.target import margin, right
+from bench.target import draws, margin, right
+
+ALONE, OTHERS, DRAWS = 8, 24, 16  # P3: the images whose company changes, the noise images beside them, and draws of a stochastic defence
+CHANCE = 1e-4  # P3: how often an honest stochastic defence may be called dependent
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
         stochastic = not same(defence, x)
     flags = [
         *determinism(stochastic, declared),
+        *(() if stochastic else same_gradient(defence, x, y)),
         *mode(defence),
         *state(defence, x),
         *finite_logits(defence, x),
@@ -35,7 +40,7 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
     ]
     error, doubts = differences(defence, x, y, eps)
     checks = () if error is None else (("D12", round(error, 4)),)
-    return Probe(stochastic or declared, (*flags, *doubts), checks)
+    return Probe(stochastic or declared, (*flags, *doubts, *company(defence, x, y, stochastic)), checks)
 
 
 def same(defence: nn.Module, x: Tensor, calls: int = 5) -> bool:
@@ -60,6 +65,51 @@ def determinism(stochastic: bool, declared: bool) -> list[Flag]:
     if declared and not stochastic:
         return [Flag("P1", "soft", "declared stochastic, but five calls on the same images agree")]
     return []
+
+
+def same_gradient(defence: nn.Module, x: Tensor, y: Tensor) -> list[Flag]:
+    """P2: two gradients of the margin at the same images, of a defence whose answers are the same, must be the same."""
+    one, other = slope(defence, x, y), slope(defence, x, y)
+    if one is None or other is None:  # P11 says so
+        return []
+    agree = F.cosine_similarity(one.flatten(1).nan_to_num(), other.flatten(1).nan_to_num()) >= 0.999
+    moved = (one.nan_to_num() != other.nan_to_num()).flatten(1).any(1)
+    differ = float((moved & ~agree).float().mean())
+    return [Flag("P2", "hard", f"two gradients at the same image differ on {differ:.1%} of images, though two answers agree")] if differ else []
+
+
+def slope(defence: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+    """The gradient (B,C,H,W) of the margin at the images, None where none reaches them."""
+    seen = x.clone().requires_grad_()
+    with torch.enable_grad():
+        value = margin(defence(seen), y).sum()
+        return torch.autograd.grad(value, seen, allow_unused=True)[0] if value.requires_grad else None
+
+
+@torch.no_grad()
+def company(defence: nn.Module, x: Tensor, y: Tensor, stochastic: bool) -> list[Flag]:
+    """P3: whether the answer to an image depends on the other images of its batch.
+
+    A deterministic defence must answer alike, to 1e-3 of a logit (relative above 1): alone, in another order, and among noise and white images.
+    Of a stochastic one the mean margins alone and among these are compared, image by image (Welch's test at `CHANCE`, Holm's correction).
+    """
+    few, labels = x[:ALONE], y[:ALONE]
+    strange = torch.rand(OTHERS, *x.shape[1:], dtype=x.dtype, device=x.device)
+    strange[::2] = 1
+    crowd = torch.cat([few, strange])
+    if not stochastic:
+        told = defence(x)[: len(few)]
+        others = torch.stack([torch.cat([defence(one[None]) for one in few]), defence(x.flip(0)).flip(0)[: len(few)], defence(crowd)[: len(few)]])
+        apart = (~torch.isclose(others, told, rtol=1e-3, atol=1e-3, equal_nan=True)).any(2).any(0).float().mean()
+        return [Flag("P3", "hard", f"the answer to {apart:.0%} of images depends on the other images of the batch")] if apart else []
+    alone = margin(draws(defence, few, DRAWS), labels[:, None].expand(-1, DRAWS))
+    among = torch.stack([margin(defence(crowd)[: len(few)], labels) for _ in range(DRAWS)], 1)
+    good = [i for i in range(len(few)) if torch.stack([alone[i], among[i]]).isfinite().all() and bool((alone[i] != among[i]).any())]
+    chances = sorted(float(ttest_ind(alone[i].cpu().double(), among[i].cpu().double(), equal_var=False).pvalue) for i in good)
+    worst = min((chance * (len(chances) - i) for i, chance in enumerate(chances)), default=1.0)
+    if worst >= CHANCE:
+        return []
+    return [Flag("P3", "hard", f"the margins of an image depend on the other images of the batch (p {worst:.1g})")]
 
 
 def mode(defence: nn.Module) -> list[Flag]:
