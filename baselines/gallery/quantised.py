@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from baselines.bit_depth import BitDepth
 from baselines.gallery.spoiled import Spoiled, dead
-from baselines.jpeg import Jpeg
 from baselines.transform import Transformed
 from bench.registry import build_classifier, defence
 from bench.spec import BadInput
@@ -62,28 +60,6 @@ def rounded(*, classifier: str = "@standard", step: float = 5.0) -> nn.Module:
         return logits + (step * (logits / step).round() - logits).detach()
 
     return Spoiled(base, lambda logits, x: step * (logits / step).round(), {"identity": identity})
-
-
-@defence("gallery-bit-depth")
-def bit_depth(*, classifier: str = "@standard", bits: int = 3) -> nn.Module:
-    """Broken on purpose: the image rounded to 2^bits levels, which has no gradient: `bit-depth` as it was published.
-
-    Broken by BPDA (surrogate `identity`), by a rounding with a gradient (`soft`), and by transfer from the classifier.
-    Xu, Evans and Qi (2018), arXiv 1704.01155; He, Wei, Chen, Carlini and Song (2017), arXiv 1706.04701.
-    """
-    transform = BitDepth(bits)
-    return Transformed(build_classifier(classifier), transform, soft=transform.soft)
-
-
-@defence("gallery-jpeg")
-def jpeg(*, classifier: str = "@standard", quality: int = 75) -> nn.Module:
-    """Broken on purpose: the image as JPEG leaves it, whose rounding has no gradient: `jpeg` as it was published.
-
-    Broken by BPDA (surrogate `identity`), by a codec with a gradient (`soft`), and by transfer from the classifier.
-    Dziugaite, Ghahramani and Roy (2016), arXiv 1608.00853; Shin and Song (2017) made it differentiable.
-    """
-    transform = Jpeg(quality)
-    return Transformed(build_classifier(classifier), transform, soft=transform.soft)
 
 
 @defence("gallery-thermometer")

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from baselines.ensemble import Mean
-from baselines.resize_pad import ResizePad
-from baselines.transform import Transformed
 from baselines.tta import Augmented
 from bench.registry import build_classifier, defence
 from bench.spec import BadInput
@@ -53,16 +51,6 @@ class NaivePeel(Augmented):
 
     def through(self, aggregation: Mean, x: Tensor) -> Tensor:
         return aggregation(self.per_draw(x))
-
-
-@defence("gallery-resize-pad", stochastic=True)
-def resize_pad(*, classifier: str = "@standard", least: float = 0.9) -> nn.Module:
-    """Broken on purpose: the image at a random size and place: `resize-pad` as it was published. Its gradient is alive and true.
-
-    What it fools is the scoring: whoever judges an attack by single draws, or judges again what an attack that stops early returned. Broken by PGD
-    and by pgd-eot. Xie et al. (2018), arXiv 1711.01991; broken by Athalye, Carlini and Wagner (2018), arXiv 1802.00420.
-    """
-    return Transformed(build_classifier(classifier), ResizePad(least), random=True)
 
 
 @defence("gallery-noisy-gradient")
