@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.attacks.gradient import SURE, climb, passes
 from bench.attacks.losses import LOSSES
 from bench.registry import attack
-from bench.spec import ThreatModel
+from bench.spec import BadInput, ThreatModel, nearest
 from bench.target import Target, margin, right
 
 MOST = 16  # routes that are tried; `calls` is their number's bound
@@ -25,7 +25,12 @@ SMOOTHING = 0.25  # standard deviation of the noise of `smoothed`, relative to e
     access="white-box",
     family="gradient",
     choices={"loss": LOSSES},
-    calls=lambda knobs, stochastic: MOST * (passes(knobs) + 4 + SURE * 3 * len(knobs["loss"].split("+")) * knobs["restarts"]) + 2 * SURE,
+    later={"only"},
+    calls=lambda knobs, stochastic: (
+        (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST)
+        * (passes(knobs) + 4 + SURE * 3 * len(knobs["loss"].split("+")) * knobs["restarts"])
+        + 2 * SURE
+    ),
 )
 def adaptive(
     model: Target,
@@ -40,6 +45,7 @@ def adaptive(
     wide: float = 3.0,
     momentum: float = 0.0,
     eot: int = 20,
+    only: str = "",
 ) -> dict[str, Tensor]:
     """PGD by every route that the defence's declared parts open, each on the examples that still stand; the candidates (B,C,H,W) by route.
 
@@ -47,14 +53,15 @@ def adaptive(
     `presoftmax`; `identity` (the purifier's gradient taken for 1: BPDA); `mean-logit` of `per_draw`; `fixed-noise` (one frozen draw of the
     randomness); `latent` (the condition moved to that of the nearest image of another class); `purifier` (the purified image moved as far as can be);
     and always `warm` (the defence's own gradient, from the strongest candidate so far), `full` (the same from a random start) and `smoothed`
-    (averaged over noise). The knobs are those of pgd-eot; `eot` draws are averaged where a route is random.
+    (averaged over noise). The knobs are those of pgd-eot; `eot` draws are averaged where a route is random. `only`, names joined by +, tries these
+    alone: what a single way around finds by itself.
 
     An example is left alone once a candidate fooled the defence, in ten draws in a row where that is stochastic; where a route was not tried its
     candidate is the image itself. Tramer et al. 2020, arXiv:2002.08347; Athalye et al. 2018, arXiv:1802.00420.
     """
     knobs = {"loss": loss, "steps": steps, "restarts": restarts, "step": step, "wide": wide, "momentum": momentum}
     run = Run(model, x, y, threat, knobs, eot)
-    return {name: run.by(name) for name in routes(model)}
+    return {name: run.by(name) for name in chosen(routes(model), only)}
 
 
 def routes(model: Target) -> list[str]:
@@ -75,6 +82,15 @@ def routes(model: Target) -> list[str]:
     if model.stochastic:
         named["fixed-noise"] = None
     return [*list(named)[: MOST - 3], "warm", "full", "smoothed"]
+
+
+def chosen(names: list[str], only: str) -> list[str]:
+    """Of the defence's routes those that are named, in their order; all where none is."""
+    wanted = [name.strip() for name in only.split("+")] if only else names
+    for name in wanted:
+        if name not in names:
+            raise BadInput(f"adaptive[only={only}]: this defence has no route '{name}'{nearest(name, names)}")
+    return [name for name in names if name in wanted]
 
 
 def surrogates(model: Target) -> Mapping[str, Callable[[Tensor], Tensor]]:

@@ -60,7 +60,8 @@ def lacking(records: Sequence[Record], others: Sequence[Record] = ()) -> tuple[s
     own = classifier_of(cell.defence).split("+")
     sources = {unpinned(str(r.cell.attack.params.get("source", ""))) for r in records if family(r.cell) == "transfer"}
     # `adaptive` goes every way that the declared parts open; the bare classifier is the one that every composite defence has to offer.
-    adaptive = any({"base", "classifier"} & set(record.routes.names) for record in records if record.routes)
+    whole = [record for record in records if record.routes and not record.cell.attack.params.get("only")]
+    adaptive = any({"base", "classifier"} & set(record.routes.names) for record in whole if record.routes)
     done = {
         "A1": "gradient" in families,
         **dict.fromkeys(ADAPTIVE, adaptive),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
 from bench.evaluate import routes_of
-from bench.spec import ThreatModel
+from bench.spec import BadInput, ThreatModel
 from bench.target import Target, right
 from tests.attacks.linear import Problem, two_classes
 
@@ -32,7 +32,7 @@ class Masked(nn.Module):
         return logits
 
 
-def attacked(problem: Problem, defence: nn.Module, *, stochastic: bool = False, norm: str = "linf", **knobs: int) -> dict[str, Tensor]:
+def attacked(problem: Problem, defence: nn.Module, *, stochastic: bool = False, norm: str = "linf", **knobs: int | str) -> dict[str, Tensor]:
     threat = ThreatModel(norm, problem_eps(problem, norm), "white-box")
     torch.manual_seed(0)
     target = Target(defence, stochastic=stochastic, classes=2)
@@ -65,6 +65,18 @@ def test_a_declared_part_is_the_way_around_a_gradient_that_is_not_there(route: s
     assert broken(problem, made[route]).all()
     others = [name for name in made if name != route and list(made).index(name) > list(made).index(route)]
     assert all(torch.equal(made[name], problem.x) for name in others), "what has fallen is left alone"
+
+
+def test_one_way_alone_is_tried_where_it_is_named_and_one_that_is_not_there_is_refused() -> None:
+    problem = two_classes()
+    parts = {**PARTS["soft"](problem.model), **PARTS["base"](problem.model)}
+    made = attacked(problem, Masked(problem.model, **parts), only="full+base")
+    assert list(made) == ["base", "full"]
+    assert broken(problem, made["base"]).all()
+    alone = attacked(problem, Masked(problem.model, **parts), only="full")
+    assert not broken(problem, alone["full"]).any(), "no other way has helped it"
+    with pytest.raises(BadInput, match=r"adaptive\[only=ful\]: this defence has no route 'ful'; did you mean 'full'\?"):
+        attacked(problem, Masked(problem.model, **parts), only="ful")
 
 
 def test_the_latent_of_another_class_is_approached() -> None:

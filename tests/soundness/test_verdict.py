@@ -72,6 +72,8 @@ def test_the_adaptive_attack_stands_for_the_ways_around_where_it_had_the_bare_cl
     without, having = (replace(tried, routes=Routes(names, (0,))) for names in (("warm", "full"), ("lse", "classifier", "full")))
     assert lacking([*rest, without])[:6] == ("A2", "A3", "A4", "A5", "A6", "A7")
     assert lacking([*rest, having]) == ("D3", "D6", "D12", "D14", "D15")
+    single = replace(record(cell("adaptive[only=classifier]", **noisy), [4]), routes=Routes(("classifier",), (0,)))
+    assert "A3" in lacking([*rest, single]), "one way alone is not the ensemble"
 
 
 def test_ranges_are_short_and_can_be_spelt_out() -> None:
