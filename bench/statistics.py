@@ -59,6 +59,32 @@ def wilson_eff(means: Sequence[float], draws: int | None = None, confidence: flo
     return wilson(p * effective, effective, confidence)
 
 
+def all_of(counts: Sequence[int], draws: int, m: int) -> float:
+    """The mean over examples of the probability that `m` fresh draws are all right, `counts[i]` of `draws` having been: C(c,m)/C(draws,m).
+
+    Unbiased for the mean of p^m; the power of the share, (c/draws)^m, is too large on average. ValueError for more than the `draws` there are.
+    """
+    return _among(counts, draws, m, m)
+
+
+def majority_of(counts: Sequence[int], draws: int, m: int) -> float:
+    """The mean over examples of the probability that over half of `m` fresh draws are right: hypergeometric, and unbiased for the binomial one.
+
+    ValueError for an even `m`, of which a half is no majority, and for more than the `draws` there are.
+    """
+    if m % 2 == 0:
+        raise ValueError(f"majority_of: {m} draws have no majority when they are tied")
+    return _among(counts, draws, m, m // 2 + 1)
+
+
+def _among(counts: Sequence[int], draws: int, m: int, least: int) -> float:
+    """The mean probability that of `m` draws taken from the `draws` of an example, without putting them back, `least` or more are right."""
+    if not 0 < m <= draws:
+        raise ValueError(f"{m} draws cannot be taken from {draws}")
+    ways = {c: sum(math.comb(c, k) * math.comb(draws - c, m - k) for k in range(least, m + 1)) for c in set(counts)}
+    return fmean(ways[c] / math.comb(draws, m) for c in counts)
+
+
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of `k` successes in `n` trials; never covers less than `confidence`. Clopper and Pearson 1934."""
     tail = (1 - confidence) / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from fractions import Fraction
 from statistics import fmean
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from scipy import stats
 
 from bench.statistics import (
+    all_of,
     beta_cdf,
     bootstrap,
     clopper_pearson,
@@ -18,6 +20,7 @@ from bench.statistics import (
     estimate,
     holm,
     lower_limit,
+    majority_of,
     mcnemar,
     mcnemar_mid,
     paired_interval,
@@ -224,3 +227,39 @@ def test_holm_gives_the_values_of_rs_p_adjust() -> None:
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("draws", "m"), [(7, 1), (7, 3), (7, 7), (10, 9), (9, 5)])
+@pytest.mark.parametrize("p", [Fraction(1, 10), Fraction(1, 2), Fraction(4, 5), Fraction(1)])
+def test_repeated_draws_are_estimated_without_bias(p: Fraction, draws: int, m: int) -> None:
+    """Over all that `draws` answers can turn out to be, the estimates have the mean that they are of, whatever the probability p of a right one."""
+    chance = [math.comb(draws, c) * p**c * (1 - p) ** (draws - c) for c in range(draws + 1)]
+    every = sum(float(w) * all_of([c], draws, m) for c, w in enumerate(chance))
+    assert every == pytest.approx(float(p**m), abs=1e-12)
+    most = sum(float(w) * majority_of([c], draws, m) for c, w in enumerate(chance))
+    assert most == pytest.approx(float(sum(math.comb(m, k) * p**k * (1 - p) ** (m - k) for k in range(m // 2 + 1, m + 1))), abs=1e-12)
+    plain = sum(float(w) * (c / draws) ** m for c, w in enumerate(chance))
+    assert m == 1 or p == 1 or plain > every + 1e-12, "the power of the share is too large"
+
+
+def test_repeated_draws_are_means_over_examples_of_the_hypergeometric_distribution() -> None:
+    counts = [0, 3, 8, 12, 12, 5]
+    assert all_of(counts, 12, 4) == pytest.approx(fmean(stats.hypergeom.pmf(4, 12, c, 4) for c in counts))
+    assert majority_of(counts, 12, 5) == pytest.approx(fmean(stats.hypergeom.sf(2, 12, c, 5) for c in counts))
+    assert all_of(counts, 12, 1) == majority_of(counts, 12, 1) == pytest.approx(fmean(counts) / 12)
+    assert all_of(counts, 12, 12) == pytest.approx(2 / 6), "the share of examples that were right every time"
+    for wrong in (13, 0):
+        with pytest.raises(ValueError, match="cannot be taken from 12"):
+            all_of(counts, 12, wrong)
+    with pytest.raises(ValueError, match="no majority"):
+        majority_of(counts, 12, 4)
+
+
+def test_all_of_32_draws_is_found_from_64_where_the_power_of_the_share_is_not() -> None:
+    """Beta(.6,.4) distributed chances, of which the mean of the 32nd power is .167."""
+    draw = random.Random(0)
+    counts = [sum(draw.random() < p for _ in range(64)) for p in (draw.betavariate(0.6, 0.4) for _ in range(4000))]
+    true = math.prod((0.6 + i) / (1 + i) for i in range(32))
+    assert true == pytest.approx(0.1672, abs=0.0001)
+    assert all_of(counts, 64, 32) == pytest.approx(true, abs=0.012)
+    assert fmean((c / 64) ** 32 for c in counts) > true + 0.012

@@ -15,6 +15,7 @@ from bench.record import Record
 from bench.report.chart import chart
 from bench.report.markdown import CERTIFIED, ranged
 from bench.report.provenance import provenance
+from bench.report.repeats import BESIDE, MEANING, beside, several
 from bench.report.tables import rests_on
 from bench.soundness import audits, verdict
 from bench.statistics import Estimate, estimate
@@ -50,6 +51,7 @@ def section(board: Leaderboard) -> str:
         leaders(board),
         "<h3>Accuracy under each attack alone</h3>",
         matrix(board),
+        repeated(board),
         certificates(board),
         "<h3>Why these verdicts, and every cell</h3>",
         *(drill(row) for row in board.rows),
@@ -89,6 +91,14 @@ def matrix(board: Leaderboard) -> str:
     return table(
         ("defence", *attacks), ([named(row), *(heat(row.accuracies.get(a)) for a in attacks)] for row in board.rows), set(range(1, len(attacks) + 1))
     )
+
+
+def repeated(board: Leaderboard) -> str:
+    """One answer beside several of the stochastic rows; empty where there are none."""
+    if not several(board):
+        return ""
+    rows = ([named(row), *(number(value, ".3f") for value in beside(row))] for row in board.rows if row.stochastic)
+    return f"<h3>Asked again</h3><p>{escape(MEANING)}</p>{table(('defence', *BESIDE), rows, set(range(1, len(BESIDE) + 1)))}"
 
 
 def certificates(board: Leaderboard) -> str:

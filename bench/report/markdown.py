@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from bench.labels import family, unpinned
 from bench.leaderboard import Leaderboard, Row
 from bench.report.provenance import provenance
+from bench.report.repeats import BESIDE, MEANING, beside, several
 from bench.report.tables import rests_on
 from bench.statistics import Estimate
 
@@ -57,6 +58,7 @@ def markdown(board: Leaderboard) -> str:
         "## Accuracy under each attack",
         table(("defence", *attacks), each),
         *transfers(board),
+        *repeated(board),
         *certificates(board),
         "## Why these verdicts",
         "\n".join(f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}" for row in board.rows),
@@ -65,6 +67,14 @@ def markdown(board: Leaderboard) -> str:
         "Rebuilt from the records by `python -m bench.report`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def repeated(board: Leaderboard) -> list[str]:
+    """One answer beside several of the stochastic rows, with its heading; nothing where there are none."""
+    if not several(board):
+        return []
+    each = ([row.defence, *("" if value is None else f"{value:.3f}" for value in beside(row))] for row in board.rows if row.stochastic)
+    return ["## Asked again", MEANING, table(("defence", *BESIDE), each)]
 
 
 def transfers(board: Leaderboard) -> list[str]:

@@ -4,6 +4,11 @@ In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% inte
 passes per example; `nonfinite` and `zero` count gradients, `strayed` and `unmoved` examples; `routes` says, of an attack that is several in one, how
 many examples fell to which. A `defence` reads as in the leaderboard.
 
+Beside the expected accuracy of one answer stand, for a stochastic defence, `all_10` and `all_100`, the share of examples that ten (a hundred)
+answers all get right, and `majority_9`, the share that most of nine do; `clean_all_10` and so on say the same of the clean image. They are empty
+where there were fewer draws; those of a deterministic defence are its accuracy. A leaderboard with a stochastic row has them behind the attacks, for
+the clean image and for the worst case.
+
 Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what the certificates rest on (the number of
 samples n, the probability alpha that one is wrong) and the time that one takes.
 """
@@ -17,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from bench.labels import family
 from bench.leaderboard import Leaderboard, Row
 from bench.record import Record
+from bench.report.repeats import IMAGES, REPEATS, of_row, repeats, several
 from bench.statistics import Estimate, estimate
 
 COLUMNS = (
@@ -28,13 +34,20 @@ CELL_COLUMNS = (
     *("dataset", "norm", "eps", "n", "seed", "defence", "classifier", "stochastic", "attack", "acc", "lo", "hi", "clean_acc"),
     *("family", "access", "queries", "backwards", "seconds", "draws", "select", "batch", "key"),
     *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags", "routes"),
+    *(*REPEATS, *(f"clean_{name}" for name in REPEATS)),
 )
 
 
 def leaderboard_csv(board: Leaderboard) -> str:
-    header = (*COLUMNS, *(f"acc_{label}" for label in board.attacks), *certified_columns(board))
-    under = ([share(row.accuracies.get(label)) for label in board.attacks] for row in board.rows)
-    return to_csv(header, ([*leading(board, row), *accs, *certified(board, row)] for row, accs in zip(board.rows, under, strict=True)))
+    again = [f"{images}_{name}" for images in IMAGES for name in REPEATS] if several(board) else []
+    header = (*COLUMNS, *(f"acc_{label}" for label in board.attacks), *again, *certified_columns(board))
+    return to_csv(header, ([*leading(board, row), *behind(board, row), *certified(board, row)] for row in board.rows))
+
+
+def behind(board: Leaderboard, row: Row) -> list[str]:
+    """The row's accuracy under each attack and, where a row of the board is stochastic, under repeated draws."""
+    told = of_row(row).values() if several(board) else ()
+    return [share(value) for value in (*(row.accuracies.get(label) for label in board.attacks), *told)]
 
 
 def certified_columns(board: Leaderboard) -> list[str]:
@@ -82,7 +95,8 @@ def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
     flags = " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags)
     routes = " ".join(f"{name}:{count}" for name, count in record.routes.counts.items()) if record.routes else ""
     source = [record.env.device, record.env.commit, flags, routes]
-    return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *scores, *effort, *how, *doubts, *source]
+    again = [*repeats(record.correct, asked.draws).values(), *repeats(record.clean, asked.select).values()]
+    return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *scores, *effort, *how, *doubts, *source, *map(share, again)]
 
 
 def interval(estimate: Estimate | None) -> list[str]:

@@ -23,6 +23,7 @@ from tests.fake_records import cell, record
 AT = "at[classifier=own:digits-at@1a2b3c4d]"
 CARSO = "carso[classifier=own:digits-at@1a2b3c4d,samples=8]"
 ENV = Env(commit="abc1234", command="python -m bench.run --with <mine>.py", device="cpu", versions=(("torch", "2.15.0"),), data="ab" * 32)
+AGAIN = ",".join(f"{images}_{name}" for images in ("clean", "robust") for name in ("all_10", "all_100", "majority_9"))
 FIRST = (
     "rank,defence,classifier,dataset,norm,eps,n,seed,stochastic,clean_acc,clean_lo,clean_hi,robust_acc,robust_lo,robust_hi,strongest_attack,"
     "verdict,reasons,complete,ms_per_image,cost_ratio,parameters,published_robust_acc"
@@ -59,7 +60,8 @@ def test_write_returns_what_it_wrote(root: Path) -> None:
 def test_the_leaderboard_has_exactly_the_columns_of_the_design(root: Path) -> None:
     report.write(root)
     path = root / "leaderboards" / "digits-linf-1_5.csv"
-    assert path.read_text().splitlines()[0] == f"{FIRST},acc_none,acc_pgd,acc_square"
+    assert path.read_text().splitlines()[0] == f"{FIRST},acc_none,acc_pgd,acc_square,{AGAIN}"
+    assert (root / "leaderboards" / "cifar10-linf-8_255.csv").read_text().splitlines()[0] == f"{FIRST},acc_none,acc_pgd", "no row is stochastic"
     at, carso = table(path)
     assert (at["rank"], at["defence"], at["classifier"]) == ("1", "at", "own:digits-at")
     assert (at["dataset"], at["norm"], at["eps"]) == ("digits", "linf", "1/5")
@@ -86,6 +88,29 @@ def test_cells_csv_has_a_line_per_record(root: Path) -> None:
     assert (pgd["acc"], pgd["family"], pgd["access"], pgd["queries"], pgd["backwards"]) == ("0.3750", "gradient", "white-box", "100.0", "40.0")
     assert (pgd["draws"], pgd["select"], pgd["nonfinite"], pgd["zero"], pgd["unmoved"], pgd["commit"]) == ("4", "2", "3", "2", "0", "abc1234")
     assert pgd["key"] == cell("pgd", CARSO, select=2, draws=4).key
+
+
+def test_one_answer_stands_beside_several_on_clean_images_and_in_the_worst_case(tmp_path: Path) -> None:
+    """Ten draws each: of the clean images all but one answer is right; the attacks leave 10, 9 and 5 of ten, and 0 of ten."""
+    store = Store(tmp_path / "results")
+    asked = [cell(name, CARSO, select=10, draws=10) for name in ("none", "pgd", "square")]
+    store.put(record(asked[0], [10, 10, 10, 9], clean=[10, 10, 9, 10]))
+    store.put(record(asked[1], [10, 9, 10, 10], selected=[10, 9, 10, 10], clean=[10, 10, 9, 10]))
+    store.put(record(asked[2], [10, 10, 5, 0], selected=[10, 10, 6, 0], clean=[10, 10, 9, 10]))
+    report.write(store.root)
+    (row,) = table(store.root / "leaderboards" / "digits-linf-1_5.csv")
+    assert (row["clean_acc"], row["clean_all_10"], row["clean_majority_9"], row["clean_all_100"]) == ("0.9750", "0.7500", "1.0000", "")
+    # most of nine among ten of which five were right: nine hold all five unless one of them is left out, which is half of the time
+    assert (row["robust_acc"], row["robust_all_10"], row["robust_majority_9"], row["robust_all_100"]) == ("0.6000", "0.2500", "0.6250", "")
+    lines = {line["attack"]: line for line in table(store.root / "leaderboards" / "cells.csv")}
+    assert (lines["square"]["all_10"], lines["square"]["majority_9"], lines["square"]["all_100"]) == ("0.5000", "0.6250", "")
+    assert (lines["square"]["clean_acc"], lines["square"]["clean_all_10"], lines["square"]["clean_majority_9"]) == ("0.9750", "0.7500", "1.0000")
+    assert "| carso | 0.975 | 0.750 | 1.000 | 0.600 | 0.250 | 0.625 |" in (store.root / "leaderboards" / "digits-linf-1_5.md").read_text()
+    page = (store.root / "report.html").read_text()
+    assert page.count("<h3>Asked again</h3>") == 1
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
 
 
 def test_the_same_store_gives_the_same_bytes(root: Path) -> None:
@@ -160,7 +185,9 @@ def test_certified_accuracy_is_shown_where_a_defence_certifies_and_only_there(ro
     report.write(root)
     columns = [f"certified_{what}_{radius}" for radius in ("0.25", "0.5", "0.75", "1") for what in ("acc", "lo", "hi")]
     path = root / "leaderboards" / "digits-linf-1_5.csv"
-    assert path.read_text().splitlines()[0] == ",".join([f"{FIRST},acc_none,acc_pgd,acc_square", *columns, "certificate", "certify_ms_per_image"])
+    assert path.read_text().splitlines()[0] == ",".join(
+        [f"{FIRST},acc_none,acc_pgd,acc_square,{AGAIN}", *columns, "certificate", "certify_ms_per_image"]
+    )
     at, carso = sorted(table(path), key=lambda line: line["defence"])
     assert [at[f"certified_acc_{radius}"] for radius in ("0.25", "0.5", "0.75", "1")] == ["0.5000", "0.2500", "0.0000", "0.0000"]
     assert (at["certified_lo_0.25"], at["certified_hi_0.25"]) == ("0.1500", "0.8500")
