@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.attacks.losses import LOSSES, Loss, answers, dlr_targeted, likely, loss_named, rows_at_once
+from bench.attacks.precision import PRECISIONS, confirmed, lowered
+from bench.attacks.stepsizes import Halving, Sparsity, meet
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -18,21 +20,28 @@ from bench.target import Target, margin, right
 
 Ask = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 NAMES = {*LOSSES, "targeted"}
-ALPHA = 0.75  # the weight of the new step, against one in the direction of the last
-SHARE = 0.2  # in l1: the part of the coordinates that the first steps move
 CONFIRMED = 100  # wrong draws in a row after which an example is done with: one that is right in 3% of draws gets there in 5 cases of 100
 
 
 def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     """The most that `search` asks per example: a look at the image, and for each run and draw a forward and a backward, which counts as two.
 
-    A run asks at each step and where it starts, in l1 for each of three radii.
+    A run asks at each step and where it starts, in l1 for each of three radii, and in half precision once more each time to confirm.
     """
+    each = 3 if knobs.get("precision", "float32") == "float32" else 4
     runs = sum(int(knobs["targets"]) if name == "targeted" else 1 for name in str(knobs["loss"]).split("+")) * int(knobs["restarts"])
-    return int(knobs.get("eot", 1)) * (1 + 3 * runs * (int(knobs["steps"]) + 3))
+    return int(knobs.get("eot", 1)) * (1 + each * runs * (int(knobs["steps"]) + 3))
 
 
-@attack("apgd", norms={"linf", "l2", "l1"}, access="white-box", family="gradient", choices={"loss": NAMES}, calls=passes)
+@attack(
+    "apgd",
+    norms={"linf", "l2", "l1"},
+    access="white-box",
+    family="gradient",
+    choices={"loss": NAMES, "precision": PRECISIONS},
+    calls=passes,
+    later={"precision"},
+)
 def apgd(
     model: Target,
     x: Tensor,
@@ -45,22 +54,33 @@ def apgd(
     targets: int = 9,
     rho: float = 0.75,
     from_x: bool = False,
+    precision: str = "float32",
 ) -> Tensor:
     """Auto-PGD from random starts, one draw per step; `loss=ce+targeted` are the two that AutoAttack's standard version runs.
 
     `loss` is one of ce, margin, dlr and targeted, or several, each run in turn. `targeted` is the targeted DLR loss, run once for each of the
     `targets` most likely wrong classes; with fewer than four classes, the margin to that class. `rho` is the share of the steps between two
     checkpoints that must raise the loss, or the step is halved (linf and l2). `from_x` starts the first restart at the image itself.
+    `precision` is that of pgd.
 
     On a deterministic defence an example leaves for good, across losses, targets and restarts, as soon as an iterate is misclassified. Returns
     three candidates for each loss, over all of its runs: the last iterate of the run with the highest margin, the iterate with the highest loss
     and the one with the highest margin (3*losses,B,C,H,W). They are the image itself where the example had left before.
     Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208.
     """
-    return search(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, targets=targets, rho=rho, from_x=from_x)
+    return search(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, targets=targets, rho=rho, from_x=from_x, precision=precision)
 
 
-@attack("apgd-eot", norms={"linf", "l2", "l1"}, access="white-box", family="gradient", needs_stochastic=True, choices={"loss": NAMES}, calls=passes)
+@attack(
+    "apgd-eot",
+    norms={"linf", "l2", "l1"},
+    access="white-box",
+    family="gradient",
+    needs_stochastic=True,
+    choices={"loss": NAMES, "precision": PRECISIONS},
+    calls=passes,
+    later={"precision"},
+)
 def apgd_eot(
     model: Target,
     x: Tensor,
@@ -74,13 +94,16 @@ def apgd_eot(
     rho: float = 0.75,
     from_x: bool = False,
     eot: int = 20,
+    precision: str = "float32",
 ) -> Tensor:
     """Auto-PGD on the mean loss over `eot` draws per step, evaluated as one batch.
 
     An example leaves for good when one of its runs has been wrong in every draw of several steps in a row: two steps and 100 draws at least. This
     holds for apgd on a stochastic defence too. The other knobs and the candidates are those of apgd. Athalye et al. 2018, arXiv:1707.07397.
     """
-    return search(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, targets=targets, rho=rho, from_x=from_x, eot=eot)
+    return search(
+        model, x, y, threat, loss=loss, steps=steps, restarts=restarts, targets=targets, rho=rho, from_x=from_x, eot=eot, precision=precision
+    )
 
 
 def search(
@@ -95,6 +118,7 @@ def search(
     targets: int,
     rho: float,
     from_x: bool,
+    precision: str,
     eot: int = 1,
 ) -> Tensor:
     """The candidates of apgd. As many runs go side by side as fill a batch; each has a start of its own for every example, whoever is left."""
@@ -105,7 +129,7 @@ def search(
         aims = likely(logits, y, targets)
         alive = alive if model.stochastic else right(logits, y)
     enough = max(2, -(-CONFIRMED // eot)) if model.stochastic else 1
-    candidates = []
+    model, candidates = lowered(model, precision), []
     for name in names:
         ask = partial(answer, model, None if name == "targeted" else loss_named(name), eot)
         kept, scores = x.repeat(3, 1, 1, 1, 1), x.new_full((3, len(x)), -torch.inf)
@@ -169,100 +193,22 @@ def climb(
     return torch.stack([here, x_adv, strongest]), torch.stack([best_gap, best_loss, best_gap])
 
 
-class Halving:
-    """Step sizes (R,) for linf and l2: twice the radius, halved at each checkpoint at which too few steps since the last one have raised the loss,
-    or at which the last one did not halve it and the highest loss is still the same. Where it is halved, the ascent goes back to its best iterate.
-    """
-
-    def __init__(self, x: Tensor, norm: str, radius: float, steps: int, rho: float) -> None:
-        self.x, self.norm, self.radius, self.rho, self.last = x, norm, radius, rho, 0
-        self.marks = checkpoints(steps)
-        self.size = x.new_full((len(x),), 2 * radius)
-        self.halved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self.held = x.new_full((len(x),), torch.nan)
-
-    def move(self, i: int, left: Tensor, here: Tensor, before: Tensor, grad: Tensor) -> Tensor:
-        x, size = self.x[left], per_example(self.size[left], grad)
-        z = to_ball(here + size * NORMS[self.norm].steepest(grad), x, self.norm, self.radius)
-        return z if i == 1 else to_ball(here + ALPHA * (z - here) + (1 - ALPHA) * (here - before), x, self.norm, self.radius)
-
-    def check(self, i: int, left: Tensor, rises: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """The rows that go back to their best iterate after step `i`."""
-        if i not in self.marks:
-            return left[:0]
-        few = rises[left] < self.rho * (i - self.last)
-        stands = ~self.halved[left] & (best_loss[left] == self.held[left])
-        self.halved[left] = few | stands
-        self.held, self.last = best_loss.clone(), i
-        rises.zero_()
-        back = left[self.halved[left]]
-        self.size[back] /= 2
-        return back
-
-
-class Sparsity:
-    """Step sizes (R,) for l1, and how many coordinates the best iterate has changed (R,): a step moves that number over 1.5.
-
-    Where it falls by over 5% between two checkpoints, the step is the radius again and the ascent goes back to its best iterate; elsewhere the
-    step shrinks, to a tenth of the radius at least.
-    """
-
-    def __init__(self, x: Tensor, here: Tensor, radius: float, steps: int, fresh: bool) -> None:
-        self.x, self.radius, self.every = x, radius, -(-steps // 25)
-        self.size = x.new_full((len(x),), radius)
-        changed = (here != x).flatten(1).sum(1)
-        self.changed = torch.where((changed == 0) | fresh, 1.5 * SHARE * x[0].numel(), changed)
-
-    def move(self, i: int, left: Tensor, here: Tensor, before: Tensor, grad: Tensor) -> Tensor:
-        x, flat = self.x[left], grad.flatten(1)
-        count = (self.changed[left] / 1.5).round().long().clamp(1, flat.shape[1])
-        level = flat.abs().sort(dim=1, descending=True)[0].gather(1, count.unsqueeze(1) - 1)
-        step = torch.where(flat.abs() >= level, flat.sign(), 0)
-        step *= self.size[left].unsqueeze(1) / step.abs().sum(1, keepdim=True).clamp_min(1)
-        return to_ball(meet(here + step.view_as(x), x, self.radius), x, "l1", self.radius)
-
-    def check(self, i: int, left: Tensor, rises: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """The rows that go back to their best iterate after step `i`."""
-        if i == 0 or i % self.every:
-            return left[:0]
-        changed = (best[left] != self.x[left]).flatten(1).sum(1).to(self.changed)
-        sparser = 20 * changed < 19 * self.changed[left]
-        self.size[left] = torch.where(sparser, self.radius, (self.size[left] / 1.5).clamp_min(self.radius / 10))
-        self.changed[left] = changed
-        return left[sparser]
-
-
 def answer(model: Target, loss: Loss | None, eot: int, x_adv: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradient, loss and margin, each the mean over `eot` draws, and whether all draws are wrong; `loss` None is the targeted one.
 
-    Asked in parts of fixed size. The margin is positive wherever all draws are wrong, so that a tie that counts as wrong is kept as such.
+    Asked in parts of fixed size. The margin is positive wherever all draws are wrong, so that a tie that counts as wrong is kept as such, and on a
+    deterministic defence nowhere else.
     """
     size, parts = at_once(x_adv, eot), []
     for images, names, goals in zip(x_adv.split(size), y.split(size), aim.split(size), strict=True):
         measure = loss or partial(dlr_targeted, target=goals.unsqueeze(1).expand(-1, eot))
         grad, value, logits = answers(model, images, names, measure, eot)
         labels = names.unsqueeze(1).expand(-1, eot)
-        wrong, gap = ~right(logits, labels).any(1), margin(logits, labels).mean(1).to(x_adv)
-        parts.append((grad, value.to(x_adv), torch.where(wrong, gap.clamp_min(torch.finfo(gap.dtype).tiny), gap), wrong))
+        wrong, gap = confirmed(model, images, names, ~right(logits, labels).any(1)), margin(logits, labels).mean(1).to(x_adv)
+        gap = torch.where(wrong, gap.clamp_min(torch.finfo(gap.dtype).tiny), gap if model.stochastic else gap.clamp_max(0))
+        parts.append((grad, value.to(x_adv), gap, wrong))
     grads, values, gaps, wrongs = (torch.cat(found) for found in zip(*parts, strict=True))
     return grads, values, gaps, wrongs
-
-
-def meet(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The point nearest to `x_adv` of those that lie both in the l1 ball around `x` and in the box, up to rounding.
-
-    Every change shrinks by the same amount, to no less than zero, and is then cut at the box: the amount at which their sum is eps lies between
-    two of the points where a change leaves the edge of the box or becomes zero (Croce & Hein 2021).
-    """
-    delta = (x_adv - x).flatten(1)
-    size, room = delta.abs(), torch.where(delta > 0, 1 - x.flatten(1), x.flatten(1))
-    bends, order = torch.cat([size, (size - room).clamp_min(0)], 1).sort(dim=1, descending=True)
-    moving = torch.where(order < size.shape[1], 1.0, -1.0).cumsum(1)
-    total = torch.cat([torch.zeros_like(size[:, :1]), (moving[:, :-1] * (bends[:, :-1] - bends[:, 1:])).cumsum(1)], 1)
-    at = (total <= eps).sum(1, keepdim=True) - 1
-    level = bends.gather(1, at) - (eps - total.gather(1, at)) / moving.gather(1, at).clamp_min(1)
-    level = torch.where(torch.minimum(size, room).sum(1, keepdim=True) <= eps, 0.0, level.clamp_min(0))
-    return x + (torch.minimum((size - level).clamp_min(0), room) * delta.flatten(1).sign()).view_as(x)
 
 
 def at_once(x: Tensor, eot: int) -> int:
@@ -283,12 +229,3 @@ def radii(threat: ThreatModel, steps: int) -> list[tuple[float, int]]:
     eps = float(threat.eps)
     wide = min(math.ceil(0.3 * steps), (steps - 1) // 2) if threat.norm == "l1" else 0
     return [(3 * eps, wide), (2 * eps, wide), (eps, steps - 2 * wide)] if wide else [(eps, steps)]
-
-
-def checkpoints(steps: int) -> set[int]:
-    """The steps w_j = ceil(p_j * steps) with p_0 = 0, p_1 = 0.22, and p_(j+1) - p_j the last difference less 0.03, and at least 0.06."""
-    shares, gap = [0, 22], 22  # in whole percent, which floats would round up past
-    while shares[-1] <= 100:
-        gap = max(gap - 3, 6)
-        shares.append(shares[-1] + gap)
-    return {-(-share * steps // 100) for share in shares[:-1]}

@@ -9,6 +9,8 @@ A stochastic defence answers each query with the labels of `eot` draws, each of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -130,7 +132,7 @@ def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, que
     z, found, used = start(model, x, y, threat.norm, draws)
     z = bisect(model, x, y, z, threat.norm, found, halvings, draws)
     left, i, back = queries - (used + halvings) * draws, 0, (GRID + halvings) * draws
-    best, best_radius = z.clone(), norm.distance(z - x)
+    best, best_radius, ways = z.clone(), norm.distance(z - x), partial(sphere, norm=threat.norm)
     while left > back:
         i += 1
         count = min(int(initial * math.sqrt(i)), 10000, left - back)
@@ -142,7 +144,7 @@ def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, que
             break
         centre, here, names = x[rows], z[rows], y[rows]
         radius = norm.distance(here - centre)
-        uphill = norm.steepest(normal(model, here, names, radius / values if i > 1 else torch.full_like(radius, 0.1), count, threat.norm))
+        uphill = norm.steepest(normal(model, here, names, radius / values if i > 1 else torch.full_like(radius, 0.1), count, ways))
         lengths = (radius / math.sqrt(i)).unsqueeze(1) * 0.5 ** torch.arange(GRID, device=x.device)
         tries = (here.unsqueeze(1) + lengths[:, :, None, None, None] * uphill.unsqueeze(1)).clamp(0, 1)
         wrong = fooled(model, tries, names, draws)
@@ -155,15 +157,15 @@ def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, que
     return torch.stack([best, reach(best, x, threat.norm, eps), z])
 
 
-def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, norm: str) -> Tensor:
-    """The direction (B,C,H,W) in which misclassification becomes more likely, from `count` labels at distance `delta` (B,)."""
+def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, ways: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The direction (B,C,H,W) in which misclassification becomes more likely, from `count` labels at `delta` (B,) times random directions.
+
+    `ways(here, some)` -> (B,some,C,H,W) draws them.
+    """
     total, labels, directions, done = torch.zeros_like(here), torch.zeros_like(delta), torch.zeros_like(here), 0
     while done < count:
         some = min(count - done, max(1, rows_at_once(here) // len(here)))
-        shape = (len(here), some, *here.shape[1:])
-        way = torch.randn(shape, device=here.device) if norm == "l2" else 2 * torch.rand(shape, device=here.device) - 1
-        way = way / way.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None, None]
-        asked = (here.unsqueeze(1) + delta[:, None, None, None, None] * way).clamp(0, 1)
+        asked = (here.unsqueeze(1) + delta[:, None, None, None, None] * ways(here, some)).clamp(0, 1)
         way = (asked - here.unsqueeze(1)) / (delta + 1e-8)[:, None, None, None, None]
         sign = (margins(model, asked, y) >= 0).to(here.dtype) * 2 - 1
         total += (sign[:, :, None, None, None] * way).sum(1)
@@ -173,6 +175,14 @@ def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, no
     share = labels / count
     baseline = torch.where(share.abs() == 1, 0, share)  # a constant label says nothing about a baseline
     return total - per_example(baseline, here) * directions
+
+
+def sphere(x: Tensor, count: int, norm: str) -> Tensor:
+    """Directions (B,count,C,H,W) of length one, uniform for l2, else of uniform values."""
+    shape = (len(x), count, *x.shape[1:])
+    way = torch.randn(shape, device=x.device) if norm == "l2" else 2 * torch.rand(shape, device=x.device) - 1
+    length: Tensor = way.flatten(2).norm(dim=2).clamp_min(1e-12)
+    return way / length[:, :, None, None, None]
 
 
 def fooled(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor:

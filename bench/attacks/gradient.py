@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks.losses import LOSSES, Loss, answers, gradient, loss_named
+from bench.attacks.precision import PRECISIONS, confirmed, lowered
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -40,7 +41,15 @@ def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str 
     return torch.stack([NORMS[threat.norm].ascend(x, slope, x, eps, eps) for slope in slopes])
 
 
-@attack("pgd", norms=ALL, access="white-box", family="gradient", choices={"loss": LOSSES}, calls=lambda knobs, stochastic: passes(knobs))
+@attack(
+    "pgd",
+    norms=ALL,
+    access="white-box",
+    family="gradient",
+    choices={"loss": LOSSES, "precision": PRECISIONS},
+    calls=lambda knobs, stochastic: passes(knobs),
+    later={"precision"},
+)
 def pgd(
     model: Target,
     x: Tensor,
@@ -54,15 +63,27 @@ def pgd(
     wide: float = 3.0,
     momentum: float = 0.0,
     from_x: bool = False,
+    precision: str = "float32",
 ) -> Tensor:
     """Projected gradient ascent from random starts, one draw per step, with a step size that decays to zero.
 
     `loss` is one of ce, margin and dlr, or several, each run in turn: `ce+margin`. `step` is the first step's length relative to eps. In l2
     and l1 the ball shrinks from `wide` times eps to eps over the first 60% of the steps, as in APGD for l1 (Croce & Hein 2021). `from_x`
-    starts the first restart at the image itself. Returns the last, the highest-loss and the highest-margin iterate of each loss and
-    restart (3*losses*restarts,B,C,H,W). Madry et al. 2018, arXiv:1706.06083.
+    starts the first restart at the image itself. `precision` is the model's under the attack, for GPUs; what falls in half precision only has not
+    fallen. Returns the last, the highest-loss and the highest-margin iterate of each loss and restart (3*losses*restarts,B,C,H,W).
+    Madry et al. 2018, arXiv:1706.06083.
     """
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=wide, momentum=momentum, from_x=from_x, spare=True)
+    return climb(
+        *(lowered(model, precision), x, y, threat),
+        loss=loss,
+        steps=steps,
+        restarts=restarts,
+        step=step,
+        wide=wide,
+        momentum=momentum,
+        from_x=from_x,
+        spare=True,
+    )
 
 
 @attack(
@@ -71,8 +92,9 @@ def pgd(
     access="white-box",
     family="gradient",
     needs_stochastic=True,
-    choices={"loss": LOSSES},
+    choices={"loss": LOSSES, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
+    later={"precision"},
 )
 def pgd_eot(
     model: Target,
@@ -88,13 +110,14 @@ def pgd_eot(
     momentum: float = 0.0,
     from_x: bool = False,
     eot: int = 20,
+    precision: str = "float32",
 ) -> Tensor:
     """PGD on the mean loss over `eot` draws per step, evaluated as one batch.
 
     The other knobs and the candidates are those of pgd. Athalye et al. 2018, arXiv:1707.07397.
     """
     return climb(
-        *(model, x, y, threat),
+        *(lowered(model, precision), x, y, threat),
         loss=loss,
         steps=steps,
         restarts=restarts,
@@ -166,12 +189,16 @@ def ask(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[
     """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,)."""
     grad, value, logits = answers(model, x_adv, y, loss, eot)
     gaps = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))
-    return grad, value, gaps.mean(1), (gaps > 0).all(1)
+    return grad, value, gaps.mean(1), confirmed(model, x_adv, y, (gaps > 0).all(1))
 
 
 def passes(knobs: Mapping[str, Any]) -> int:
-    """The cost of `climb` per example: a forward and a backward, which counts as two, for each loss, restart, step and draw."""
-    return 3 * len(str(knobs["loss"]).split("+")) * int(knobs["steps"]) * int(knobs["restarts"]) * int(knobs.get("eot", 1))
+    """The cost of `climb` per example: a forward and a backward, which counts as two, for each loss, restart, step and draw.
+
+    In half precision there is one more forward to confirm.
+    """
+    each = 3 if knobs.get("precision", "float32") == "float32" else 4
+    return each * len(str(knobs["loss"]).split("+")) * int(knobs["steps"]) * int(knobs["restarts"]) * int(knobs.get("eot", 1))
 
 
 def unit(grad: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def spsa(
     `step` is Adam's learning rate relative to eps (in l2, relative to eps over the square root of the number of values). Each step asks
     2*samples + 1 queries per example; on a deterministic defence an example leaves when it is fooled. On a stochastic one every query
     is the mean margin of `eot` draws of its own, each of them counted; one draw each and more pairs tell more about the gradient than
-    more draws of fewer pairs. Returns the last and the best iterate (2,B,C,H,W). Uesato et al. 2018, arXiv:1802.05666.
+    more draws of fewer pairs. The two points of a pair meet noise of their own, for who sees scores alone does not choose the defence's noise: a
+    `delta` of 0.05 makes up for most of that. Returns the last and the best iterate (2,B,C,H,W). Uesato et al. 2018, arXiv:1802.05666.
 
     Ours, not that of torchattacks, which gives all images of a batch the same directions, so that an example's result depends on its
     neighbours, asks queries outside of the box, goes on after success, and is linf only.

@@ -36,6 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
     "pixle": {"steps": 3, "samples": 5, "eot": 2},
     "boundary": {"steps": 12, "eot": 3},
     "hopskipjump": {"queries": 120, "initial": 20, "eot": 3},
+    "geoda": {"queries": 120, "eot": 3},
     "transfer": {"steps": 4},
     "adaptive": {"steps": 4, "eot": 2},
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
-from bench.attacks import apgd
+from bench.attacks import apgd, stepsizes
 from bench.attacks.losses import dlr_targeted, likely
 from bench.data.sample import load
 from bench.norms import to_ball
@@ -99,7 +99,7 @@ def test_a_peak_too_narrow_for_the_first_steps_is_reached_by_halving_them(monkey
     y = torch.zeros(8, dtype=torch.long)
     made = run(Peak(), x, y, "linf", parse_eps("1/10"), loss="margin", steps=300)
     assert (~right(Peak()(made[2]), y)).all()
-    monkeypatch.setattr(apgd, "checkpoints", lambda steps: {0})
+    monkeypatch.setattr(stepsizes, "checkpoints", lambda steps: {0})
     made = run(Peak(), x, y, "linf", parse_eps("1/10"), loss="margin", steps=300)
     assert right(Peak()(made[2]), y).all()
 

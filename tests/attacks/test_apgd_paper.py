@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.attacks.apgd import Halving, Sparsity, checkpoints, meet, radii
+from bench.attacks.apgd import radii
 from bench.attacks.losses import LOSSES
+from bench.attacks.stepsizes import Halving, Sparsity, checkpoints, meet
 from bench.norms import NORMS, to_ball
 from bench.spec import ThreatModel, parse_eps
 from tests.attacks.test_apgd import hills, run
