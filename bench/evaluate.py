@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from bench import registry
 from bench.certificates import certify
 from bench.data.sample import Dataset, load
+from bench.labels import family
 from bench.norms import NORMS, to_ball
-from bench.record import Certificate, Cost, Env, Flag, Record, Routes, joined, rejoined
+from bench.record import Certificate, Cost, Env, Flag, Planted, Record, Routes, joined, rejoined, replanted
 from bench.soundness.probes import Probe, probe
+from bench.soundness.trial import Trial
 from bench.spec import Cell, Spec
 from bench.streams import stream
 from bench.target import Target, draws, margin, right
@@ -56,21 +58,30 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     grid = range(batches(cell, len(bench.data.x)))
     columns: dict[str, list[float]] = {name: [] for name in ("ids", "clean", "selected", "margin", "correct", "distance", "strayed")}
     target = make_target(cell, bench, at)
+    spent = [0, 0, 0, 0]
     seconds = 0.0
     times: tuple[float | None, float | None] = (None, None)
     certificates: list[Certificate | None] = []
     routes: list[Routes | None] = []
+    plantings: list[Planted | None] = []
     for index in grid if part is None else part:
         rows = slice(index * cell.batch, (index + 1) * cell.batch)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
         start = time.perf_counter()
-        with stream(at, cell.key, index, "attack"):
-            candidates, strayed, names = propose(cell, target, x, y)
-        seconds += time.perf_counter() - start
-        with torch.no_grad():
-            found = select_and_judge(cell, bench.defence, candidates, y, index, at)
-        routes.append(routes_of(names, found.pop("chosen").tolist()))
-        found |= {"ids": bench.data.ids[rows], "strayed": strayed}
+        if family(cell) == "check":
+            found, planting, calls = examine(cell, bench, x, y, rows.start, at)
+            plantings.append(planting)
+            spent = [a + b for a, b in zip(spent, calls, strict=True)]
+            seconds += time.perf_counter() - start
+        else:
+            with stream(at, cell.key, index, "attack"):
+                candidates, strayed, names = propose(cell, target, x, y)
+            seconds += time.perf_counter() - start
+            with torch.no_grad():
+                found = select_and_judge(cell, bench.defence, candidates, y, index, at)
+            routes.append(routes_of(names, found.pop("chosen").tolist()))
+            found["strayed"] = strayed
+        found["ids"] = bench.data.ids[rows][: len(found["correct"])]
         for name, column in columns.items():
             column += found[name].tolist()
         if cell.attack.name == "none":
@@ -79,14 +90,15 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
         if cell.attack.name == "none" and index == 0:
             times = (clock(bench.defence, x), clock(getattr(bench.defence, "base", bench.defence), x))
     size = sum(p.numel() for p in bench.defence.parameters())
-    cost = Cost(round(seconds, 3), target.forwards, target.backwards, target.nonfinite, target.zero, *times, parameters=size)
+    forwards, backwards, nonfinite, zero = (a + b for a, b in zip(spent, counts(target), strict=True))
+    cost = Cost(round(seconds, 3), forwards, backwards, nonfinite, zero, *times, parameters=size)
     rounded = {name: tuple(float(f"{v:.6g}") for v in columns[name]) for name in ("margin", "distance", "strayed")}
     counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
     first = part is None or 0 in part
     flags, checks = (bench.flags, bench.checks) if first else ((), ())
     order = range(len(counted["ids"]))
-    extra = {"checks": checks, "certificate": joined(certificates, order), "routes": rejoined(routes, order)}
-    return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), **extra, **rounded, **counted)  # type: ignore[arg-type]
+    told = {"certificate": joined(certificates, order), "routes": rejoined(routes, order), "planted": replanted(plantings, order)}
+    return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), checks=checks, **told, **rounded, **counted)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=2)
@@ -104,6 +116,55 @@ def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_
 @functools.lru_cache(maxsize=1)
 def load_cached(dataset: Spec, data_dir: str) -> Dataset:
     return load(dataset, data_dir=Path(data_dir))
+
+
+def examine(cell: Cell, bench: Bench, x: Tensor, y: Tensor, first: int, at: torch.device) -> tuple[dict[str, Tensor], Planted | None, list[int]]:
+    """The columns of a check on images `x`, the first of which has the number `first` in the cell; what was planted; and the attack's calls.
+
+    One image at a time: each has a model of its own, and attacks drop images from a batch without a word about which. Images beyond the check's
+    number of `examples` are left out.
+    """
+    entry = registry.attacks.get(cell.attack.name)
+    limit = int(cell.attack.params.get("examples", first + len(x)))
+    rows: list[dict[str, Tensor]] = []
+    calls = [0, 0, 0, 0]
+    for number in range(first, min(first + len(x), limit)):
+        image, label = x[number - first, None], y[number - first, None]
+        given = (bench.defence, image, label, cell.threat, bench.data.classes, bench.stochastic)
+        with stream(at, cell.key, number, "attack"), entry.make(*given, **cell.attack.params) as trial:
+            row, more = attempt(cell, trial, image, number, at)
+        rows.append(row)
+        calls = [a + b for a, b in zip(calls, more, strict=True)]
+    names = rows[0] if rows else ("clean", "selected", "margin", "correct", "distance", "strayed")
+    columns = {name: torch.cat([x.new_zeros(0), *(row[name] for row in rows)]) for name in names}
+    planted = [tuple(int(v) for v in columns.pop(name)) for name in ("valid", "found", "random") if name in columns]
+    return columns, Planted(*planted) if planted else None, calls
+
+
+def attempt(cell: Cell, trial: Trial | None, x: Tensor, number: int, at: torch.device) -> tuple[dict[str, Tensor], tuple[int, int, int, int]]:
+    """Run the attack inside of a check on its trial of one image and judge it there; the columns are those of no attack where there is no trial."""
+    zero = torch.zeros(1, device=at)
+    if trial is None:
+        columns = {"clean": zero + cell.select, "selected": zero + cell.select, "correct": zero + cell.draws}
+        return columns | dict.fromkeys(("margin", "distance", "strayed", "valid", "found", "random"), zero), (0, 0, 0, 0)
+    inside = registry.attack_inside(cell.attack)
+    assert inside
+    access = registry.attacks.get(inside.name).facts["access"]
+    target = Target(trial.model, access=access, stochastic=trial.stochastic, classes=trial.classes, device=at)
+    candidates, strayed, _ = propose(replace(cell, attack=inside, threat=replace(cell.threat, access=access)), target, x, trial.y)
+    with torch.no_grad():
+        columns = {**select_and_judge(cell, trial.model, candidates, trial.y, number, at), "strayed": strayed}
+        best = candidates[columns.pop("chosen"), 0]
+        if trial.random is not None:
+            with stream(at, cell.key, number, "evaluate"):
+                hits, _ = judge(trial.model, best, 1 - trial.y, cell.draws)  # what is neither class, an abstention, is no find
+            columns |= {"correct": cell.draws - hits, "valid": zero + 1, "found": 2 * hits > cell.draws, "random": zero + trial.random}
+    return columns, counts(target)
+
+
+def counts(target: Target) -> tuple[int, int, int, int]:
+    """Forwards, backwards, and of these those that were not finite, or zero."""
+    return target.forwards, target.backwards, target.nonfinite, target.zero
 
 
 def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:

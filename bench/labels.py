@@ -10,12 +10,15 @@ from bench.spec import Cell, Spec, show
 
 SAMPLING = ("n", "first")  # the knobs of a dataset that say which of its examples are judged
 PIN = re.compile(r"@[0-9a-f]{8}\b")
+CHECKS = ("frozen", "planted")  # attacks on something else than the defence: their records say nothing of its robust accuracy
 FAMILIES = {"white-box": "gradient", "score": "score", "decision": "decision", "transfer": "transfer"}
 
 
 def family(cell: Cell) -> str:
-    """What the attack works from: none, noise, gradient, score, decision or transfer."""
+    """What the attack works from: none, noise, gradient, score, decision or transfer; or check, which is no attack on the defence."""
     name = cell.attack.name
+    if name in CHECKS:
+        return "check"
     return name if name in ("none", "noise") else FAMILIES[cell.threat.access]
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 
-from bench.labels import SAMPLING, classifier_of, dataset_of, family, short
+from bench.labels import CHECKS, SAMPLING, classifier_of, dataset_of, family, short
 from bench.published import Published, beside, match
 from bench.record import Certificate, Flag, Record
+from bench.soundness import checks
 from bench.soundness.audits import audit
 from bench.soundness.curves import elsewhere
 from bench.soundness.verdict import judge, lacking
@@ -25,7 +26,8 @@ RADII = ("0.25", "0.5", "0.75", "1")  # in l2: at which certified accuracy is re
 class Row:
     """One defence on one set of examples. `cell` is its question (any of its cells, under attack `none`); None is what is not known.
 
-    `records` are its answers in plan order, `labels` their attacks' short names, `accuracies` and the other shares fractions.
+    `records` are its answers in plan order, `labels` their attacks' short names, `accuracies` and the other shares fractions. Checks are no attacks
+    on the defence: they are not among the records, and what they found is in `flags` and `reasons`.
     """
 
     rank: int | None
@@ -116,7 +118,7 @@ def leaderboards(
         found = rows(held[here], asked, failures, published, others)
         # Two folders of images are both named `folder`: their files are told apart by a digest.
         mark = f"-{sha256(str(dataset).encode()).hexdigest()[:8]}" if names[dataset.name, norm, eps] > 1 else ""
-        attacks = tuple(dict.fromkeys(Asked.of(held[here], asked).attacks.values()))
+        attacks = tuple(dict.fromkeys(label for spec, label in Asked.of(held[here], asked).attacks.items() if spec.name not in CHECKS))
         name = f"{dataset.name}{mark}-{found[0].cell.threat.label}"
         boards.append(Leaderboard(name, dataset.name, norm, str(eps), attacks, tuple(found), tuple(beside(published, found[0].cell))))
     return boards
@@ -157,7 +159,8 @@ def row(
     others: Sequence[Record] = (),
 ) -> Row:
     """The row of the cells of one question, in plan order."""
-    held = [answers[cell.key] for cell in cells if cell.key in answers]
+    tested = [cell for cell in cells if family(cell) != "check"]
+    held = [answers[cell.key] for cell in tested if cell.key in answers]
     base = next((r for r in held if r.cell.attack.name == "none"), held[0] if held else None)
     # Other images under the same name (an edited folder, say) cannot be compared example by example.
     same = [r for r in held if base and (r.ids, r.env.data) == (base.ids, base.env.data)]
@@ -168,10 +171,15 @@ def row(
     strongest = asked.attacks[weakest.cell.attack] if weakest else ""
     claim = match(published, cells[0])
     related = elsewhere(same, others)
-    flags = audit(same, worst, claim, related)
-    missing = unanswered(cells, answers, failures, asked) + [f"{asked.attacks[r.cell.attack]}: on other images" for r in held if r not in same]
+    examined = [cell for cell in cells if family(cell) == "check"]
+    found = [answers[cell.key] for cell in examined if cell.key in answers]
+    found = [r for r in found if base and set(r.ids) <= set(base.ids) and r.env.data == base.env.data]
+    doubts, told = checks.audit(found, worst, {r.cell.attack.name for r in same}, answers.values())
+    told += unanswered(examined, answers, failures, asked)
+    flags = audit(same, worst, claim, related, doubts)
+    missing = unanswered(tested, answers, failures, asked) + [f"{asked.attacks[r.cell.attack]}: on other images" for r in held if r not in same]
     robust = worst.robust if worst else None
-    verdict, reasons = judge(flags, missing, lacking(same, related), robust, strongest, claim)
+    verdict, reasons = judge(flags, missing, lacking(same, related, found), robust, strongest, claim)
     ms, base_ms = (none.cost.ms_per_image, none.cost.base_ms_per_image) if none else (None, None)
     first = cells[0].dataset.params.get("first")
     return Row(
@@ -185,7 +193,7 @@ def row(
         robust=robust,
         strongest_attack=strongest,
         verdict=verdict,
-        reasons=(*reasons, *([f"the first {first} examples, not a stratified subset"] if first else [])),
+        reasons=(*reasons, *told, *([f"the first {first} examples, not a stratified subset"] if first else [])),
         complete=bool(none and worst and not missing),
         ms_per_image=ms,
         cost_ratio=ms / base_ms if ms is not None and base_ms else None,
@@ -225,7 +233,8 @@ def ranked(found: Sequence[Row], asked: Asked) -> list[Row]:
     """Best first. A row whose cells are not all answered, or that was spared what most rows of its kind met, ranks after those that were not."""
     met = {cell.question: set[str]() for cell in asked.cells}
     for cell in asked.cells:
-        met[cell.question].add(cell.attack.name)
+        if family(cell) != "check":
+            met[cell.question].add(cell.attack.name)
 
     def spared(one: Row) -> list[str]:
         peers = [r for r in found if r.stochastic == one.stochastic and r is not one]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import weights
-from bench.registry import Entry, attacks, classifiers, datasets, defences, is_stochastic, split_scheme, split_several
+from bench.registry import Entry, attack_inside, attacks, classifiers, datasets, defences, is_stochastic, split_scheme, split_several
+from bench.soundness.checks import unfit
 from bench.spec import NORMS, BadInput, Cell, Spec, ThreatModel, Value, nearest, parse_eps
 from bench.store import Store
 
@@ -148,6 +149,8 @@ def dataset_of(request: Request) -> tuple[Spec, Mapping[str, Any]]:
 def threat_of(attack: Spec, request: Request, facts: Mapping[str, Any], notes: dict[str, None]) -> ThreatModel | None:
     """The threat model that the attack answers: the sweep's where it can, else, if no norm was asked for, its own, else none."""
     can: set[str] = attacks.get(attack.name).facts["norms"]
+    if inside := attack_inside(attack):
+        can = can & attacks.get(inside.name).facts["norms"]
     norm = request.norm or facts["norm"]
     if norm not in NORMS:
         raise BadInput(f"norm '{norm}' is unknown{nearest(norm, NORMS)}")
@@ -198,6 +201,8 @@ def resolved(registry: Any, text: str, budget: Mapping[str, Any], roles: Mapping
             params |= follows(params)
         if params.get("inner"):
             params |= inside(spec, str(params["inner"]), roles)
+        if entry.facts.get("family") == "check":
+            params["attack"] = against(entry, str(params["attack"]), budget, roles)
         settled = {knob: settle(value, roles) if isinstance(value, str) else value for knob, value in params.items()}
         pins = entry.facts.get("pins")
         settled |= pins(settled) if pins else {}
@@ -217,6 +222,15 @@ def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]
     inner = resolved(defences, text, {}, roles, asked=True, notes={})
     assert inner
     return {"inner": str(inner), "classifier": str(inner.params.get("classifier") or inner.params.get("classifiers", ""))}
+
+
+def against(check: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[str, str]) -> str:
+    """The attack inside of a check, with all that it leaves open filled in; BadInput where the check cannot have it."""
+    found = resolved(attacks, text, budget, roles, asked=True, notes={})
+    assert found
+    if why := unfit(check, attacks.get(found.name), found.params):
+        raise BadInput(why)
+    return str(found)
 
 
 def settle(value: str, roles: Mapping[str, str]) -> str:

@@ -66,6 +66,22 @@ class Routes:
 
 
 @dataclass(frozen=True, slots=True)
+class Planted:
+    """Of the check `planted`, per example 1 or 0: whether an adversarial example could be planted (`valid`), whether the attack found one (`found`),
+    and whether random points did (`random`). Nothing is found where nothing was planted."""
+
+    valid: tuple[int, ...]
+    found: tuple[int, ...]
+    random: tuple[int, ...]
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """The share that could be planted, and of those the shares that the attack and random points found (0 where there are none)."""
+        count = sum(self.valid)
+        return count / max(len(self.valid), 1), sum(self.found) / max(count, 1), sum(self.random) / max(count, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Env:
     """Where an answer comes from."""
 
@@ -101,6 +117,7 @@ class Record:
     env: Env = Env()
     certificate: Certificate | None = None  # of a defence that can certify, in its `none` cell
     routes: Routes | None = None  # of an attack that names its candidates
+    planted: Planted | None = None  # of the check of that name, whose other columns are those of the planted models
     checks: tuple[tuple[str, float], ...] = ()  # what the probes measured, by the check's code: told also where it raises no flag
 
     def __post_init__(self) -> None:
@@ -111,6 +128,8 @@ class Record:
             raise ValueError(f"record {self.cell.key}: {len(self.certificate.radii)} certified radii for {len(self.ids)} ids")
         if self.routes and len(self.routes.chosen) != len(self.ids):
             raise ValueError(f"record {self.cell.key}: {len(self.routes.chosen)} routes for {len(self.ids)} ids")
+        if self.planted and {len(values) for values in asdict(self.planted).values()} != {len(self.ids)}:
+            raise ValueError(f"record {self.cell.key}: {len(self.planted.valid)} planted examples for {len(self.ids)} ids")
         if len(set(self.ids)) != len(self.ids):
             twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
             raise ValueError(f"record {self.cell.key}: examples judged twice: {twice}")
@@ -133,6 +152,8 @@ class Record:
             data["checks"] = dict(self.checks)
         if self.routes:
             data["routes"] = {name: list(values) for name, values in asdict(self.routes).items()}
+        if self.planted:
+            data["planted"] = {name: list(values) for name, values in asdict(self.planted).items()}
         return data
 
     @staticmethod
@@ -150,6 +171,7 @@ class Record:
             certificate=proof,
             checks=tuple(sorted(data.get("checks", {}).items())),
             routes=Routes(tuple(named["names"]), tuple(named["chosen"])) if named else None,
+            planted=Planted(**{name: tuple(values) for name, values in data["planted"].items()}) if "planted" in data else None,
         )
 
 
@@ -182,6 +204,7 @@ def merge(parts: Sequence[Record]) -> Record:
         checks=tuple(sorted({pair for part in parts for pair in part.checks})),
         certificate=joined([part.certificate for part in parts], order),
         routes=rejoined([part.routes for part in parts], order),
+        planted=replanted([part.planted for part in parts], order),
     )
 
 
@@ -205,3 +228,14 @@ def rejoined(parts: Sequence[Routes | None], order: Sequence[int]) -> Routes | N
         raise ValueError("parts with different routes cannot be merged")
     chosen = [index for part in held for index in part.chosen]
     return Routes(held[0].names, tuple(chosen[i] for i in order))
+
+
+def replanted(parts: Sequence[Planted | None], order: Sequence[int]) -> Planted | None:
+    """What the parts of a record say of planted examples as one, the examples in `order`."""
+    held = [part for part in parts if part]
+    if not held:
+        return None
+    columns = [[value for part in held for value in getattr(part, f.name)] for f in fields(Planted)]
+    if len(columns[0]) != len(order):
+        raise ValueError("parts with and without planted examples cannot be merged")
+    return Planted(*(tuple(column[i] for i in order) for column in columns))

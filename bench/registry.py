@@ -182,7 +182,7 @@ def attack(
 ) -> Callable[..., Any]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
-    `family` groups attacks in reports (gradient, score, decision, transfer, noise, none). An attack that `needs_stochastic` is left out of
+    `family` groups attacks in reports (gradient, score, decision, transfer, noise, none, check). An attack that `needs_stochastic` is left out of
     plans for deterministic defences, where it is another attack under a second name. A `minimal` attack looks for the nearest
     misclassified point, and leaves the ball without straying where that lies outside. `choices` are the words that a knob takes, alone or
     joined by `+`; whole numbers must be 1 at least. `calls(knobs, stochastic)` is the most that it asks of the target per example, in
@@ -225,6 +225,12 @@ def inner_of(spec: Spec) -> Spec | None:
     """The defence, with all of its knobs, that the knob `inner` of a defence names."""
     text = str(spec.params.get("inner", ""))
     return defences.resolve(Spec.parse(text)) if text else None
+
+
+def attack_inside(spec: Spec) -> Spec | None:
+    """The attack, with all of its knobs, that the knob `attack` of a check names."""
+    text = str(spec.params.get("attack", ""))
+    return attacks.resolve(Spec.parse(text)) if text else None
 
 
 def split_scheme(text: str) -> tuple[Entry, str]:

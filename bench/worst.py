@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.labels import family
 from bench.record import Record
 from bench.statistics import Estimate, estimate
 
@@ -42,9 +43,11 @@ def worst_case(records: Sequence[Record]) -> Worst:
     """The worst of `records`, one per attack in plan order, on the same examples of one question.
 
     Per example the record with the fewest right selection draws counts (ties: the larger margin, then the earlier). With one draw of
-    each kind an example is robust only if it resists every attack.
+    each kind an example is robust only if it resists every attack. ValueError for a check among them: it attacks something else than the defence.
     """
     first = records[0]
+    if any(family(record.cell) == "check" for record in records):
+        raise ValueError(f"worst_case: a check is no attack on the defence, beside {first.cell.key}")
     if any(record.ids != first.ids or record.cell.question != first.cell.question for record in records):
         raise ValueError(f"worst_case: records of different questions or examples beside {first.cell.key}")
     stochastic = is_stochastic(first)

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from bench.labels import family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
-from bench.soundness import curves
+from bench.soundness import checks, curves
 from bench.statistics import estimate, lower_limit
 from bench.worst import Worst, is_stochastic
 
@@ -41,6 +41,7 @@ MEANING = {
     "D9": "random noise must not beat the gradients",
     "D10": "an attack by gradients that leaves the image where it is has not attacked",
     **curves.MEANING,
+    **checks.MEANING,
     "D12": "gradients must agree with finite differences",
     "V1": "proposals that were not finite were dropped, which helps the defence",
     "V3": "proposals outside of ball or box were projected back",
@@ -54,9 +55,17 @@ MEANING = {
 }
 
 
-def audit(records: Sequence[Record], worst: Worst | None, published: Published | None = None, others: Sequence[Record] = ()) -> list[Flag]:
-    """All flags of one row, the probes' own first; one flag per code, the hardest. `others` are the same question's records at another eps."""
-    found = [flag for record in records for flag in record.flags]
+def audit(
+    records: Sequence[Record],
+    worst: Worst | None,
+    published: Published | None = None,
+    others: Sequence[Record] = (),
+    more: Sequence[Flag] = (),
+) -> list[Flag]:
+    """All flags of one row, the probes' own first; one flag per code, the hardest. `others` are the same question's records at another eps,
+    `more` the flags that its checks raised."""
+    records = [record for record in records if family(record.cell) != "check"]
+    found = [*(flag for record in records for flag in record.flags), *more]
     for check in (nondeterminism, zero_gradients, nonfinite_gradients, one_step, black_box, unmoved, proposals, mixed_weights):
         found += check(records)
     found += curves.more_effort(records) + curves.over_eps(records, others)

@@ -33,7 +33,6 @@ MEANING = {
     "A5": "attack the output before its last, saturating map",
     "A6": "attack one frozen draw of the randomness",
     "A7": "attack through the mean latent instead of sampled ones",
-    "D15": "an attacker who knows the randomness must do at least as well",
 }
 
 
@@ -52,8 +51,8 @@ def judge(
     return ("incomplete" if missing or lacks or not robust else "sound"), tuple(reasons)
 
 
-def lacking(records: Sequence[Record], others: Sequence[Record] = ()) -> tuple[str, ...]:
-    """The codes of the required attacks (A) and diagnostics (D) that the records, with those `others` at another eps, do not hold."""
+def lacking(records: Sequence[Record], others: Sequence[Record] = (), checks: Sequence[Record] = ()) -> tuple[str, ...]:
+    """The codes of the required attacks (A) and diagnostics (D) that the records, those `others` at another eps and the `checks` do not hold."""
     if not records:
         return ()
     cell, names, families = records[0].cell, {r.cell.attack.name for r in records}, {family(r.cell) for r in records}
@@ -71,6 +70,7 @@ def lacking(records: Sequence[Record], others: Sequence[Record] = ()) -> tuple[s
         "D8": "transfer" in families,
         "D9": "noise" in families,
         "D12": any("D12" in dict(record.checks) for record in records),
+        "D15": any(check.cell.attack.name == "frozen" for check in checks),
         **dict.fromkeys(ran(records, others), True),
     }
     # A bare classifier has no parts that an adaptive attack could aim at.

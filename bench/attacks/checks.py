@@ -1,0 +1,82 @@
+"""Checks that need an attack of their own: what they run it against is not the defence, so their answers are in no robust accuracy.
+
+A check is registered as an attack is, with the family `check`. It is a context manager `(defence, x, y, threat, classes, stochastic, *, knobs)` for
+one example, which gives the `Trial` that the attack named in the knob `attack` is run against and judged on, or None where nothing is to attack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.registry import attack as register
+from bench.registry import attack_inside, attacks
+from bench.soundness.frozen import Frozen
+from bench.soundness.planted import JUDGED, REPEATS, TRIES, planting
+from bench.soundness.trial import Trial
+from bench.spec import Spec, ThreatModel
+
+
+def passes(name: str, knobs: Mapping[str, Any], stochastic: bool) -> float:
+    """The calls per example of the attack inside of a check."""
+    inside = attack_inside(Spec.of(name, knobs))
+    assert inside
+    calls = attacks.get(inside.name).facts["calls"]
+    return float(calls(inside.params, stochastic)) if calls else 0.0
+
+
+def planted_passes(knobs: Mapping[str, Any], stochastic: bool) -> float:
+    fitted, judged = int(knobs["points"]) + int(knobs["boundary"]), int(knobs["boundary"]) + 2
+    setting_up = fitted * REPEATS + judged * JUDGED if stochastic else fitted + judged
+    return passes("planted", knobs, stochastic) + setting_up + TRIES + 2
+
+
+@register(
+    "frozen",
+    norms={"linf", "l2", "l1", "l0"},
+    access="white-box",
+    family="check",
+    needs_stochastic=True,
+    calls=lambda knobs, stochastic: passes("frozen", knobs, False),
+)
+@contextlib.contextmanager
+def frozen(
+    defence: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, classes: int, stochastic: bool, *, attack: str = "pgd-eot"
+) -> Iterator[Trial]:
+    """D15, a check and no attack: the attack `attack` on one draw of the defence's randomness for each example, judged on that very draw.
+
+    Who knows the randomness must do at least as well as who does not; what of the robust accuracy is gone then was owed to randomness. All draws of
+    a frozen defence are the same, so `eot` changes nothing. Examples are attacked one at a time. Carlini et al. 2019, arXiv:1902.06705; Liu et al.
+    2024, arXiv:2404.14309.
+    """
+    yield Trial(Frozen(defence, int(torch.randint(2**62, ()))), y, classes, stochastic=False)
+
+
+@register("planted", norms={"linf"}, access="white-box", family="check", calls=planted_passes)
+@contextlib.contextmanager
+def planted(
+    defence: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    classes: int,
+    stochastic: bool,
+    *,
+    attack: str = "pgd",
+    examples: int = 64,
+    points: int = 299,
+    boundary: int = 1,
+) -> Iterator[Trial | None]:
+    """D17, a check and no attack: the share of planted adversarial examples that the attack `attack` finds, in the first `examples` images.
+
+    For each image the last full layer of the defence is replaced by one of two classes that separates `points` points in the ball from `boundary`
+    corners of it, so that there is something to find, and the attack is run on the defence with that head. A good attack finds nearly all. For
+    attacks that two classes suffice for. Examples are attacked one at a time, for each has a model of its own. Zimmermann et al. 2022,
+    arXiv:2206.13991.
+    """
+    with planting(defence, x, float(threat.eps), classes, stochastic, points, boundary) as random:
+        yield None if random is None else Trial(defence, torch.zeros_like(y), 2, stochastic, random)

@@ -1,0 +1,100 @@
+"""D15 and D17: what the records of checks, which are no attacks on the defence, say of the attacks on it. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import fmean
+
+from bench.labels import CHECKS
+from bench.record import Flag, Record
+from bench.registry import Entry
+from bench.soundness.curves import paired
+from bench.spec import Spec, Value
+from bench.worst import Worst
+
+FOUND, CHANCE, VALID = 0.95, 0.15, 0.9  # of planted examples: found at least; by random points at most; of all examples, planted at least
+BEATEN = 0.1  # by which the same attack finds more where nothing stands before the classifier
+
+MEANING = {
+    "D15": "an attacker who knows the randomness must do at least as well",
+    "D17": "an attack must find adversarial examples that were planted",
+}
+
+
+def unfit(check: Entry, attack: Entry, knobs: Mapping[str, Value]) -> str:
+    """Why an attack with these knobs cannot be the one inside of a check; empty where it can."""
+    if attack.name in (*CHECKS, "none") or attack.facts["access"] == "transfer":
+        return f"attack={attack.name} asks nothing of the model before it; give an attack that does, such as pgd"
+    if not attack.facts["norms"] & check.facts["norms"]:
+        return f"attack={attack.name} has no {' or '.join(sorted(check.facts['norms']))} form; it has {', '.join(sorted(attack.facts['norms']))}"
+    if check.name == "planted":
+        if attack.name == "autoattack":
+            return "attack=autoattack needs three classes, and a planted model has two; give apgd, or pgd"
+        if several := {"dlr", "targeted"} & set(str(knobs.get("loss", "")).split("+")):
+            return f"loss={min(several)} needs three classes, and a planted model has two; give ce, margin or ce+margin"
+    return ""
+
+
+def controls(record: Record, others: Iterable[Record]) -> list[Record]:
+    """Of the records `others`, those of the same check on the bare classifier of this one."""
+
+    def asked(one: Record) -> tuple[object, ...]:
+        return one.cell.attack, one.cell.dataset, one.cell.threat, one.env.data, one.cell.defence.params.get("classifier")
+
+    return [one for one in others if set(one.cell.defence.params) == {"classifier"} and one is not record and asked(one) == asked(record)]
+
+
+def audit(checks: Sequence[Record], worst: Worst | None, met: Collection[str], others: Iterable[Record]) -> tuple[list[Flag], list[str]]:
+    """The flags that the checks of a row raise, and in words what they found.
+
+    `met` are the names of the attacks that the row met: where one of them finds what was planted, it does not count that others do not. `others` are
+    the records of all rows; controls are among them.
+    """
+    others = list(others)
+    flags, told = known(checks, worst)
+    held = [(one, *sought(one, controls(one, others))) for one in checks if one.planted]
+    good = any(believable(one) and not doubts and inside(one) in met for one, doubts, _ in held)
+    for _, doubts, says in held:
+        flags += [] if good else doubts
+        told += [*says, *(f"{flag.id}: {flag.message}" for flag in doubts if good)]
+    return flags, told
+
+
+def inside(check: Record) -> str:
+    """The name of the attack inside of a check."""
+    return Spec.parse(str(check.cell.attack.params["attack"])).name
+
+
+def known(checks: Sequence[Record], worst: Worst | None) -> tuple[list[Flag], list[str]]:
+    """D15: what stands against an attacker who knows the randomness, beside the robust accuracy `worst`, on the same examples."""
+    held = [one for one in checks if one.cell.attack.name == "frozen" and worst and len(one.ids) == len(worst.chosen)]
+    if not held or worst is None:
+        return [], []
+    least = min(held, key=lambda one: one.accuracy)
+    stands = [count / least.cell.draws for count in least.correct]
+    robust = [count / worst.draws for count in worst.correct]
+    gain, error = paired(stands, robust)
+    says = f"{fmean(stands):.3f} stand where the attacker knows the randomness, robust accuracy is {fmean(robust):.3f}"
+    if gain > 2 * error:
+        return [Flag("D15", "hard", f"{says}: the attack on known randomness is the weaker one, by {gain:.3f}")], []
+    return [], [f"D15: {says}; owed to randomness: {-gain:+.3f}"]
+
+
+def sought(record: Record, compared: Sequence[Record]) -> tuple[list[Flag], list[str]]:
+    """D17: how many planted examples the attack finds, beside what it finds where nothing stands before the classifier."""
+    assert record.planted
+    _, found, chance = record.planted.rates
+    says = f"{inside(record)} finds {found:.1%} of {sum(record.planted.valid)} planted examples, random points {chance:.1%}"
+    if not believable(record):
+        return [], [f"D17: {says}, of {len(record.ids)} that were to be planted: this says nothing"]
+    if found >= FOUND:
+        return [], [f"D17: {says}"]
+    best = max((one.planted.rates[1] for one in compared if one.planted and believable(one)), default=None)
+    bare = "" if best is None else f", and {best:.1%} on the bare classifier"
+    return [Flag("D17", "hard" if best is not None and best - found > BEATEN else "soft", says + bare)], []
+
+
+def believable(record: Record) -> bool:
+    """Whether enough examples were planted, and so that chance does not find them."""
+    valid, _, chance = record.planted.rates if record.planted else (0.0, 0.0, 1.0)
+    return valid >= VALID and chance <= CHANCE
