@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ from bench.certificates import certify
 from bench.data.sample import Dataset, load
 from bench.labels import family
 from bench.norms import NORMS, to_ball
-from bench.record import Certificate, Cost, Env, Flag, Planted, Record, Routes, joined, rejoined, replanted
+from bench.record import Certificate, Cost, Env, Flag, Planted, Record, Routes, joined, realigned, rejoined, replanted
 from bench.soundness.probes import Probe, probe
 from bench.soundness.trial import Trial
 from bench.spec import Cell, Spec
 from bench.streams import stream
-from bench.target import Target, draws, margin, right
+from bench.target import Target, Together, draws, margin, right
 
 TOGETHER = 5  # draws judged in one batch: fixed, since it decides which random number goes where
 PROBED = 64  # examples that the probes look at
@@ -64,6 +65,7 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     certificates: list[Certificate | None] = []
     routes: list[Routes | None] = []
     plantings: list[Planted | None] = []
+    nearest: list[tuple[float, ...] | None] = []
     for index in grid if part is None else part:
         rows = slice(index * cell.batch, (index + 1) * cell.batch)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
@@ -75,10 +77,12 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
             seconds += time.perf_counter() - start
         else:
             with stream(at, cell.key, index, "attack"):
-                candidates, strayed, names = propose(cell, target, x, y)
+                made, names = run(cell, target, x, y)
+                candidates, strayed = settle(cell, made, x)
             seconds += time.perf_counter() - start
             with torch.no_grad():
                 found = select_and_judge(cell, bench.defence, candidates, y, index, at)
+                nearest.append(nearest_of(cell, bench.defence, made, x, y, index, at))
             routes.append(routes_of(names, found.pop("chosen").tolist()))
             found["strayed"] = strayed
         found["ids"] = bench.data.ids[rows][: len(found["correct"])]
@@ -89,15 +93,15 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
                 certificates.append(certify(bench.defence, x, y))
         if cell.attack.name == "none" and index == 0:
             times = (clock(bench.defence, x), clock(getattr(bench.defence, "base", bench.defence), x))
-    size = sum(p.numel() for p in bench.defence.parameters())
     forwards, backwards, nonfinite, zero = (a + b for a, b in zip(spent, counts(target), strict=True))
-    cost = Cost(round(seconds, 3), forwards, backwards, nonfinite, zero, *times, parameters=size)
+    cost = Cost(round(seconds, 3), forwards, backwards, nonfinite, zero, *times, parameters=sum(p.numel() for p in bench.defence.parameters()))
     rounded = {name: tuple(float(f"{v:.6g}") for v in columns[name]) for name in ("margin", "distance", "strayed")}
     counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
     first = part is None or 0 in part
     flags, checks = (bench.flags, bench.checks) if first else ((), ())
     order = range(len(counted["ids"]))
-    told = {"certificate": joined(certificates, order), "routes": rejoined(routes, order), "planted": replanted(plantings, order)}
+    told: dict[str, Any] = {"certificate": joined(certificates, order), "routes": rejoined(routes, order), "nearest": realigned(nearest, order)}
+    told |= {"planted": replanted(plantings, order)}
     return Record(cell=cell, cost=cost, flags=flags, env=env or Env(), checks=checks, **told, **rounded, **counted)  # type: ignore[arg-type]
 
 
@@ -175,44 +179,58 @@ def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
 
 
-class Together(nn.Module):
-    """The mean logits of several classifiers."""
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = torch.stack([member(x) for member in self.members]).mean(0)
-        return logits
-
-
 def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:
     """Run the attack on copies of `x` and `y`; return candidates (m,B,C,H,W), the clean image first, by how much the proposals strayed (B,), and
     the names of the m candidates where the attack gives names, else nothing.
-
-    All candidates lie in the ball and the box. A proposal that is not finite becomes the clean image; strayed is -1 for it.
     """
+    made, names = run(cell, target, x, y)
+    return *settle(cell, made, x), names
+
+
+def run(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
+    """What the attack proposes (m,B,C,H,W), as it gave it, and the names of these behind `clean` where it gives names, else nothing."""
     entry = registry.attacks.get(cell.attack.name)
-    norm, eps = cell.threat.norm, float(cell.threat.eps)
     with torch.enable_grad():
         given: Tensor | dict[str, Tensor] = entry.make(target, x.clone(), y.clone(), cell.threat, **cell.attack.params)
     several = {name: several if several.dim() > x.dim() else several[None] for name, several in given.items()} if isinstance(given, dict) else {}
     names = ["clean", *(name for name, images in several.items() for _ in images)] if several else []
     made = (torch.cat(list(several.values())) if isinstance(given, dict) else given).detach()
-    made = made.unsqueeze(0) if made.dim() == x.dim() else made
+    return made.unsqueeze(0) if made.dim() == x.dim() else made, names
+
+
+def settle(cell: Cell, made: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates (1+m,B,C,H,W) that proposals (m,B,C,H,W) become, and by how much the proposals strayed (B,).
+
+    The clean image comes first; all lie in the ball and the box. A proposal that is not finite becomes the clean image; strayed is -1 for it.
+    """
+    norm, eps = cell.threat.norm, float(cell.threat.eps)
     if made.shape[1:] != x.shape:
         raise AttackFailed(f"attack '{cell.attack.name}' returned shape {tuple(made.shape)} for images of shape {tuple(x.shape)}")
     finite = made.flatten(2).isfinite().all(2)  # (m, B)
     if (~finite.any(0)).float().mean() > INVALID:
         raise AttackFailed(f"attack '{cell.attack.name}' returned images that are not finite for {int((~finite.any(0)).sum())} of {len(x)} examples")
     made = torch.where(finite[:, :, None, None, None], made.to(x), x)
-    reach = float("inf") if entry.facts["minimal"] else eps
+    reach = float("inf") if registry.attacks.get(cell.attack.name).facts["minimal"] else eps
     out = torch.stack([NORMS[norm].distance(one - x) - reach for one in made]).clamp_min(0)
     out = torch.maximum(out, (made - made.clamp(0, 1)).abs().flatten(2).amax(2))
     strayed = torch.where(out > 1e-6 + 1e-5 * eps, out, 0).amax(0)
     inside = torch.stack([to_ball(one, x, norm, eps) for one in made])
-    return torch.cat([x.unsqueeze(0), inside]), torch.where(finite.all(0), strayed, -1.0), names
+    return torch.cat([x.unsqueeze(0), inside]), torch.where(finite.all(0), strayed, -1.0)
+
+
+def nearest_of(cell: Cell, defence: nn.Module, made: Tensor, x: Tensor, y: Tensor, index: int, at: torch.device) -> tuple[float, ...] | None:
+    """Of an attack of minimal norm: per example the distance of the nearest of its proposals (m,B,C,H,W), in the ball or not, that at least half of
+    the selection draws call wrong; -1 where none is. Else None.
+    """
+    if not registry.attacks.get(cell.attack.name).facts["minimal"]:
+        return None
+    least = torch.full((len(x),), torch.inf, device=at)
+    for images in torch.where(made.isfinite(), made.to(x), x).clamp(0, 1):
+        with stream(at, cell.question, index, "select"):
+            hits, _ = judge(defence, images, y, cell.select)
+        distance = NORMS[cell.threat.norm].distance(images - x).to(least)
+        least = torch.where(2 * hits <= cell.select, torch.minimum(least, distance), least)
+    return tuple(float(f"{v:.6g}") for v in least.nan_to_num(posinf=-1).tolist())
 
 
 def routes_of(names: Sequence[str], chosen: Sequence[int]) -> Routes | None:

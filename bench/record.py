@@ -117,6 +117,7 @@ class Record:
     env: Env = Env()
     certificate: Certificate | None = None  # of a defence that can certify, in its `none` cell
     routes: Routes | None = None  # of an attack that names its candidates
+    nearest: tuple[float, ...] | None = None  # of an attack of minimal norm: the distance of what it found, in the ball or not; -1: nothing is wrong
     planted: Planted | None = None  # of the check of that name, whose other columns are those of the planted models
     checks: tuple[tuple[str, float], ...] = ()  # what the probes measured, by the check's code: told also where it raises no flag
 
@@ -128,6 +129,8 @@ class Record:
             raise ValueError(f"record {self.cell.key}: {len(self.certificate.radii)} certified radii for {len(self.ids)} ids")
         if self.routes and len(self.routes.chosen) != len(self.ids):
             raise ValueError(f"record {self.cell.key}: {len(self.routes.chosen)} routes for {len(self.ids)} ids")
+        if self.nearest is not None and len(self.nearest) != len(self.ids):
+            raise ValueError(f"record {self.cell.key}: {len(self.nearest)} distances found for {len(self.ids)} ids")
         if self.planted and {len(values) for values in asdict(self.planted).values()} != {len(self.ids)}:
             raise ValueError(f"record {self.cell.key}: {len(self.planted.valid)} planted examples for {len(self.ids)} ids")
         if len(set(self.ids)) != len(self.ids):
@@ -152,6 +155,8 @@ class Record:
             data["checks"] = dict(self.checks)
         if self.routes:
             data["routes"] = {name: list(values) for name, values in asdict(self.routes).items()}
+        if self.nearest is not None:
+            data["nearest"] = list(self.nearest)
         if self.planted:
             data["planted"] = {name: list(values) for name, values in asdict(self.planted).items()}
         return data
@@ -171,6 +176,7 @@ class Record:
             certificate=proof,
             checks=tuple(sorted(data.get("checks", {}).items())),
             routes=Routes(tuple(named["names"]), tuple(named["chosen"])) if named else None,
+            nearest=tuple(data["nearest"]) if "nearest" in data else None,
             planted=Planted(**{name: tuple(values) for name, values in data["planted"].items()}) if "planted" in data else None,
         )
 
@@ -204,6 +210,7 @@ def merge(parts: Sequence[Record]) -> Record:
         checks=tuple(sorted({pair for part in parts for pair in part.checks})),
         certificate=joined([part.certificate for part in parts], order),
         routes=rejoined([part.routes for part in parts], order),
+        nearest=realigned([part.nearest for part in parts], order),
         planted=replanted([part.planted for part in parts], order),
     )
 
@@ -228,6 +235,16 @@ def rejoined(parts: Sequence[Routes | None], order: Sequence[int]) -> Routes | N
         raise ValueError("parts with different routes cannot be merged")
     chosen = [index for part in held for index in part.chosen]
     return Routes(held[0].names, tuple(chosen[i] for i in order))
+
+
+def realigned(parts: Sequence[tuple[float, ...] | None], order: Sequence[int]) -> tuple[float, ...] | None:
+    """The distances found in the parts of a record as one, the examples in `order`."""
+    held = [value for part in parts if part is not None for value in part]
+    if not held:
+        return None
+    if any(part is None for part in parts):
+        raise ValueError("parts with and without the distances found cannot be merged")
+    return tuple(held[i] for i in order)
 
 
 def replanted(parts: Sequence[Planted | None], order: Sequence[int]) -> Planted | None:

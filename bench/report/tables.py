@@ -9,6 +9,10 @@ answers all get right, and `majority_9`, the share that most of nine do; `clean_
 where there were fewer draws; those of a deterministic defence are its accuracy. A leaderboard with a stochastic row has them behind the attacks, for
 the clean image and for the worst case.
 
+Of an attack that looks for the nearest wrong image, `found` is the share of examples for which it has one, however far away, and `median_distance`
+the median distance of these in the norm, with no image found being infinitely far; empty where that is the median. On a deterministic defence the
+decision-based ones and FAB stop inside of the ball, so that what they find there is no shorter than it has to be.
+
 Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what the certificates rest on (the number of
 samples n, the probability alpha that one is wrong) and the time that one takes.
 """
@@ -17,7 +21,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from bench.labels import family
 from bench.leaderboard import Leaderboard, Row
@@ -34,7 +40,7 @@ CELL_COLUMNS = (
     *("dataset", "norm", "eps", "n", "seed", "defence", "classifier", "stochastic", "attack", "acc", "lo", "hi", "clean_acc"),
     *("family", "access", "queries", "backwards", "seconds", "draws", "select", "batch", "key"),
     *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags", "routes"),
-    *(*REPEATS, *(f"clean_{name}" for name in REPEATS)),
+    *(*REPEATS, *(f"clean_{name}" for name in REPEATS), "found", "median_distance"),
 )
 
 
@@ -95,8 +101,18 @@ def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
     flags = " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags)
     routes = " ".join(f"{name}:{count}" for name, count in record.routes.counts.items()) if record.routes else ""
     source = [record.env.device, record.env.commit, flags, routes]
-    again = [*repeats(record.correct, asked.draws).values(), *repeats(record.clean, asked.select).values()]
-    return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *scores, *effort, *how, *doubts, *source, *map(share, again)]
+    again = map(share, (*repeats(record.correct, asked.draws).values(), *repeats(record.clean, asked.select).values()))
+    said = [*scores, *effort, *how, *doubts, *source, *again, *found_at(record)]
+    return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *said]
+
+
+def found_at(record: Record) -> tuple[str, str]:
+    """The share of examples for which an attack of minimal norm found a wrong image, and the median distance of the nearest."""
+    if not record.nearest:
+        return "", ""
+    distances = [math.inf if distance < 0 else distance for distance in record.nearest]
+    middle = median(distances)
+    return share(sum(map(math.isfinite, distances)) / len(distances)), number(middle, ".6g") if math.isfinite(middle) else ""
 
 
 def interval(estimate: Estimate | None) -> list[str]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def test_cells_csv_has_a_line_per_record(root: Path) -> None:
     assert (pgd["acc"], pgd["family"], pgd["access"], pgd["queries"], pgd["backwards"]) == ("0.3750", "gradient", "white-box", "100.0", "40.0")
     assert (pgd["draws"], pgd["select"], pgd["nonfinite"], pgd["zero"], pgd["unmoved"], pgd["commit"]) == ("4", "2", "3", "2", "0", "abc1234")
     assert pgd["key"] == cell("pgd", CARSO, select=2, draws=4).key
+
+
+def test_cells_csv_tells_of_a_minimal_attack_for_how_many_it_found_something_and_how_far_away(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    store.put(record(cell("none", AT), [1, 1, 1, 1]))
+    for name, nearest in (("deepfool", (0.1, -1.0, 0.3, 0.2)), ("fab", (0.1, -1.0, 0.3, -1.0)), ("pgd", None)):
+        store.put(replace(record(cell(name, AT), [1, 1, 1, 0]), nearest=nearest))
+    report.write(store.root)
+    lines = {line["attack"]: (line["found"], line["median_distance"]) for line in table(store.root / "leaderboards" / "cells.csv")}
+    assert lines == {"none": ("", ""), "pgd": ("", ""), "deepfool": ("0.7500", "0.25"), "fab": ("0.5000", "")}
 
 
 def test_one_answer_stands_beside_several_on_clean_images_and_in_the_worst_case(tmp_path: Path) -> None:
