@@ -21,7 +21,7 @@ from baselines.train import attack, rounded
 from baselines.unet import NAME, Schedule, make, schedule_of
 from bench import weights
 from bench.data.sample import load, stratified_order
-from bench.execute import commit, device_of, limit_threads
+from bench.execute import commit, device_of, settle_arithmetic
 from bench.registry import build_classifier, datasets, discover
 from bench.spec import BadInput, Spec, nearest
 from bench.target import right
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, default=None, help="default: the environment variable BENCH_DATA, or data/")
     parser.add_argument("--out", type=Path, default=None, help="a folder; default: weights/")
     args = parser.parse_args(argv)
-    limit_threads()
+    settle_arithmetic()
     try:
         if args.steps < 0:
             raise BadInput(f"--steps {args.steps} must be positive")

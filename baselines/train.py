@@ -20,47 +20,52 @@ from baselines.own import make
 from baselines.recipes import RECIPES, Recipe, recipe_of
 from bench import weights
 from bench.data.sample import Dataset, load, stratified_order
-from bench.execute import commit, device_of, limit_threads
+from bench.execute import commit, device_of, settle_arithmetic
 from bench.registry import datasets, discover
 from bench.spec import BadInput, Spec, parse_eps
 from carso.adversary import pgd
+from carso.devices import PRECISIONS
 
-NAMES = ("standard", "at", "other", "noise")
+NAMES = ("standard", "at", "other", "noise", "wide")
 STEPS, RESTARTS = 100, 3  # of the PGD whose robust accuracy the card states
 
 
-def fit(net: nn.Module, data: Dataset, recipe: Recipe, device: str, show: Callable[[int, float], None]) -> nn.Module:
-    """Train by the recipe, under PGD where it has an eps (Madry et al. 2018); the average of the late weights, in eval mode.
+def fit(net: nn.Module, data: Dataset, recipe: Recipe, device: str, show: Callable[[int, float], None], precision: str = "32-true") -> nn.Module:
+    """Train by the recipe, under PGD where it has an eps (Madry et al. 2018); the average of the late weights, in float32 and eval mode.
 
-    Randomness comes from the global generators. `show(epoch, loss)` is told the mean loss of each epoch.
+    `precision` is one of carso.devices.PRECISIONS, of the network and of the attack. Randomness comes from the global generators.
+    `show(epoch, loss)` is told the mean loss of each epoch.
     """
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
     x, y = data.x.to(device), data.y.to(device)
     spread = (0, 2, 3)
     net.register_buffer("mean", x.mean(spread)[:, None, None])
     net.register_buffer("std", x.std(spread)[:, None, None])
     net.to(device).train()
+    if device.startswith("cuda"):
+        net.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     batches = -(-len(x) // recipe.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=recipe.epochs * batches, pct_start=0.2)
-    average = {k: v.clone() for k, v in net.state_dict().items()}
+    kept = net.state_dict()
+    average = {k: v.clone() for k, v in kept.items()}
+    floats = [k for k, v in kept.items() if v.is_floating_point()]
     for epoch in range(recipe.epochs):
         eps = float(Fraction(recipe.eps)) * min(1, (epoch + 1) / (recipe.warm * recipe.epochs))
-        total = 0.0
+        total = x.new_zeros(())
         for chosen in torch.randperm(len(x), device=device).split(recipe.batch):
             seen = augment(x[chosen], recipe)
-            loss = F.cross_entropy(net(attack(net, seen, y[chosen], eps, recipe.steps)), y[chosen])
+            with half:
+                loss = F.cross_entropy(net(attack(net, seen, y[chosen], eps, recipe.steps)), y[chosen])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-            total += loss.item() * len(chosen)
-            for k, v in net.state_dict().items():
-                if v.is_floating_point():
-                    average[k].lerp_(v, 1 - recipe.average)
-                else:
-                    average[k].copy_(v)
-        show(epoch, total / len(x))
-    net.load_state_dict(average)
+            total += loss.detach() * len(chosen)
+            torch._foreach_lerp_([average[k] for k in floats], [kept[k] for k in floats], 1 - recipe.average)
+        show(epoch, total.item() / len(x))
+    net.load_state_dict({**kept, **{k: average[k] for k in floats}})
     return net.eval()
 
 
@@ -123,8 +128,9 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
     torch.manual_seed(args.seed)
     arch = {"name": recipe.net, "params": {"shape": list(data.x.shape[1:]), "classes": data.classes, **recipe.size}}
     started = time.perf_counter()
-    net = rounded(fit(make(arch, name), data, recipe, device, lambda epoch, loss: show(name, epoch, recipe.epochs, loss, started)))
+    net = rounded(fit(make(arch, name), data, recipe, device, lambda epoch, loss: show(name, epoch, recipe.epochs, loss, started), args.precision))
     seconds = time.perf_counter() - started
+    torch.backends.cudnn.allow_tf32 = False
     clean, robust = measure(net, test, float(Fraction(budget)), device, steps=STEPS, restarts=RESTARTS)
 
     path = (args.out or weights.FOLDER) / f"{args.dataset}-{name}.safetensors"
@@ -139,6 +145,7 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
         "command": shlex.join(["python", "-m", "baselines.train", *argv]),
         "commit": commit(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu, {torch.get_num_threads()} threads",
+        "precision": args.precision,
         "torch": torch.__version__,
         "seconds": round(seconds, 1),
         "accuracy": {
@@ -152,6 +159,15 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
     }
     weights.save(path, net.state_dict(), facts, half=True)
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB, {seconds:.0f} s; clean {clean:.4f}, robust {robust:.4f} at linf {budget}, n={len(test)}")
+
+
+def every(dataset: str, device: str) -> list[str]:
+    """The names of all recipes of the dataset, less those that would take days here."""
+    recipes = RECIPES.get(dataset, {})
+    left = [name for name, recipe in recipes.items() if recipe.gpu and not device.startswith("cuda")]
+    if left:
+        print(f"left out, for they take days without a GPU: {', '.join(left)}; --name has them all the same")
+    return [name for name in recipes or NAMES if name not in left]
 
 
 def show(name: str, epoch: int, epochs: int, loss: float, started: float) -> None:
@@ -169,10 +185,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=1000, help="test images to measure on, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="of the training; what is measured afterwards is in float32")
     parser.add_argument("--data-dir", type=Path, default=None, help="default: the environment variable BENCH_DATA, or data/")
     parser.add_argument("--out", type=Path, default=None, help="a folder; default: weights/")
     args = parser.parse_args(argv)
-    limit_threads()
+    settle_arithmetic()
     try:
         if args.epochs < 0 or args.n < 1:
             raise BadInput(f"--epochs {args.epochs} and --n {args.n} must be positive")
@@ -182,7 +199,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.name == "all" and not robust.startswith("own:"):
             print(f"the classifiers of '{args.dataset}' are not ours to train: its robust one is {robust}")
             return 0
-        for name in RECIPES.get(args.dataset, NAMES) if args.name == "all" else (args.name,):
+        if args.precision == "tf32" and not device.startswith("cuda"):
+            raise BadInput("--precision tf32 needs a GPU; use 32-true or bf16-mixed")
+        for name in every(args.dataset, device) if args.name == "all" else (args.name,):
             train_one(name, args, argv, device)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,11 +6,16 @@ from torch import nn
 
 from bench.registry import defence
 from carso.aggregate import AGGREGATIONS
-from carso.defence import build
+from carso.defence import around, build
 from carso.model import VAE
 
 
-@defence("vae", stochastic=lambda knobs: int(knobs["samples"]) > 0, choices={"aggregation": AGGREGATIONS})
+@defence(
+    "vae",
+    stochastic=lambda knobs: int(knobs["samples"]) > 0,
+    follows=lambda knobs: {"weights": f"@vae{around(knobs)}"} if knobs["weights"] == "@vae" else {},
+    choices={"aggregation": AGGREGATIONS},
+)
 def vae(*, classifier: str = "@robust", weights: str = "@vae", samples: int = 8, aggregation: str = "peel") -> nn.Module:
     """Encode the image by a VAE, and classify `samples` reconstructions from its posterior.
 

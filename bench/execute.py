@@ -149,6 +149,10 @@ def versions() -> tuple[tuple[str, str], ...]:
     return tuple(sorted((("python", platform.python_version()), *((name, metadata.version(name)) for name in names))))
 
 
-def limit_threads() -> None:
-    """One thread, unless OMP_NUM_THREADS says otherwise: two were measured to be slower than one on small models, and they reorder sums."""
+def settle_arithmetic() -> None:
+    """Arithmetic that repeats: one thread, unless OMP_NUM_THREADS says otherwise (two were measured to be slower than one on small models, and they
+    reorder sums); on a GPU float32 in full, where cuDNN's default rounds what convolutions multiply to the 10 bits of TF32, and sums in one order.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True

@@ -131,7 +131,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
 def sweep(out: Console, args: argparse.Namespace, plan: Plan, pending: Sequence[Cell], store: Store, data_dir: Path, line: str, device: str) -> int:
     from bench import execute
 
-    execute.limit_threads()
+    execute.settle_arithmetic()
     execute.check(pending, data_dir)
     if args.ray:
         from bench.executors import ray
@@ -230,9 +230,9 @@ def about(name: str) -> tuple[str, ...]:
 
 def show_dry(out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path) -> None:
     from bench.estimate import estimate
-    from bench.execute import limit_threads
+    from bench.execute import settle_arithmetic
 
-    limit_threads()
+    settle_arithmetic()
     total, unknown, waiting = 0.0, 0, {cell.key for cell in pending}
     costs = estimate(plan.cells, data_dir)
     for cell, cost in zip(plan.cells, costs, strict=True):

@@ -85,13 +85,18 @@ def build_released(classifier: str, pinned: str, samples: int, aggregation: str)
 
 
 def follows(knobs: Mapping[str, Value]) -> dict[str, str]:
-    """The purifier that the other knobs ask for, where none is named: around the dataset's undefended classifier, or on another condition."""
+    """The purifier that the other knobs ask for, where none is named: around another classifier of the dataset, or on another condition."""
     if knobs["weights"] != "@carso":
         return {}
     if knobs["condition"] == "none":
-        return {"weights": "@vae"}
-    around = "-standard" if knobs["classifier"] == "@standard" else ""
-    return {"weights": f"@carso{around}{'-logits' if knobs['condition'] == 'logits' else ''}"}
+        return {"weights": f"@vae{around(knobs)}"}
+    return {"weights": f"@carso{around(knobs)}{'-logits' if knobs['condition'] == 'logits' else ''}"}
+
+
+def around(knobs: Mapping[str, Value]) -> str:
+    """What the name of a purifier says of its classifier, where that is not the dataset's robust one: `-standard` of `@standard`."""
+    role = str(knobs["classifier"])
+    return f"-{role[1:]}" if role.startswith("@") and role != "@robust" else ""
 
 
 @defence(

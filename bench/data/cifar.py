@@ -70,6 +70,9 @@ def cifar100(split: str, data_dir: Path) -> Dataset:
         "other": "own:cifar10-jpeg-other",
         "carso": "own:cifar10-jpeg-carso",
         "vae": "own:cifar10-jpeg-vae",
+        "wide": "own:cifar10-jpeg-wide",
+        "carso-wide": "own:cifar10-jpeg-carso-wide",
+        "vae-wide": "own:cifar10-jpeg-vae-wide",
     },
 )
 def cifar10_jpeg(split: str, data_dir: Path) -> Dataset:

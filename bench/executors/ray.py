@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluate import batches, evaluate, load_cached
-from bench.execute import Watch, environment, keep_failure, limit_threads, same_source
+from bench.execute import Watch, environment, keep_failure, same_source, settle_arithmetic
 from bench.record import Record, merge
 from bench.registry import ROOT, discover
 from bench.spec import BadInput, Cell
@@ -88,7 +88,7 @@ def finish(cell: Cell, done: dict[int, Record], store: Store, watch: Watch) -> N
 
 def answer(cell: Cell, index: int, device: str, data_dir: Path, command: str, extra: tuple[Path, ...]) -> Record:
     """One batch of one cell, in a worker."""
-    limit_threads()
+    settle_arithmetic()
     discover(extra)
     data = load_cached(cell.dataset, str(data_dir))
     return evaluate(cell, [index], device=device, data_dir=str(data_dir), env=environment(cell, device, command, data.digest))

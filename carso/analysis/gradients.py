@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench import evaluate
 from bench import plan as plans
-from bench.execute import check, commit, device_of, limit_threads
+from bench.execute import check, commit, device_of, settle_arithmetic
 from bench.plan import Plan, Request
 from bench.registry import discover
 from bench.run import Parser
@@ -66,7 +66,7 @@ def command(args: argparse.Namespace) -> str:
     names = tuple(split_commas(args.defences))
     cells = plans.plan([Request(dataset=args.dataset, n=args.n, seed=args.seed, defences=names, attacks=("none",))]).cells
     device, data_dir = device_of(args.device), args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
-    limit_threads()
+    settle_arithmetic()
     plans.ensure(Plan("gradients", cells))
     check(cells, data_dir)
     # Nothing here depends on the threat model: of several cells of a defence one is enough.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench import evaluate, labels
 from bench import plan as plans
-from bench.execute import check, device_of, environment, limit_threads
+from bench.execute import check, device_of, environment, settle_arithmetic
 from bench.norms import NORMS
 from bench.plan import Plan, Request
 from bench.registry import discover
@@ -94,7 +94,7 @@ def command(args: Namespace, line: str) -> list[Path]:
     cell = cell_of(args)
     device = device_of(args.device)
     data_dir = args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
-    limit_threads()
+    settle_arithmetic()
     plans.ensure(Plan("pictures", (cell,)))
     check([cell], data_dir)
     shown = show(cell, device, str(data_dir))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from baselines.own import make
 from baselines.recipes import RECIPES, Recipe
-from baselines.train import attack, augment, fit, main, measure, rounded
+from baselines.train import attack, augment, every, fit, main, measure, rounded
 from bench.data.sample import dataset_of, load
 from bench.registry import build_classifier, datasets, discover
 from bench.spec import Spec
@@ -136,6 +136,7 @@ def test_the_command_writes_weights_and_a_card_that_agree(tmp_path: Path, capsys
         (["--dataset", "digits", "--eps", "much"], "eps 'much' is not a number"),
         (["--dataset", "digits", "--epochs", "-1"], "must be positive"),
         (["--dataset", "digits", "--device", "gpu"], "gpu"),
+        (["--dataset", "digits", "--device", "cpu", "--precision", "tf32"], "tf32 needs a GPU"),
     ],
 )
 def test_bad_input_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str) -> None:
@@ -152,13 +153,32 @@ def test_a_dataset_whose_classifiers_are_not_ours_has_nothing_to_train(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_takes_days_without_a_gpu_is_left_out_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert every("cifar10-jpeg", "cpu") == ["at", "other"]
+    assert "wide" in capsys.readouterr().out
+    assert every("cifar10-jpeg", "cuda:0") == ["at", "other", "wide"]
+    assert every("digits", "cpu") == list(RECIPES["digits"])
+    assert not capsys.readouterr().out
+
+
+def test_half_precision_is_of_the_training_alone(tmp_path: Path) -> None:
+    words = ["--dataset", "digits", "--name", "at", "--epochs", "4", "--n", "200", "--device", "cpu"]
+    for precision in ("32-true", "bf16-mixed"):
+        assert main([*words, "--precision", precision, "--out", str(tmp_path / precision)]) == 0
+    full, half = (json.loads((tmp_path / precision / "digits-at.json").read_text()) for precision in ("32-true", "bf16-mixed"))
+    assert half["precision"] == "bf16-mixed"
+    assert half["sha256"] != full["sha256"]
+    assert abs(half["accuracy"]["clean"] - full["accuracy"]["clean"]) < 0.15
+    assert full["accuracy"]["clean"] > 0.8
+
+
 def test_recipes_name_what_exists() -> None:
     discover()
     for name, recipes in RECIPES.items():
         roles = datasets.get(name).facts["roles"]
-        assert {roles.get(role) for role in ("standard", "robust", "other", "noise")} >= {f"own:{name}-{kind}" for kind in recipes}
-        assert {"at", "other"} <= recipes.keys() <= {"standard", "at", "other", "noise"}
+        assert {roles.get(role) for role in ("standard", "robust", "other", "noise", "wide")} >= {f"own:{name}-{kind}" for kind in recipes}
+        assert {"at", "other"} <= recipes.keys() <= {"standard", "at", "other", "noise", "wide"}
         assert [kind for kind in recipes if recipes[kind].noise] == ["noise"] * ("noise" in recipes)
         assert recipes["other"].net not in {recipes[kind].net for kind in recipes.keys() - {"other"}}
         assert recipes["at"].eps != "0"
-        assert {recipes[kind].eps for kind in recipes.keys() - {"at"}} == {"0"}
+        assert {recipes[kind].eps for kind in recipes.keys() - {"at", "wide"}} == {"0"}

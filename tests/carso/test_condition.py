@@ -9,7 +9,7 @@ from bench.data.sample import load
 from bench.plan import Request, plan
 from bench.registry import build_defence, defences
 from bench.spec import BadInput, Spec
-from carso.defence import last_layer
+from carso.defence import follows, last_layer
 from carso.model import CARSO
 
 
@@ -42,6 +42,13 @@ def test_the_default_condition_is_no_part_of_the_question_and_another_one_is() -
 )
 def test_the_purifier_follows_from_classifier_and_condition(text: str, weights: str) -> None:
     assert str(spec_of(text).params["weights"]).startswith(weights)
+
+
+def test_around_another_classifier_of_the_dataset_the_purifier_has_its_name() -> None:
+    assert follows({"weights": "@carso", "condition": "layers", "classifier": "@wide"}) == {"weights": "@carso-wide"}
+    assert follows({"weights": "@carso", "condition": "none", "classifier": "@wide"}) == {"weights": "@vae-wide"}
+    assert follows({"weights": "@carso", "condition": "layers", "classifier": "own:x"}) == {"weights": "@carso"}
+    assert follows({"weights": "own:x", "condition": "layers", "classifier": "@wide"}) == {}
 
 
 def test_without_a_condition_the_image_does_not_matter() -> None:
