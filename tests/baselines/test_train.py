@@ -162,14 +162,14 @@ def test_what_takes_days_without_a_gpu_is_left_out_there(capsys: pytest.CaptureF
 
 
 def test_half_precision_is_of_the_training_alone(tmp_path: Path) -> None:
-    words = ["--dataset", "digits", "--name", "at", "--epochs", "4", "--n", "200", "--device", "cpu"]
+    words = ["--dataset", "digits", "--name", "standard", "--epochs", "2", "--n", "200", "--device", "cpu"]
     for precision in ("32-true", "bf16-mixed"):
         assert main([*words, "--precision", precision, "--out", str(tmp_path / precision)]) == 0
-    full, half = (json.loads((tmp_path / precision / "digits-at.json").read_text()) for precision in ("32-true", "bf16-mixed"))
+    full, half = (json.loads((tmp_path / precision / "digits-standard.json").read_text()) for precision in ("32-true", "bf16-mixed"))
     assert half["precision"] == "bf16-mixed"
     assert half["sha256"] != full["sha256"]
     assert abs(half["accuracy"]["clean"] - full["accuracy"]["clean"]) < 0.15
-    assert full["accuracy"]["clean"] > 0.8
+    assert full["accuracy"]["clean"] > 0.5
 
 
 def test_recipes_name_what_exists() -> None:
