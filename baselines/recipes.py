@@ -58,7 +58,7 @@ RECIPES = {
         "at": Recipe("resnet", RESNET, epochs=18, batch=128, lr=4e-3, weight_decay=5e-3, eps="8/255", steps=2, average=0.998, shift=2, flip=True),
         "other": Recipe("cnn", {"width": 32, "hidden": 128}, epochs=12, batch=128, average=0.998, shift=2, flip=True),
         "wide": Recipe(
-            *("resnet", WIDE), epochs=30, batch=256, lr=3e-3, weight_decay=5e-3, eps="8/255", steps=5, average=0.998, shift=3, flip=True, gpu=True
+            *("resnet", WIDE), epochs=24, batch=256, lr=3e-3, weight_decay=5e-3, eps="8/255", steps=5, average=0.998, shift=3, flip=True, gpu=True
         ),
     },
 }
