@@ -85,28 +85,38 @@ def test_returns_finite_images_near_the_ball_and_stays_in_its_budget(name: str, 
         assert (inside - made).abs().max() < 1e-4  # the library's l1 projection is good to the fifth digit
 
 
-@pytest.mark.parametrize(
-    ("name", "queries"),
-    [
-        ("noise", 12),
-        ("gaussian-noise", 12),
-        ("square", 15),
-        ("spsa", 33),
-        ("nes", 33),
-        ("onepixel", 32),
-        ("pixle", 16),
-        ("hopskipjump", 120),
-        ("geoda", 120),
-        ("boundary", 35),
-    ],
-)
+# What TINY's knobs allow an attack without gradients to ask on a deterministic defence; 35 is the start, ten bisections and two queries a step.
+QUERIES = {
+    "noise": 12,
+    "gaussian-noise": 12,
+    "square": 15,
+    "spsa": 33,
+    "nes": 33,
+    "onepixel": 32,
+    "pixle": 16,
+    "hopskipjump": 120,
+    "geoda": 120,
+    "boundary": 35,
+}
+COUNT_DRAWS = ("hopskipjump", "geoda")  # of these `queries` is the number of draws, of the others that of questions, each of `eot` draws
+
+
+def test_every_attack_without_gradients_has_a_budget_that_is_tested_here() -> None:
+    ours = [entry for entry in registry.attacks if entry.make.__module__.startswith("bench.attacks.")]
+    assert {entry.name for entry in ours if entry.facts["access"] in ("score", "decision")} == {*QUERIES, "none"}
+
+
+@pytest.mark.parametrize(("name", "queries"), QUERIES.items())
 def test_a_budget_of_queries_is_spent_to_the_last(name: str, queries: int) -> None:
-    """At an eps that nothing reaches, so that no example leaves; 35 is the start, ten bisections and two queries a step."""
-    problem = two_classes(gap=1.0)
-    target = problem.target(registry.attacks.get(name).facts["access"])
-    candidates(problem, name, "l0" if name in L0 else "linf", 1.0 if name in L0 else 1e-4, target, **TINY[name])
-    assert target.forwards == queries * len(problem.x)
-    assert target.backwards == 0
+    """At an eps that nothing reaches, so that no example leaves; where the defence is called stochastic every draw counts."""
+    problem, entry = two_classes(gap=1.0), registry.attacks.get(name)
+    knobs = entry.resolve(TINY[name])
+    for stochastic in (False, True):
+        target = problem.target(entry.facts["access"], stochastic)
+        candidates(problem, name, "l0" if name in L0 else "linf", 1.0 if name in L0 else 1e-4, target, **TINY[name])
+        draws = 1 if name in COUNT_DRAWS or not stochastic else knobs.get("eot", 1)
+        assert target.forwards == queries * draws * len(problem.x)
+        assert target.backwards == 0
 
 
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
