@@ -94,7 +94,7 @@ def command(args: argparse.Namespace, line: str) -> int:
     pending = plan.cells if args.rerun else plan.pending(store)
     data_dir = args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
     if args.dry_run:
-        show_dry(out, plan, pending, data_dir)
+        show_dry(out, plan, pending, data_dir, args.device)
         return 0
     failed = 0
     if pending:
@@ -147,13 +147,22 @@ def sweep(out: Console, args: argparse.Namespace, plan: Plan, pending: Sequence[
         return execute.execute(pending, store, **how)
 
 
+def named(cells: Sequence[Cell]) -> dict[Cell, str]:
+    """`carso / pgd`, with the knobs that tell a cell from the others."""
+    attacks, lines = labels.short(cell.attack for cell in cells), labels.short(cell.defence for cell in cells)
+    return {cell: f"{lines[cell.defence]} / {attacks[cell.attack]}" for cell in cells}
+
+
+def place(cell: Cell) -> str:
+    return f"({cell.threat.norm} {cell.threat.eps})"
+
+
 class Live:
     """Bars on a terminal (cells, batches, time left), plain lines elsewhere."""
 
     def __init__(self, out: Console, cells: Sequence[Cell]) -> None:
         self.cells, self.done, self.start = len(cells), 0, time.monotonic()
-        attacks, lines = labels.short(cell.attack for cell in cells), labels.short(cell.defence for cell in cells)
-        self.names = {cell: f"{lines[cell.defence]} / {attacks[cell.attack]}" for cell in cells}
+        self.names = named(cells)
         left = (TextColumn("left"), TimeRemainingColumn())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
         self.bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True, speed_estimate_period=600)
@@ -181,7 +190,7 @@ class Live:
         self.done += 1
         self.bars.update(self.all, completed=self.done)
         width = len(str(self.cells))
-        name = f"{self.names[cell]} ({cell.threat.norm} {cell.threat.eps})"
+        name = f"{self.names[cell]} {place(cell)}"
         so_far = f"{self.done:{width}}/{self.cells}  {time.monotonic() - self.start:5.0f} s"
         self.bars.console.print(f"{so_far}  {escape(name.ljust(56))} {text}", soft_wrap=True)
 
@@ -228,20 +237,26 @@ def about(name: str) -> tuple[str, ...]:
     return architecture, f"{found.parameters / 1e6:.2f}", clean, robust, found.eps, found.venue
 
 
-def show_dry(out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path) -> None:
-    from bench.estimate import estimate
-    from bench.execute import settle_arithmetic
+def show_dry(out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path, device: str) -> None:
+    """A line per cell: its name, the most calls per example, and the time that they would take."""
+    from bench.estimate import estimate, spoken
+    from bench.execute import device_of, settle_arithmetic
 
     settle_arithmetic()
+    at = device_of(device)
+    costs = estimate(plan.cells, data_dir, at)
+    names = {cell: f"{name} {place(cell)}" for cell, name in named(plan.cells).items()}
+    width = max(map(len, names.values()))
+    out.print(f"{'defence / attack':{width}} {'calls':>11} {'time':>9}", soft_wrap=True)
     total, unknown, waiting = 0.0, 0, {cell.key for cell in pending}
-    costs = estimate(plan.cells, data_dir)
     for cell, cost in zip(plan.cells, costs, strict=True):
         kept = "" if cell.key in waiting else "  (in the store)"
-        seconds = "time unknown" if cost.seconds is None else f"about {cost.seconds:.0f} s"
-        out.print(f"{cell.key}  {escape(str(cell))}\n{'':18}at most {cost.calls:,} calls per example; {seconds}{kept}", soft_wrap=True)
+        out.print(f"{escape(names[cell].ljust(width))} {cost.calls:>11,} {spoken(cost.seconds):>9}{kept}", soft_wrap=True)
         total += (cost.seconds or 0.0) * (cell.key in waiting)
         unknown += cost.seconds is None and cell.key in waiting
-    ahead = f"at most about {total / 60:.1f} minutes on one thread of this machine's CPU"
+    where = "one thread of this machine's CPU" if at == "cpu" else f"this machine's {at}"
+    out.print(f"calls: the most forward passes per example, a backward counting as two; time: from trial predictions on {where}", soft_wrap=True)
+    ahead = f"at most about {spoken(total)}"
     if unknown:
         ahead += f"; {unknown} of unknown time are not counted in: their data or weights are not there"
     out.print(f"{len(plan.cells)} cells, {len(waiting)} to answer, {ahead}", soft_wrap=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.estimate import spoken, time_of
 from bench.run import main
 from tests.conftest import TOYS
 
@@ -111,11 +112,37 @@ def test_a_list_needs_no_library_of_the_zoo() -> None:
 def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TOY, "--dry-run", "--out", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out
-    assert "toy-linear" in shown
-    assert "at most 3 calls per example" in shown
+    lines = {line.partition(" (")[0]: line for line in shown.splitlines()}
+    assert lines["toy-linear / toy-exact"].split()[3:6] == ["(linf", "1/10)", "3"]
+    assert max(map(len, lines.values())) <= 140
     assert "2 cells, 2 to answer" in shown
+    assert "in the store" not in shown
     assert "unknown" not in shown
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_tells_what_is_in_the_store_and_counts_only_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 900 ms a prediction of 40 images: three calls of the attack, and three to select and judge, 216 s; without an attack half of that."""
+    monkeypatch.setattr("bench.estimate.clock", lambda model, x, repeats: 900.0)
+    time_of.cache_clear()
+    assert main([*TOY, "--dry-run", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-2:] for line in shown.splitlines()[1:3]] == [["1.8", "min"], ["3.6", "min"]]
+    assert "2 cells, 2 to answer, at most about 5.4 min" in shown
+    assert main([*TOY[:-1], "none", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main([*TOY, "--dry-run", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert [line.endswith("(in the store)") for line in shown.splitlines()[1:3]] == [True, False]
+    assert "2 cells, 1 to answer, at most about 3.6 min" in shown
+    time_of.cache_clear()
+
+
+def test_times_are_spoken_in_the_unit_that_fits() -> None:
+    times = {None: "unknown", 0.2: "0 s", 59.6: "60 s", 99: "99 s", 126: "2.1 min", 5990: "99.8 min", 7200: "2.0 h", 1e6: "12 days"}
+    assert {seconds: spoken(seconds) for seconds in times} == times
 
 
 def test_a_dry_run_says_which_cells_it_cannot_time_and_a_knob_that_came_later_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +160,7 @@ def test_a_dry_run_says_which_cells_it_cannot_time_and_a_knob_that_came_later_is
     ]
     assert main([*words, "--dry-run", "--n", "20"]) == 0
     shown = capsys.readouterr().out
-    assert "at most 15 calls per example; time unknown" in shown
+    assert shown.splitlines()[2].split() == ["at", "/", "spsa", "(linf", "8/255)", "15", "unknown"]
     assert "2 of unknown time are not counted in" in shown
 
 
