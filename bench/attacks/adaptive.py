@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,12 +57,16 @@ def adaptive(
     (averaged over noise). The knobs are those of pgd-eot; `eot` draws are averaged where a route is random. `only`, names joined by +, tries these
     alone: what a single way around finds by itself.
 
+    Where the gradient of the defence itself is not finite, `warm` and `full` step along that of the next surrogate, unless `only` is given.
+
     An example is left alone once a candidate fooled the defence, in ten draws in a row where that is stochastic; where a route was not tried its
     candidate is the image itself. Tramer et al. 2020, arXiv:2002.08347; Athalye et al. 2018, arXiv:1802.00420.
     """
     knobs = {"loss": loss, "steps": steps, "restarts": restarts, "step": step, "wide": wide, "momentum": momentum}
-    run = Run(model, x, y, threat, knobs, eot)
-    return {name: run.by(name) for name in chosen(routes(model), only)}
+    names = chosen(routes(model), only)
+    lent = list(surrogates(model).values())[: (MOST - len(names)) // 2] if not only else []  # so that `calls` holds, with each for both of the two
+    run = Run(model, x, y, threat, knobs, eot, lent)
+    return {name: run.by(name) for name in names}
 
 
 def routes(model: Target) -> list[str]:
@@ -106,8 +111,10 @@ def part(model: Target, name: str) -> Any:
 class Run:
     """What the routes share: the examples, the strongest candidate of each so far, and which of them still stand."""
 
-    def __init__(self, model: Target, x: Tensor, y: Tensor, threat: ThreatModel, knobs: dict[str, Any], eot: int) -> None:
-        self.model, self.x, self.y, self.threat, self.knobs, self.eot = model, x, y, threat, knobs, eot
+    def __init__(
+        self, model: Target, x: Tensor, y: Tensor, threat: ThreatModel, knobs: dict[str, Any], eot: int, lent: Sequence[Callable[[Tensor], Tensor]]
+    ) -> None:
+        self.model, self.x, self.y, self.threat, self.knobs, self.eot, self.lent = model, x, y, threat, knobs, eot, lent
         self.best = x.clone()
         hits, gap = self.score(x.unsqueeze(0), y)
         self.fewest, self.widest = hits[0], gap[0]
@@ -126,7 +133,8 @@ class Run:
         start = self.best[rows] if name == "warm" else None
         knobs = self.knobs | ({"loss": "margin"} if name in DISTANCES else {})  # a distance has no cross-entropy
         eot = self.eot if stand_in.stochastic else 1
-        tried = climb(stand_in, x, labels, self.threat, start=start, eot=eot, spare=stand_in is self.model, **knobs)
+        own: dict[str, Any] = {"spare": True, "stand_ins": self.stand_ins} if stand_in is self.model else {}
+        tried = climb(stand_in, x, labels, self.threat, start=start, eot=eot, **own, **knobs)
         hits, gap = self.score(tried, y)
         tied = hits == hits.amin(0)
         best = torch.where(tied, gap, -torch.inf).argmax(0)
@@ -171,6 +179,14 @@ class Run:
             towards = self.neighbours(model.latent, rows) if name == "latent" else away(model.purify, self.x[rows])
             return self.wrap(towards), torch.zeros_like(y)
         return model, y
+
+    @functools.cached_property
+    def lenders(self) -> list[Target]:
+        return [self.wrap(call) for call in self.lent]
+
+    def stand_ins(self) -> list[Target]:
+        """What lends its gradient where the defence's own is not finite; made when first asked for, as that takes draws."""
+        return self.lenders
 
     def wrap(self, call: Callable[[Tensor], Tensor], *, random: bool | None = None) -> Target:
         """A function of images as a target of its own; whether it is random is seen where it is not said."""

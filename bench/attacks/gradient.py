@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, Loss, answers, gradient, loss_named
+from bench.attacks.losses import LOSSES, Loss, StandIns, answers, gradient, loss_named
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
@@ -146,12 +146,13 @@ def climb(
     start: Tensor | None = None,
     eot: int = 1,
     spare: bool = False,
+    stand_ins: StandIns = None,
 ) -> Tensor:
     """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin.
 
     The first restart begins at `start` where that is given. With `spare`, which is right where `model` is the defence itself, an example leaves the
     batch for good once it has fallen, with that iterate for its last: at the first misclassified one or, where the defence is stochastic, when
-    ten draws in a row, of two iterates at least, were misclassified.
+    ten draws in a row, of two iterates at least, were misclassified. `stand_ins` lend their gradient where that of `model` is not finite.
     """
     norm, eps = NORMS[threat.norm], float(threat.eps)
     first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
@@ -170,7 +171,7 @@ def climb(
             radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
             x_left = x[left]
             here = to_ball(x_adv[left], x_left, threat.norm, radius)
-            grad, value, gap, wrong = ask(model, here, y[left], measure, eot)
+            grad, value, gap, wrong = ask(model, here, y[left], measure, eot, stand_ins)
             heading[left] = momentum * heading[left] + unit(grad) if momentum else grad
             x_adv[left] = norm.ascend(here, heading[left], x_left, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
             if radius == eps:
@@ -185,9 +186,11 @@ def climb(
     return torch.stack(candidates)
 
 
-def ask(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def ask(
+    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,)."""
-    grad, value, logits = answers(model, x_adv, y, loss, eot)
+    grad, value, logits = answers(model, x_adv, y, loss, eot, stand_ins)
     gaps = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))
     return grad, value, gaps.mean(1), confirmed(model, x_adv, y, (gaps > 0).all(1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ def likely(logits: Tensor, y: Tensor, count: int) -> Tensor:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+StandIns = Callable[[], Sequence[Target]] | None  # models whose gradients take the place of one that is not finite; made when first asked for
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
 
 
@@ -65,22 +66,42 @@ def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> t
     return slope, value, margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1])).mean(1)
 
 
-def answers(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from."""
+def answers(
+    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from.
+
+    Where the model's own gradient is not finite, that of the first of the `stand_ins` with one that is takes its place.
+    """
+    slope, value, logits = slopes(model, x_adv, y, loss, eot)
+    bad = ~finite_rows(slope)
+    for stand_in in stand_ins() if stand_ins and bad.any() else ():
+        rows = bad.nonzero().squeeze(1)
+        slope[rows] = slopes(stand_in, x_adv[rows], y[rows], loss, eot if stand_in.stochastic else 1)[0]
+        bad = ~finite_rows(slope)
+        if not bad.any():
+            break
+    return finite(slope), value.nan_to_num(-torch.inf, torch.inf, -torch.inf), logits
+
+
+def slopes(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient, loss and logits as they come, NaN and all; the gradient is zero where the graph does not reach the image."""
     leaf = x_adv.detach().requires_grad_()
     with torch.enable_grad():
         logits = model.draws(leaf, eot) if eot > 1 else model(leaf).unsqueeze(1)
         labels = y.unsqueeze(1).expand(-1, logits.shape[1])
         value = loss(logits, labels).mean(1)
         slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
-    found = finite(torch.zeros_like(x_adv) if slope is None else slope)
-    return found, value.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf), logits.detach()
+    return torch.zeros_like(x_adv) if slope is None else slope, value.detach(), logits.detach()
 
 
 def finite(grad: Tensor) -> Tensor:
     """The gradient, zeroed for each example that has a NaN or an infinity in it: no step is ever taken on those."""
-    good = grad.flatten(1).isfinite().all(1)
-    return torch.where(good.view(-1, *[1] * (grad.dim() - 1)), grad, 0.0)
+    return torch.where(finite_rows(grad).view(-1, *[1] * (grad.dim() - 1)), grad, 0.0)
+
+
+def finite_rows(grad: Tensor) -> Tensor:
+    return grad.flatten(1).isfinite().all(1)
 
 
 def rows_at_once(x: Tensor) -> int:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench import registry
 from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
+from bench.attacks.gradient import climb
 from bench.evaluate import routes_of
 from bench.spec import BadInput, ThreatModel
-from bench.target import Target, right
+from bench.target import Target, margin, right
 from tests.attacks.linear import Problem, two_classes
 
 EPS = 1.1  # times the optimum
@@ -65,6 +67,71 @@ def test_a_declared_part_is_the_way_around_a_gradient_that_is_not_there(route: s
     assert broken(problem, made[route]).all()
     others = [name for name in made if name != route and list(made).index(name) > list(made).index(route)]
     assert all(torch.equal(made[name], problem.x) for name in others), "what has fallen is left alone"
+
+
+class Torn(nn.Module):
+    """The linear model, whose gradient is NaN where the margin is still more than half of that of the images."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.model = problem.model
+        self.far = float(margin(problem.model(problem.x), problem.y).mean()) / 2
+        self.surrogates = {"empty": lambda x: self.model(x) / 0.0, "near": self.near}
+        self.asked = 0
+
+    def gap(self, logits: Tensor) -> Tensor:
+        return -(logits[:, 0] - logits[:, 1]).abs()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        ill = 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None]
+        return logits + torch.where((self.gap(logits) < self.far)[:, None], ill, 0)
+
+    def near(self, x: Tensor) -> Tensor:
+        """A surrogate that leads the right way for as long as the defence does not, and from there back."""
+        self.asked += len(x)
+        logits: Tensor = self.model(x)
+        return torch.where((self.gap(logits) < self.far)[:, None], logits, -logits)
+
+
+def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_its_place() -> None:
+    """Neither alone gets there: the one stands still, and the other turns back; the first surrogate has no finite gradient at all."""
+    problem = two_classes()
+    torn = Torn(problem)
+    assert not broken(problem, attacked(problem, torn, only="full")["full"]).any()
+    assert torn.asked == 0, "a way that is tried alone gets no help"
+    for alone in ("near", "empty"):
+        assert not broken(problem, attacked(problem, torn, only=alone)[alone]).any()
+    threat = ThreatModel("linf", problem_eps(problem, "linf"), "white-box")
+    target = Target(torn, classes=2)
+    made = adaptive(target, problem.x, problem.y, threat, steps=20, eot=4)
+    assert list(made) == ["empty", "near", "warm", "full", "smoothed"]
+    assert not any(broken(problem, made[name]).any() for name in ("empty", "near"))
+    assert broken(problem, made["warm"]).all()
+    assert target.nonfinite > 0, "the harness hears of it all the same"
+    calls = registry.attacks.get("adaptive").facts["calls"]
+    knobs = registry.attacks.get("adaptive").resolve({"steps": 20, "eot": 4})
+    assert target.forwards + 2 * target.backwards <= calls(knobs, False) * len(problem.x)
+
+
+def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
+    problem, asked = two_classes(), []
+
+    class Whole(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = problem.model(x)
+            return logits
+
+    def no_help() -> list[Target]:
+        asked.append(True)
+        return []
+
+    knobs = {"loss": "ce", "steps": 4, "restarts": 1, "step": 2.0, "wide": 1.0, "momentum": 0.0}
+    threat = ThreatModel("linf", problem_eps(problem, "linf"), "white-box")
+    climb(Target(Whole(), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs)
+    assert asked == []
+    climb(Target(Torn(problem), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs)
+    assert len(asked) == 4
 
 
 def test_one_way_alone_is_tried_where_it_is_named_and_one_that_is_not_there_is_refused() -> None:
