@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.gradient import SURE, climb, passes
-from bench.attacks.losses import LOSSES
+from bench.attacks.losses import LOSSES, gradients_at_once
 from bench.registry import attack
 from bench.spec import BadInput, ThreatModel, nearest
 from bench.target import Target, margin, right
@@ -128,22 +128,27 @@ class Run:
         made, rows = self.x.clone(), self.standing
         if not len(rows):
             return made
-        x, y = self.x[rows], self.y[rows]
-        stand_in, labels = self.stand_in(name, rows)
-        start = self.best[rows] if name == "warm" else None
-        knobs = self.knobs | ({"loss": "margin"} if name in DISTANCES else {})  # a distance has no cross-entropy
-        eot = self.eot if stand_in.stochastic else 1
-        own: dict[str, Any] = {"spare": True, "stand_ins": self.stand_ins} if stand_in is self.model else {}
-        tried = climb(stand_in, x, labels, self.threat, start=start, eot=eot, **own, **knobs)
-        hits, gap = self.score(tried, y)
+        # a distance knows its goals by their places, so that its images must be differentiated all at once
+        parts = rows.split(gradients_at_once(self.x, self.eot)) if name in DISTANCES else [rows]
+        tried = torch.cat([self.climb(name, part) for part in parts], 1)
+        hits, gap = self.score(tried, self.y[rows])
         tied = hits == hits.amin(0)
         best = torch.where(tied, gap, -torch.inf).argmax(0)
-        here = torch.arange(len(rows), device=x.device)
+        here = torch.arange(len(rows), device=self.x.device)
         made[rows], hits, gap = tried[best, here], hits[best, here], gap[best, here]
         better = (hits < self.fewest[rows]) | ((hits == self.fewest[rows]) & (gap > self.widest[rows]))
         won = rows[better]
         self.best[won], self.fewest[won], self.widest[won] = made[won], hits[better], gap[better]
         return made
+
+    def climb(self, name: str, rows: Tensor) -> Tensor:
+        """The candidates (m,R,C,H,W) of the route for the examples `rows` (R,)."""
+        stand_in, labels = self.stand_in(name, rows)
+        start = self.best[rows] if name == "warm" else None
+        knobs = self.knobs | ({"loss": "margin"} if name in DISTANCES else {})  # a distance has no cross-entropy
+        eot = self.eot if stand_in.stochastic else 1
+        own: dict[str, Any] = {"spare": True, "stand_ins": self.stand_ins} if stand_in is self.model else {}
+        return climb(stand_in, self.x[rows], labels, self.threat, start=start, eot=eot, **own, **knobs)
 
     @torch.no_grad()
     def score(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

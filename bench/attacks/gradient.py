@@ -186,9 +186,7 @@ def climb(
     return torch.stack(candidates)
 
 
-def ask(
-    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def ask(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,)."""
     grad, value, logits = answers(model, x_adv, y, loss, eot, stand_ins)
     gaps = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))

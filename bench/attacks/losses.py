@@ -12,6 +12,8 @@ from bench.target import Target, margin
 
 # Images in one query of a gradient-free attack: what fits a CPU's cache, a GPU's memory. Fixed, since it decides which random number goes where.
 ROWS = {"cpu": 256, "cuda": 4096}
+# Values of images, draws included, that are differentiated at once: 512 images of 3x32x32, since a graph takes a network's memory for each of them.
+VALUES = 512 * 3 * 32 * 32
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -66,13 +68,16 @@ def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> t
     return slope, value, margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1])).mean(1)
 
 
-def answers(
-    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from.
+def answers(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from; asked in parts of fixed size.
 
     Where the model's own gradient is not finite, that of the first of the `stand_ins` with one that is takes its place.
     """
+    size = gradients_at_once(x_adv, eot)
+    if len(x_adv) > size:
+        pairs = zip(x_adv.split(size), y.split(size), strict=True)
+        grads, values, parts = zip(*(answers(model, some, names, loss, eot, stand_ins) for some, names in pairs), strict=True)
+        return torch.cat(grads), torch.cat(values), torch.cat(parts)
     slope, value, logits = slopes(model, x_adv, y, loss, eot)
     bad = ~finite_rows(slope)
     for stand_in in stand_ins() if stand_ins and bad.any() else ():
@@ -102,6 +107,11 @@ def finite(grad: Tensor) -> Tensor:
 
 def finite_rows(grad: Tensor) -> Tensor:
     return grad.flatten(1).isfinite().all(1)
+
+
+def gradients_at_once(x: Tensor, eot: int) -> int:
+    """Images, of `eot` draws each, that are differentiated at once."""
+    return max(1, VALUES // (x[0].numel() * eot))
 
 
 def rows_at_once(x: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
+from bench.attacks import losses
 from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
 from bench.attacks.gradient import climb
 from bench.evaluate import routes_of
@@ -151,6 +152,26 @@ def test_the_latent_of_another_class_is_approached() -> None:
     normal = problem.model.weight[1] - problem.model.weight[0]
     made = attacked(problem, Masked(problem.model, latent=lambda x: (x.flatten(1) - 0.5) @ normal.unsqueeze(1)))
     assert broken(problem, made["latent"]).all()
+
+
+@pytest.mark.parametrize(("route", "part"), [("latent", "latent"), ("purifier", "purify")])
+def test_a_distance_is_climbed_in_parts_of_bounded_size_to_the_same_end(route: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = two_classes()
+    calls = {"latent": lambda x: x.flatten(1)[:, ::8], "purify": lambda x: 2 * x}
+    sizes: list[int] = []
+
+    def noted(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            sizes.append(len(x))
+        return calls[part](x)
+
+    made = []
+    for images, seen in ((1000, {12}), (5, {5, 2})):
+        monkeypatch.setattr(losses, "VALUES", images * 64 * 4)  # of four draws each
+        sizes.clear()
+        made.append(attacked(problem, Masked(problem.model, **{part: noted}), only=route)[route])
+        assert set(sizes) == seen
+    assert torch.allclose(made[0], made[1], atol=1e-6)
 
 
 def test_a_purifier_is_driven_away_from_the_image() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.attacks import losses
 from bench.attacks.decision import start
 from bench.attacks.gradient import climb, unit
 from bench.attacks.losses import LOSSES, ROWS, finite, margins
@@ -96,6 +97,35 @@ def test_a_broken_example_leaves_the_batch_for_good_and_changes_nothing_for_the_
             assert (margin(model(less[3 * run_of + 2, i : i + 1]), y[i : i + 1]) > 0).all(), "the iterate that broke it is a candidate"
     assert all_calls == 24 * 8 * 4
     assert first.count(None) * 8 * 4 < calls < 0.8 * all_calls
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_gradients_are_taken_in_parts_of_bounded_size_which_changes_no_result(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Waves(), torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    y = model(x).argmax(1)
+    made = []
+    for rows in (1000, 5, 1):
+        monkeypatch.setattr(losses, "VALUES", rows * 64 + 63)
+        model.seen.clear()
+        torch.manual_seed(0)
+        target = Target(model, classes=5)
+        threat = ThreatModel(norm, parse_eps("0.02"))
+        knobs = {"steps": 6, "restarts": 2, "step": 2.0, "wide": 2.0, "momentum": 0.0}
+        made.append(climb(target, x, y, threat, loss="ce+margin", spare=True, **knobs))
+        assert max(map(len, model.seen)) == min(rows, 24)
+    assert torch.allclose(made[0], made[1], atol=1e-5)
+    assert torch.allclose(made[0], made[2], atol=1e-5)
+
+
+def test_draws_count_towards_the_size_of_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = Waves(), torch.rand(7, 1, 8, 8), torch.zeros(7, dtype=torch.long)
+    whole = losses.answers(Target(model, classes=5), x, y, LOSSES["ce"], 4)
+    monkeypatch.setattr(losses, "VALUES", 64 * 9)
+    for eot, sizes in ((4, [8, 8, 8, 4]), (20, [20] * 7)):
+        model.seen.clear()
+        parts = losses.answers(Target(model, classes=5), x, y, LOSSES["ce"], eot)
+        assert list(map(len, model.seen)) == sizes, "an example's draws stay together"
+        assert all(torch.allclose(one, other[:, :4] if other.dim() == 3 else other, atol=1e-5) for one, other in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize(("eot", "steps"), [(1, 10), (4, 3), (5, 2), (20, 2)])
