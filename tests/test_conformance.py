@@ -28,7 +28,19 @@ SAMPLE = Spec.of("digits", {"n": 12})
 DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.startswith("toy"))
 ATTACKS = sorted(entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy")))
 # a few steps of everything: the battery asks whether an attack keeps the rules, the attack's own tests whether it is strong
-SHORT = {"steps": 3, "queries": 20, "restarts": 1, "popsize": 8, "eot": 2, "tries": 4, "samples": 8, "init": 5, "evaluations": 8, "classes": 2, "points": 29}
+SHORT = {
+    "steps": 3,
+    "queries": 20,
+    "restarts": 1,
+    "popsize": 8,
+    "eot": 2,
+    "tries": 4,
+    "samples": 8,
+    "init": 5,
+    "evaluations": 8,
+    "classes": 2,
+    "points": 29,
+}
 
 
 @pytest.fixture(scope="module")

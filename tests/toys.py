@@ -1,4 +1,4 @@
-"""Plug-ins whose right answers are known: a linear model in the middle of the box, a coin, and attacks that misbehave."""
+"""Plug-ins whose right answers are known: a linear model in the middle of the box, a coin, a secret key, and attacks that misbehave."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def toy(split: str, data_dir: Path) -> Dataset:
     return dataset_of("toy", x.view(SIZE, 1, 2, 3), (side > 0).long(), classes=2)
 
 
+@dataset("toy-grey", norm="linf", eps={"linf": "1/10"}, n=24, budget="quick", roles={"standard": "toy:net", "robust": "toy:net"})
+def toy_grey(split: str, data_dir: Path) -> Dataset:
+    """Grey images of 8x8 whose first pixel says the class: 0.1 or 0.9, which eps 1/10 does not change into each other."""
+    x = torch.full((24, 1, 8, 8), 0.5)
+    y = torch.arange(24) % 2
+    x[:, 0, 0, 0] = 0.1 + 0.8 * y
+    return dataset_of("toy-grey", x, y, classes=2)
+
+
 class Linear(nn.Module):
     """Two logits -s and s with s = 4 weight @ (x - 1/2): the smallest linf change that flips the answer is |s| / (4 |weight|_1)."""
 
@@ -58,10 +67,53 @@ class Wrapped(nn.Module):
         return logits
 
 
-@classifier("toy", names=lambda: ["linear"])
+class Key(nn.Module):
+    """Logits -s and s with s = 3 for the class, -3 for the other, plus key @ (the other 63 pixels - 1/2); each call draws fresh signs as the key.
+
+    At eps 1/10 who knows the key moves s by 6.3. Who does not moves it by at most 0.8 (a standard deviation), and is right once in 10^4 draws.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1) - 0.5
+        key = 2.0 * torch.randint(0, 2, (len(x), flat.shape[1] - 1), device=x.device) - 1
+        score = 3 * flat[:, 0].sign() + (key * flat[:, 1:]).sum(1)
+        return torch.stack([-score, score], 1)
+
+
+def net() -> nn.Module:
+    """Random features of 8x8 images under a linear head, always the same; nearly linear, so that gradients lead straight to what is planted."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.Softplus(), nn.Linear(128, 2)).requires_grad_(False)
+
+
+@classifier("toy", names=lambda: ["linear", "net"])
 def toy_classifier(name: str) -> nn.Module:
-    """The linear model."""
-    return Linear()
+    """The linear model, or random features of grey images."""
+    return net() if name == "net" else Linear()
+
+
+@defence("toy-key", stochastic=True)
+def toy_key(*, classifier: str = "@standard", size: int = 64) -> nn.Module:
+    """Nothing but a random key protects it."""
+    return Key()
+
+
+@defence("toy-masked")
+def toy_masked(*, classifier: str = "@standard", leak: float = 0.0) -> nn.Module:
+    """The classifier's answers, and a gradient of `leak` times its own: all that is planted can be found, and nothing by gradients at 0."""
+    return Masked(build_classifier(classifier), leak)
+
+
+class Masked(nn.Module):
+    def __init__(self, base: nn.Module, leak: float) -> None:
+        super().__init__()
+        self.base = base
+        self.leak = leak
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.base(x.detach() + self.leak * (x - x.detach()))
+        return answer if answer.requires_grad else answer + 0 * x.sum((1, 2, 3))[:, None]
 
 
 @defence("toy-linear")

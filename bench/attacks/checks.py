@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.registry import attack as register
 from bench.registry import attack_inside, attacks
 from bench.soundness.frozen import Frozen
-from bench.soundness.planted import JUDGED, REPEATS, TRIES, planting
+from bench.soundness.planted import BESIDE, JUDGED, LADDER, REPEATS, TRIES, planting
 from bench.soundness.trial import Trial
 from bench.spec import Spec, ThreatModel
 
@@ -30,9 +30,9 @@ def passes(name: str, knobs: Mapping[str, Any], stochastic: bool) -> float:
 
 
 def planted_passes(knobs: Mapping[str, Any], stochastic: bool) -> float:
-    fitted, judged = int(knobs["points"]) + int(knobs["boundary"]), int(knobs["boundary"]) + 2
-    setting_up = fitted * REPEATS + judged * JUDGED if stochastic else fitted + judged
-    return passes("planted", knobs, stochastic) + setting_up + TRIES + 2
+    points, corners = int(knobs["points"]), int(knobs["boundary"])
+    looks = points * REPEATS + corners * BESIDE + len(LADDER) * (1 + (1 + corners) * JUDGED) + JUDGED if stochastic else points + 2 * corners + 3
+    return passes("planted", knobs, stochastic) + looks + TRIES + 1
 
 
 @register(
@@ -68,7 +68,7 @@ def planted(
     *,
     attack: str = "pgd",
     examples: int = 64,
-    points: int = 299,
+    points: int = 999,
     boundary: int = 1,
 ) -> Iterator[Trial | None]:
     """D17, a check and no attack: the share of planted adversarial examples that the attack `attack` finds, in the first `examples` images.

@@ -91,7 +91,7 @@ def sought(record: Record, compared: Sequence[Record]) -> tuple[list[Flag], list
         return [], [f"D17: {says}"]
     best = max((one.planted.rates[1] for one in compared if one.planted and believable(one)), default=None)
     bare = "" if best is None else f", and {best:.1%} on the bare classifier"
-    return [Flag("D17", "hard" if best is not None and best - found > BEATEN else "soft", says + bare)], []
+    return [Flag("D17", "hard" if best is not None and round(best - found, 9) > BEATEN else "soft", says + bare)], []
 
 
 def believable(record: Record) -> bool:

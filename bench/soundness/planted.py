@@ -15,8 +15,11 @@ from bench.target import draws, margin, right
 
 WITHIN = 0.95  # the inner points' largest distance, relative to eps
 CLOSE = 0.999  # how far the boundary is moved from the middle towards the planted example
-REPEATS = 4  # draws of each point, where the defence is stochastic
-JUDGED = 11  # draws, of which the majority counts, in the same case
+# Where the defence is stochastic: how far from the mean of the inner points the boundary may go; the draws of an inner point and of a planted one;
+# and the draws to judge by, of which a planted example must win more than `SURE`, and what is found the majority.
+LADDER = (CLOSE, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+REPEATS, BESIDE = 4, 16
+JUDGED, SURE = 11, 0.8
 TRIES = 200  # random points
 ROWS = 100  # images in one batch
 RIDGE = 1e-6  # beside a sum over the points: no more than what keeps the equations solvable
@@ -60,14 +63,16 @@ def features(defence: nn.Module, head: nn.Linear, images: Tensor) -> tuple[Tenso
     return torch.cat(inputs), torch.cat(outputs)
 
 
-def separator(inner: Tensor, outer: Tensor, steps: int = 60) -> tuple[Tensor, float] | None:
-    """Weights (F,) float64 and a bias for which w x + b is above 0 on all rows of `outer` (Q,F) and below on all of `inner` (P,F), or None.
+def separator(inner: Tensor, outer: Tensor, steps: int = 60) -> tuple[Tensor, float, bool]:
+    """Weights (F,) float64 and a bias for which w x + b is above 0 on the rows of `outer` (Q,F) and below on those of `inner` (P,F), and whether it
+    is so on all of them.
 
-    Logistic regression by Newton's method on standardised features, with as good as no ridge. The solution lies in the span of the rows, so no more
-    unknowns than rows are solved for.
+    Logistic regression by Newton's method on standardised features, the two sets with equal weight, and as good as no ridge. The solution lies in the
+    span of the rows, so no more unknowns than rows are solved for.
     """
     rows = torch.cat([inner, outer]).double()
     sign = torch.cat([-rows.new_ones(len(inner)), rows.new_ones(len(outer))])
+    weighs = torch.cat([rows.new_full((len(part),), len(rows) / 2 / len(part)) for part in (inner, outer)])
     centre, spread = rows.mean(0), rows.std(0)
     alive = spread > 1e-6 * spread.max()
     z = torch.where(alive, (rows - centre) / spread.where(alive, 1), 0)
@@ -76,23 +81,21 @@ def separator(inner: Tensor, outer: Tensor, steps: int = 60) -> tuple[Tensor, fl
     w = z.new_zeros(z.shape[1])
 
     def loss(w: Tensor) -> Tensor:
-        return F.softplus(-(z @ w)).sum() + RIDGE / 2 * w @ w
+        return weighs @ F.softplus(-(z @ w)) + RIDGE / 2 * w @ w
 
     for _ in range(steps):
         miss = (-(z @ w)).sigmoid()
-        bend = (z * (miss * (1 - miss))[:, None]).T @ z
+        bend = (z * (weighs * miss * (1 - miss))[:, None]).T @ z
         bend.diagonal().add_(RIDGE)
-        step = torch.linalg.solve(bend, z.T @ miss - RIDGE * w)
+        step = torch.linalg.solve(bend, z.T @ (weighs * miss) - RIDGE * w)
         length, here = 1.0, loss(w)
         while length > 1e-6 and not loss(w + length * step) < here:
             length /= 2
         if length <= 1e-6:
             break
         w = w + length * step
-    if not (z @ w > 0).all():
-        return None
     weight = torch.where(alive, basis @ w[:-1] / spread.where(alive, 1), 0)
-    return weight, float(w[-1] - weight @ centre)
+    return weight, float(w[-1] - weight @ centre), bool((z @ w > 0).all())
 
 
 @contextlib.contextmanager
@@ -110,36 +113,43 @@ def planting(defence: nn.Module, x: Tensor, eps: float, classes: int, stochastic
     """Within the block the defence has two classes: 0 around the image `x` (1,C,H,W), and 1 at `boundary` corners of its linf ball at least.
 
     The head is a linear separator of the features of `points` points within the ball, `x` among them, from those of the corners, moved towards the
-    corners until it nearly touches them, and scaled to the range of the defence's own logits. Gives whether one of 200 random points of the ball,
-    half of them corners, is of class 1; None, and the defence as it is, where the points could not be separated, or the whole defence does not
-    put `x` and the corners on their sides. Unfit where the defence has no head, or cannot go on from two logits.
+    corners until it nearly touches them, and scaled to the range of the defence's own logits. Where the defence is stochastic, draws overlap: there
+    it goes as far towards them as the whole defence still names them surely. Gives whether one of 200 random points of the ball, half of them
+    corners, is of class 1; None, and the defence as it is, where the points could not be separated, or the whole defence does not put `x` and the
+    corners on their sides. Unfit where the defence has no head, or cannot go on from two logits.
     """
     head = head_of(defence, x, classes)
-    repeats = REPEATS if stochastic else 1
-    near = torch.cat([x, around(x, points - 1, WITHIN * eps)])
-    far = corners(x, boundary, eps)
-    (near_rows, near_logits), (far_rows, far_logits) = (features(defence, head, images.repeat_interleave(repeats, 0)) for images in (near, far))
-    found = separator(near_rows, far_rows)
-    if found is None:
+    repeats, beside = (REPEATS, BESIDE) if stochastic else (1, 1)
+    near, far = torch.cat([x, around(x, points - 1, WITHIN * eps)]), corners(x, boundary, eps)
+    near_rows, near_logits = features(defence, head, near.repeat_interleave(repeats, 0))
+    far_rows, far_logits = features(defence, head, far.repeat_interleave(beside, 0))
+    weight, bias, parted = separator(near_rows, far_rows)
+    if not (parted or stochastic):
         yield None
         return
-    weight, bias = found
-    bias -= CLOSE * float((far_rows.double() @ weight + bias).min())
-    scores = torch.cat([near_rows, far_rows]).double() @ weight + bias
     logits = torch.cat([near_logits, far_logits])
-    size = float(logits.max() - logits.min()) / float(scores.abs().max())
-    two = (size / 2 * torch.stack([-weight, weight])).to(head.weight)
-    with replaced(head, two, (size / 2 * two.new_tensor([-bias, bias])).to(two)):
-        try:
-            answer = draws(defence, x, 1)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise Unfit(f"planted: the defence cannot go on from two logits: {str(error).partition(chr(10))[0]}") from error
-        if answer.shape[1:] != (1, 2):
-            raise Unfit(f"planted: with two logits in its head the defence answers {tuple(answer.shape[2:])}, not two")
-        if not (named(defence, x, 0, stochastic).all() and named(defence, far, 1, stochastic).all()):
-            yield None
-            return
-        yield by_chance(defence, x, eps, stochastic)
+    inner, outer = near_rows.double() @ weight + bias, far_rows.double() @ weight + bias
+    low, high = (float(inner.mean()), float(outer.mean())) if stochastic else (0.0, float(outer.min()))
+    for close in LADDER if stochastic else (CLOSE,):
+        middle = low + close * (high - low)
+        size = float(logits.max() - logits.min()) / float((torch.cat([inner, outer]) - middle).abs().max())
+        half = (size / 2 * weight).to(head.weight), size / 2 * (bias - middle)
+        with replaced(head, torch.stack([-half[0], half[0]]), head.weight.new_tensor([-half[1], half[1]])):
+            passable(defence, x)
+            if named(defence, x, 0, stochastic, SURE).all() and named(defence, far, 1, stochastic, SURE).all():
+                yield by_chance(defence, x, eps, stochastic)
+                return
+    yield None
+
+
+def passable(defence: nn.Module, x: Tensor) -> None:
+    """Unfit where the defence cannot go on from the two logits that its head now has."""
+    try:
+        answer = draws(defence, x, 1)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise Unfit(f"planted: the defence cannot go on from two logits: {str(error).partition(chr(10))[0]}") from error
+    if answer.shape[1:] != (1, 2):
+        raise Unfit(f"planted: with two logits in its head the defence answers {tuple(answer.shape[2:])}, not two")
 
 
 def around(x: Tensor, count: int, reach: float) -> Tensor:
@@ -159,11 +169,11 @@ def corners(x: Tensor, count: int, eps: float) -> Tensor:
 
 
 @torch.no_grad()
-def named(defence: nn.Module, images: Tensor, label: int, stochastic: bool) -> Tensor:
-    """Whether each image (B,C,H,W) is given this label (B,), by the majority of its draws where the defence is stochastic."""
+def named(defence: nn.Module, images: Tensor, label: int, stochastic: bool, share: float = 0.5) -> Tensor:
+    """Whether each image (B,C,H,W) is given this label (B,): where the defence is stochastic, in more than this share of its draws."""
     count = JUDGED if stochastic else 1
     labels = torch.full((len(images), count), label, device=images.device)
-    return right(draws(defence, images, count), labels).sum(1) * 2 > count
+    return right(draws(defence, images, count), labels).sum(1) > share * count
 
 
 @torch.no_grad()

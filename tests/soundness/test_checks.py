@@ -1,0 +1,156 @@
+"""What the records of the checks say of a row: in its flags and reasons, and in none of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.evaluate import evaluate
+from bench.leaderboard import Row, leaderboards
+from bench.plan import Request, from_file, plan
+from bench.record import Flag, Planted, Record
+from bench.soundness.checks import audit
+from bench.soundness.verdict import lacking
+from bench.spec import Cell
+from bench.worst import worst_case
+from tests.fake_records import cell, record
+
+NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 10}
+
+
+def planted(found: int, *, of: int = 100, valid: int | None = None, chance: int = 0, attack: str = "pgd", **how: str) -> Record:
+    """The check `planted` in which the attack found `found` of `of` examples, and random points `chance`."""
+    asked = cell(f"planted[attack={attack},examples={of}]", **how)
+    fitted = of if valid is None else valid
+    columns = ([int(i < count) for i in range(of)] for count in (fitted, found, chance))
+    return replace(record(asked, [int(i >= found) for i in range(of)]), planted=Planted(*(tuple(column) for column in columns)))
+
+
+def flags(checks: Sequence[Record], others: Sequence[Record] = (), met: Sequence[str] = ("pgd",)) -> tuple[dict[str, str], list[str]]:
+    found, told = audit(checks, None, met, [*checks, *others])
+    return {flag.id: flag.severity for flag in found}, told
+
+
+JPEG = {"defence": "jpeg[classifier=own:x,quality=75]"}
+BARE = {"defence": "undefended[classifier=own:x]"}
+
+
+def test_an_attack_that_finds_what_was_planted_is_told_and_not_flagged() -> None:
+    assert flags([planted(95)]) == ({}, ["D17: pgd finds 95.0% of 100 planted examples, random points 0.0%"])
+    assert flags([planted(94)])[0] == {"D17": "soft"}
+
+
+@pytest.mark.parametrize(("bare", "severity"), [(100, "hard"), (81, "hard"), (80, "soft"), (60, "soft")])
+def test_it_is_hard_where_the_same_attack_finds_over_ten_points_more_on_the_bare_classifier(bare: int, severity: str) -> None:
+    assert flags([planted(70, **JPEG)], [planted(bare, **BARE)])[0] == {"D17": severity}
+
+
+def test_only_the_same_attack_on_the_same_classifier_and_threat_is_compared() -> None:
+    for other in ({"defence": "undefended[classifier=own:y]"}, {**BARE, "eps": "1/10"}, {"defence": "jpeg[classifier=own:x,quality=9]"}):
+        assert flags([planted(70, **JPEG)], [planted(100, **other)])[0] == {"D17": "soft"}
+    assert flags([planted(70, **JPEG)], [planted(100, attack="apgd", **BARE)])[0] == {"D17": "soft"}
+
+
+def test_what_chance_finds_or_hardly_anything_was_planted_in_says_nothing() -> None:
+    for one in (planted(10, chance=16), planted(10, valid=89)):
+        raised, (says,) = flags([one])
+        assert raised == {}
+        assert says.endswith("of 100 that were to be planted: this says nothing")
+    assert flags([planted(10, chance=13, valid=90)])[0] == {"D17": "soft"}
+    assert flags([planted(70, **JPEG)], [planted(100, chance=30, **BARE)])[0] == {"D17": "soft"}, "nor does such a control"
+
+
+def test_one_good_attack_that_the_row_met_is_enough() -> None:
+    checks = [planted(3), planted(99, attack="apgd")]
+    assert flags(checks, met=("pgd", "apgd"))[0] == {}
+    assert "D17: pgd finds 3.0% of 100 planted examples, random points 0.0%" in flags(checks, met=("pgd", "apgd"))[1]
+    assert flags(checks, met=("pgd",))[0] == {"D17": "soft"}, "an attack that the row did not meet does not speak for its number"
+
+
+def known(left: Sequence[int], robust: Sequence[int]) -> tuple[list[Flag], list[str]]:
+    """D15 of a row whose only attack leaves `robust` of ten draws, where the frozen defence stands as `left` says."""
+    row = [record(cell("none", **NOISY), [10] * len(robust)), record(cell("pgd-eot", **NOISY), robust)]
+    return audit([record(cell("frozen[attack=pgd-eot]", **NOISY), left)], worst_case(row), {"pgd-eot"}, [])
+
+
+def test_an_attacker_who_knows_more_and_does_less_is_at_fault() -> None:
+    found, told = known([10] * 60 + [0] * 40, [10] * 50 + [0] * 50)
+    assert [(flag.id, flag.severity) for flag in found] == [("D15", "hard")]
+    assert "by 0.100" in found[0].message
+    assert told == []
+
+
+def test_what_is_owed_to_randomness_is_told() -> None:
+    found, told = known([0] * 100, [7] * 100)
+    assert found == []
+    assert told == ["D15: 0.000 stand where the attacker knows the randomness, robust accuracy is 0.700; owed to randomness: +0.700"]
+
+
+def test_the_draws_alone_do_not_flag_it() -> None:
+    assert known([10] * 52 + [0] * 48, [9, 10] * 26 + [1, 0] * 24)[0] == []
+
+
+def test_other_images_are_not_compared() -> None:
+    assert known([10] * 50, [0] * 100) == ([], [])
+
+
+def answers(defences: Sequence[str], attacks: Sequence[str]) -> list[Record]:
+    asked = Request(dataset="toy-grey", defences=tuple(defences), attacks=tuple(attacks), n=12, budget="quick")
+    return [evaluate(one) for one in plan([asked]).cells]
+
+
+def rows(records: Sequence[Record], failures: Mapping[str, str] | None = None, cells: Sequence[Cell] = ()) -> tuple[Row, ...]:
+    (board,) = leaderboards(records, {"main": [*cells, *(one.cell for one in records)]}, failures or {})
+    assert not any(label.startswith(("frozen", "planted")) for label in board.attacks)
+    return board.rows
+
+
+def test_a_row_with_checks_has_the_figures_and_columns_of_one_without() -> None:
+    held = answers(["toy-key"], ["pgd", "pgd-eot", "frozen[attack=pgd]"])
+    (row,), (plain,) = rows(held), rows([one for one in held if one.cell.attack.name != "frozen"])
+    for name in ("clean", "robust", "strongest_attack", "labels", "accuracies", "complete", "rank"):
+        assert getattr(row, name) == getattr(plain, name), name
+    assert [one.cell.attack.name for one in row.records] == ["none", "pgd", "pgd-eot"]
+    assert any("0.000 stand where the attacker knows the randomness" in reason and "owed to randomness: +1.000" in reason for reason in row.reasons)
+    (lacks,), (lacked,) = ([r for r in one.reasons if r.startswith("not run")] for one in (row, plain))
+    assert "D15" in lacked
+    assert "D15" not in lacks
+
+
+def test_a_check_that_is_not_answered_leaves_the_row_complete_and_says_so() -> None:
+    held = answers(["toy-key"], ["pgd", "frozen[attack=pgd]"])
+    (check,) = (one.cell for one in held if one.cell.attack.name == "frozen")
+    (row,) = rows([one for one in held if one.cell != check], {check.key: "RuntimeError: no"}, [check])
+    assert row.complete
+    assert any("frozen" in reason and "failed: RuntimeError: no" in reason for reason in row.reasons)
+
+
+def test_a_masked_defence_is_suspicious_by_what_the_attack_does_not_find() -> None:
+    found = {row.defence: row for row in rows(answers(["toy-linear", "toy-masked"], ["pgd", "planted"]))}
+    (reason,) = (reason for reason in found["toy-masked"].reasons if reason.startswith("D17"))
+    assert reason.startswith("D17 hard: pgd finds 0.0% of 12 planted examples")
+    assert found["toy-masked"].verdict == "suspicious"
+    assert not any(reason.startswith("D17 hard") for reason in found["toy-linear"].reasons)
+
+
+def test_a_check_can_be_no_part_of_a_worst_case() -> None:
+    with pytest.raises(ValueError, match="a check is no attack"):
+        worst_case([record(cell("pgd", **NOISY), [10]), record(cell("frozen[attack=pgd]", **NOISY), [0])])
+
+
+def test_known_randomness_is_what_a_stochastic_row_can_be_sound_with() -> None:
+    row = [record(cell(name, **NOISY), [10]) for name in ("none", "pgd-eot")]
+    assert "D15" in lacking(row)
+    assert "D15" not in lacking(row, (), [record(cell("frozen[attack=pgd]", **NOISY), [10])])
+    assert "D15" in lacking(row, (), [planted(1, of=1)])
+
+
+def test_the_plan_soundness_asks_both_checks_where_they_can_be() -> None:
+    cells = plan(from_file(Path("soundness"))[1]).cells
+    asked = {name: {cell.defence.name for cell in cells if cell.attack.name == name} for name in ("planted", "frozen")}
+    assert asked["planted"] == {cell.defence.name for cell in cells}
+    assert asked["frozen"] == {cell.defence.name for cell in cells if cell.draws > 1}
+    assert {str(cell.threat.eps) for cell in cells if cell.attack.name in asked} == {"1/5"}
