@@ -12,6 +12,7 @@ from torch import nn
 from bench import registry
 from bench.evaluate import clock, load_cached
 from bench.spec import BadInput, Cell, Spec
+from bench.target import Together
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,10 @@ def one(cell: Cell, data_dir: Path, device: str) -> Estimate:
 
 @functools.lru_cache
 def time_of(dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path, device: str) -> float | None:
-    """Milliseconds per image of one prediction, of the defence or of the classifier `source`: the faster of two of a batch as the cells have them."""
+    """Milliseconds per image of one prediction, of the defence or of the classifiers `source`: the faster of two of a batch as the cells have them."""
     try:
-        model: nn.Module = registry.build_classifier(source) if source else registry.build_defence(defence)
+        names = registry.split_several(source) if source else ()
+        model: nn.Module = Together([registry.build_classifier(name) for name in names]) if names else registry.build_defence(defence)
         return clock(model.to(device), load_cached(dataset, str(data_dir)).x[:batch].to(device), repeats=2)
     except BadInput:
         return None

@@ -3,7 +3,7 @@
 The library's attacks are used one by one. Its front class is not: it re-seeds from the clock unless told not to, keeps a "dynamic
 defence" counter for the life of the process, switches off `sys.settrace`, checks the model anew for every batch, and on a stochastic
 model throws away the candidates that one lucky draw calls failures. On a deterministic model the order, the parameters and the
-results are those of its `standard` version, bit for bit (a test holds this).
+results are those of its `standard` and `plus` versions, bit for bit (a test holds this).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Seen(nn.Module):
     norms={"linf", "l2", "l1"},
     access="white-box",
     family="gradient",
-    choices={"version": ("auto", "standard", "rand")},
+    choices={"version": ("auto", "standard", "plus", "rand")},
     calls=lambda knobs, stochastic: passes(knobs, stochastic),
 )
 def autoattack(
@@ -72,6 +72,9 @@ def autoattack(
     `targets` the number of wrong classes that the targeted ones try. With three classes APGD-DLR takes the place of its targeted form, with
     two none does; Square is left out where it has no form for the size of the images (12x12 in l2, say).
 
+    `plus` runs APGD-CE and APGD-DLR, of five restarts each, and untargeted FAB, of five too, then Square and the two targeted ones. FAB asks for a
+    gradient of every class: in the number of calls they are taken to be one more than `targets`.
+
     `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It returns the highest-loss and the last
     misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on single draws, would return
     the clean image after a lucky one. Croce & Hein 2020, arXiv:2003.01690.
@@ -80,7 +83,7 @@ def autoattack(
     x = x.contiguous()
     if version == "rand" or (version == "auto" and model.stochastic):
         return rand(model, x, y, threat, rand_steps, eot)
-    return standard(model, x, y, threat, steps, queries, targets)
+    return in_turn(model, x, y, threat, steps, queries, targets, plus=version == "plus")
 
 
 @attack(
@@ -113,22 +116,25 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
     return x_adv
 
 
-def standard(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, queries: int, targets: int) -> Tensor:
+def in_turn(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, queries: int, targets: int, *, plus: bool) -> Tensor:
+    """The standard version, or the plus version: each attack on what is left by those before."""
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
 
     seen, sparse = Seen(model), threat.norm == "l1"
     facts: dict[str, Any] = {"norm": NAMES[threat.norm], "eps": float(threat.eps), "seed": seed(), "device": model.device}
-    climbing = {**facts, "n_iter": steps, "use_largereps": sparse, "logger": logging.getLogger("auto-attack")}
+    climbing = {**facts, "n_iter": steps, "use_largereps": sparse and not plus, "logger": logging.getLogger("auto-attack")}
     others = min(targets, model.classes - 1)
-    runs = [APGDAttack(seen, loss="ce", n_restarts=5 if sparse else 1, **climbing)]
+    first = [APGDAttack(seen, loss="ce", n_restarts=5 if sparse or plus else 1, **climbing)]
+    last = [FABAttack_PT(seen, n_iter=steps, targeted=True, n_target_classes=others, **facts)]
     if model.classes > 3:
-        runs.append(APGDAttack_targeted(seen, n_target_classes=min(others, 5) if sparse else others, **climbing))
-    elif model.classes == 3:
-        runs.append(APGDAttack(seen, loss="dlr", **climbing))
-    runs.append(FABAttack_PT(seen, n_iter=steps, targeted=True, n_target_classes=others, **facts))
-    if tiles(x, threat.norm):
-        runs.append(square_search()(seen, n_queries=queries, **facts, **SQUARE))
+        last.insert(0, APGDAttack_targeted(seen, n_target_classes=min(others, 5) if sparse and not plus else others, **climbing))
+    if model.classes > 2 and (plus or model.classes == 3):
+        first.append(APGDAttack(seen, loss="dlr", n_restarts=5 if plus else 1, **climbing))
+    if plus:
+        first.append(FABAttack_PT(seen, n_iter=steps, n_restarts=5, **facts))
+    anywhere = [square_search()(seen, n_queries=queries, **facts, **SQUARE)] if tiles(x, threat.norm) else []
+    runs = [*first, *anywhere, *last] if plus else [*first, *last, *anywhere]
     x_adv = x.clone()
     with torch.no_grad():
         alive = right(seen(x), y)
@@ -192,7 +198,8 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
         return 6 * (int(knobs["rand_steps"]) + 1) * int(knobs["eot"])
     steps, targets = int(knobs["steps"]), int(knobs["targets"])
     climb = 3 * (steps + 3)  # APGD, in l1 with two more starts for its larger radii
-    return 1 + 5 * climb + targets * (climb + 1) + targets * (4 * steps + 4) + int(knobs["queries"]) + 12
+    more = 5 * climb + 5 * ((2 * (targets + 1) + 2) * steps + 3) + 8 if knobs["version"] == "plus" else 0
+    return 1 + 5 * climb + targets * (climb + 1) + targets * (4 * steps + 4) + int(knobs["queries"]) + 12 + more
 
 
 def seed() -> int:

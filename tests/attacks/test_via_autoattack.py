@@ -11,7 +11,7 @@ from torch import nn
 from bench import registry
 from bench.spec import ThreatModel, parse_eps
 from bench.target import Target
-from tests.attacks.linear import Problem, candidates
+from tests.attacks.linear import Problem, candidates, many_classes
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +27,19 @@ def problem(net: nn.Module) -> Problem:
     return Problem(net, x, net(x).argmax(1), {})
 
 
+@pytest.mark.parametrize("version", ["standard", "plus"])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "0.012"), ("l2", "0.06"), ("l1", "0.35")])
-def test_standard_is_the_library_bit_for_bit(problem: Problem, net: nn.Module, norm: str, eps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_and_plus_are_the_library_bit_for_bit(problem: Problem, net: nn.Module, norm: str, eps: str, version: str) -> None:
     from pyautoattack import AutoAttack
 
     queries = 60
     threat = ThreatModel(norm, parse_eps(eps))
     torch.manual_seed(5)
     target, library = Target(net, classes=10), Target(net, classes=10)
-    ours = registry.attacks.get("autoattack").make(target, problem.x.clone(), problem.y, threat, queries=queries)
+    ours = registry.attacks.get("autoattack").make(target, problem.x.clone(), problem.y, threat, queries=queries, version=version)
     torch.manual_seed(5)
     seed = int(torch.randint(2**31, ()))
-    front = AutoAttack(library, norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[norm], eps=float(threat.eps), seed=seed, version="standard")
+    front = AutoAttack(library, norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[norm], eps=float(threat.eps), seed=seed, version=version)
     front.square.n_queries = queries
     theirs, _ = front.run_standard_evaluation(problem.x.clone(), problem.y)
     assert torch.equal(ours, theirs)
@@ -46,6 +47,23 @@ def test_standard_is_the_library_bit_for_bit(problem: Problem, net: nn.Module, n
     assert (library.forwards - checks * len(ours), library.backwards) == (target.forwards, target.backwards)
     changed = (ours != problem.x).flatten(1).any(1)
     assert 0 < changed.sum() < len(changed), "an eps at which some fall and some stand"
+    entry = registry.attacks.get("autoattack")
+    calls = entry.facts["calls"](entry.resolve({"queries": queries, "version": version}), False)
+    assert target.forwards + 2 * target.backwards <= calls * len(ours)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_plus_leaves_out_what_needs_more_classes_and_keeps_to_its_budget(norm: str, classes: int) -> None:
+    """At an eps that nothing reaches, so that every attack runs to its end on every example."""
+    few, entry = many_classes(classes, batch=3, channels=1), registry.attacks.get("autoattack")
+    knobs = {"version": "plus", "steps": 6, "queries": 20, "targets": classes - 1}
+    target = few.target()
+    assert torch.equal(candidates(few, "autoattack", norm, 1e-6, target, **knobs)[0], few.x)
+    climbs = 5 * (6 + 1) * (1 if classes == 2 else 2) + (0 if classes < 4 else (classes - 1) * 7)
+    fab = 5 * 6 * classes + 6 * (classes - 1)
+    assert target.backwards == 3 * (climbs + fab)
+    assert target.forwards + 2 * target.backwards <= 3 * entry.facts["calls"](entry.resolve(knobs), False)
 
 
 def test_tracing_and_the_dynamic_counters_are_untouched(problem: Problem) -> None:

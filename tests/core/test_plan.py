@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import weights
+from bench.labels import unpinned
 from bench.plan import Request, budget_of, from_file, plan
 from bench.registry import attacks, datasets
 from bench.spec import BadInput
@@ -135,6 +136,14 @@ def test_missing_weights_in_a_default_list_are_noted_and_left_out() -> None:
     made = plan([Request(dataset="toy", attacks=("none",))])
     assert "carso" not in {c.defence.name for c in made.cells}
     assert any("carso" in note for note in made.notes)
+
+
+def test_the_full_budget_transfers_also_from_an_ensemble_with_input_diversity() -> None:
+    cells = plan([Request(defences=("undefended",), budget="full", n=10)]).cells
+    knobs = [cell.attack.params for cell in cells if cell.attack.name == "transfer"]
+    sources = [(unpinned(str(each["source"])), each.get("diversity", 0)) for each in knobs]
+    alone = [f"own:digits-{name}" for name in ("standard", "other", "at")]
+    assert sources == [*((name, 0) for name in alone), ("+".join(alone), 0.5)]
 
 
 def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:

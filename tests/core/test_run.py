@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.estimate import spoken, time_of
+from bench.estimate import estimate, spoken, time_of
+from bench.plan import Request, plan
 from bench.run import main
+from bench.spec import Spec
 from tests.conftest import TOYS
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +141,13 @@ def test_a_dry_run_tells_what_is_in_the_store_and_counts_only_the_rest(
     assert [line.endswith("(in the store)") for line in shown.splitlines()[1:3]] == [True, False]
     assert "2 cells, 1 to answer, at most about 3.6 min" in shown
     time_of.cache_clear()
+
+
+def test_an_ensemble_to_transfer_from_takes_the_time_of_its_members() -> None:
+    ensemble = Spec.of("transfer", {"source": "own:digits-standard+own:digits-at"})
+    cell = replace(plan([Request(defences=("undefended",), attacks=("transfer",), n=20)]).cells[-1], attack=ensemble)
+    (cost,) = estimate([cell], Path("data"))
+    assert cost.seconds
 
 
 def test_times_are_spoken_in_the_unit_that_fits() -> None:
