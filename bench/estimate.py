@@ -44,7 +44,7 @@ def one(cell: Cell, data_dir: Path, device: str) -> Estimate:
 
 @functools.lru_cache
 def time_of(dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path, device: str) -> float | None:
-    """Milliseconds per image of one prediction, of the defence or of the classifiers `source`: the faster of two of a batch as the cells have them."""
+    """Milliseconds per image of one prediction, of the defence or the classifiers `source`: the faster of two of a batch as the cells have them."""
     try:
         names = registry.split_several(source) if source else ()
         model: nn.Module = Together([registry.build_classifier(name) for name in names]) if names else registry.build_defence(defence)
