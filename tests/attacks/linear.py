@@ -76,7 +76,7 @@ class Problem:
         return int(self.model(self.x[:1]).shape[1])
 
     def target(self, access: str = "white-box", stochastic: bool = False) -> Target:
-        return Target(self.model, access=access, stochastic=stochastic, classes=self.classes)
+        return Target(self.model, access=access, stochastic=stochastic, classes=self.classes, device=self.x.device)
 
 
 def two_classes(batch: int = 12, channels: int = 1, size: int = 8, gap: float | None = None, smooth: bool = False) -> Problem:
