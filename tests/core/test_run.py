@@ -40,6 +40,19 @@ def test_a_sweep_writes_records_and_leaderboard_and_a_second_one_answers_nothing
     assert files(out) == before
 
 
+def test_curves_over_eps_and_over_queries_are_lines_of_cells_csv(tmp_path: Path) -> None:
+    """The exact attack leaves what lies farther away than eps, of distances .005 to .195; Square may not ask more than it is given."""
+    words = [*TOY[:-1], "toy-exact,square", "--eps", "1/20,1/10,3/20", "--queries", "4,8"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    lines = list(csv.DictReader((tmp_path / "leaderboards/cells.csv").open()))
+    exact = {line["eps"]: line["acc"] for line in lines if line["attack"].startswith("toy-exact")}
+    assert exact == {"1/20": "0.7500", "1/10": "0.5000", "3/20": "0.2500"}
+    square = {(line["eps"], line["attack"]): float(line["queries"]) for line in lines if line["attack"].startswith("square")}
+    assert set(square) == {(eps, f"square[eot=2,queries={queries}]") for eps in exact for queries in (4, 8)}
+    assert all(asked <= int(attack.rpartition("=")[2].rstrip("]")) for (_, attack), asked in square.items())
+    assert square["1/20", "square[eot=2,queries=8]"] > 4
+
+
 def test_rerun_answers_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*TOY, "--out", str(tmp_path)])
     assert main([*TOY, "--out", str(tmp_path), "--rerun"]) == 0
