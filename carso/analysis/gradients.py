@@ -31,6 +31,7 @@ from carso.model import CARSO
 from carso.representation import taps
 
 DEFENCES = "at,carso,vae,tta,noise[classifier=@robust]"
+ROWS = 1024  # samples of draws of images that are held at once
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -84,10 +85,13 @@ def measured(cell: Cell, count: int, device: torch.device, data_dir: str) -> lis
     method = bench.defence
     classifier: nn.Module = getattr(method, "base", method)
     parts: list[list[Tensor]] = []
-    for index, (some, labels) in enumerate(zip(x.split(cell.batch), y.split(cell.batch), strict=True)):
+    few = max(1, ROWS // (count * int(getattr(method, "samples", 1) or 1)))
+    for index, (some, labels) in enumerate(zip(x.split(few), y.split(few), strict=True)):
         with torch.no_grad():
             held = right(classifier(some), labels)
         some, labels = some[held], labels[held]
+        if not len(some):
+            continue
         with stream(device, cell.key, index, "gradients"):
             own = slope(classifier, some, labels, 1)
             one, other = (slope(method, some, labels, count if bench.stochastic else 1) for _ in range(2))
