@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.plan import budget_of
+from bench.plan import against, budget_of
 from bench.registry import ROOT, Entry, attacks, discover
 from bench.spec import NORMS, show
 
@@ -61,6 +61,8 @@ def calls(entry: Entry, name: str) -> str:
     if entry.name not in listed or not entry.facts["calls"]:
         return "-"
     knobs: Mapping[str, Any] = entry.resolve(budget.get(entry.name, {}))
+    if entry.facts["family"] == "check":
+        knobs = {**knobs, "attack": against(entry, str(knobs["attack"]), budget, {})}
     counts = [f"{entry.facts['calls'](knobs, stochastic):,.0f}" for stochastic in (False, True)]
     return counts[1] if entry.facts["needs_stochastic"] else counts[0] if counts[0] == counts[1] else " / ".join(counts)
 

@@ -44,25 +44,33 @@ def controls(record: Record, others: Iterable[Record]) -> list[Record]:
     return [one for one in others if set(one.cell.defence.params) == {"classifier"} and one is not record and asked(one) == asked(record)]
 
 
-def audit(checks: Sequence[Record], worst: Worst | None, met: Collection[str], others: Iterable[Record]) -> tuple[list[Flag], list[str]]:
+def audit(checks: Sequence[Record], worst: Worst | None, met: Collection[Spec], others: Iterable[Record]) -> tuple[list[Flag], list[str]]:
     """The flags that the checks of a row raise, and in words what they found.
 
-    `met` are the names of the attacks that the row met: where one of them finds what was planted, it does not count that others do not. `others` are
-    the records of all rows; controls are among them.
+    `met` are the attacks that the row met. Those that it did not meet do not speak for its number, nor against it; and where one of them finds what
+    was planted, it does not count that others do not. `others` are the records of all rows; controls are among them.
     """
     others = list(others)
     flags, told = known(checks, worst)
     held = [(one, *sought(one, controls(one, others))) for one in checks if one.planted]
-    good = any(believable(one) and not doubts and inside(one) in met for one, doubts, _ in held)
-    for _, doubts, says in held:
-        flags += [] if good else doubts
-        told += [*says, *(f"{flag.id}: {flag.message}" for flag in doubts if good)]
+    asked = {but_for_the_loss(attack) for attack in met}
+    ours = [but_for_the_loss(inside(one)) in asked for one, _, _ in held]
+    good = any(believable(one) and mine and not doubts for (one, doubts, _), mine in zip(held, ours, strict=True))
+    for (_, doubts, says), mine in zip(held, ours, strict=True):
+        flags += doubts if mine and not good else []
+        told += [*says, *(f"{flag.id}: {flag.message}{'' if mine else ', and the row did not meet it'}" for flag in doubts if good or not mine)]
     return flags, told
 
 
-def inside(check: Record) -> str:
-    """The name of the attack inside of a check."""
-    return Spec.parse(str(check.cell.attack.params["attack"])).name
+def inside(check: Record) -> Spec:
+    """The attack inside of a check, with all of its knobs."""
+    return Spec.parse(str(check.cell.attack.params["attack"]))
+
+
+def but_for_the_loss(attack: Spec) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What must be the same for one attack to speak for another: all but the loss, which two classes limit."""
+    told = Spec.parse(str(attack))  # values as text, as those of the attack inside of a check are
+    return told.name, frozenset((knob, str(value)) for knob, value in told.items if knob not in ("loss", "targets"))
 
 
 def known(checks: Sequence[Record], worst: Worst | None) -> tuple[list[Flag], list[str]]:
@@ -84,7 +92,7 @@ def sought(record: Record, compared: Sequence[Record]) -> tuple[list[Flag], list
     """D17: how many planted examples the attack finds, beside what it finds where nothing stands before the classifier."""
     assert record.planted
     _, found, chance = record.planted.rates
-    says = f"{inside(record)} finds {found:.1%} of {sum(record.planted.valid)} planted examples, random points {chance:.1%}"
+    says = f"{inside(record).name} finds {found:.1%} of {sum(record.planted.valid)} planted examples, random points {chance:.1%}"
     if not believable(record):
         return [], [f"D17: {says}, of {len(record.ids)} that were to be planted: this says nothing"]
     if found >= FOUND:

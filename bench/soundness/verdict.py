@@ -2,7 +2,7 @@
 
 - broken: the attacks here leave less than was published, by 3 points or more and outside of the interval. It is the claim that is broken.
 - suspicious: a hard flag, or three soft ones.
-- incomplete: nothing speaks against the number, but something that it needs was not run.
+- incomplete: nothing speaks against the number, but something that it needs was not run, or no attack that was finds what was planted (D17).
 - sound: all of it was run. No attack of this bench, at this budget, does better; it is an upper bound and no certificate.
 """
 
@@ -48,7 +48,8 @@ def judge(
         return "broken", (claim, *reasons)
     if any(flag.severity == "hard" for flag in flags) or len(flags) >= MANY:
         return "suspicious", tuple(reasons)
-    return ("incomplete" if missing or lacks or not robust else "sound"), tuple(reasons)
+    weak = any(flag.id == "D17" for flag in flags)
+    return ("incomplete" if missing or lacks or weak or not robust else "sound"), tuple(reasons)
 
 
 def lacking(records: Sequence[Record], others: Sequence[Record] = (), checks: Sequence[Record] = ()) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from bench.plan import Request, from_file, plan
 from bench.record import Flag, Planted, Record
 from bench.soundness.checks import audit
 from bench.soundness.verdict import lacking
-from bench.spec import Cell
+from bench.spec import Cell, Spec
 from bench.worst import worst_case
 from tests.fake_records import cell, record
 
@@ -30,7 +30,7 @@ def planted(found: int, *, of: int = 100, valid: int | None = None, chance: int 
 
 
 def flags(checks: Sequence[Record], others: Sequence[Record] = (), met: Sequence[str] = ("pgd",)) -> tuple[dict[str, str], list[str]]:
-    found, told = audit(checks, None, met, [*checks, *others])
+    found, told = audit(checks, None, [Spec.parse(text) for text in met], [*checks, *others])
     return {flag.id: flag.severity for flag in found}, told
 
 
@@ -70,10 +70,23 @@ def test_one_good_attack_that_the_row_met_is_enough() -> None:
     assert flags(checks, met=("pgd",))[0] == {"D17": "soft"}, "an attack that the row did not meet does not speak for its number"
 
 
+def test_an_attack_that_the_row_did_not_meet_does_not_speak_against_its_number() -> None:
+    raised, (says,) = flags([planted(3, attack="fgsm")])
+    assert raised == {}
+    assert says.endswith("and the row did not meet it")
+
+
+def test_what_the_row_met_is_the_same_attack_whatever_its_loss() -> None:
+    """Two classes leave no third for some losses."""
+    strong = planted(99, attack="apgd[loss=ce,steps=100]")
+    assert flags([planted(3), strong], met=("pgd", "apgd[loss=ce+targeted,steps=100,targets=9]"))[0] == {}
+    assert flags([planted(3), strong], met=("pgd", "apgd[loss=ce,steps=20]"))[0] == {"D17": "soft"}
+
+
 def known(left: Sequence[int], robust: Sequence[int]) -> tuple[list[Flag], list[str]]:
     """D15 of a row whose only attack leaves `robust` of ten draws, where the frozen defence stands as `left` says."""
     row = [record(cell("none", **NOISY), [10] * len(robust)), record(cell("pgd-eot", **NOISY), robust)]
-    return audit([record(cell("frozen[attack=pgd-eot]", **NOISY), left)], worst_case(row), {"pgd-eot"}, [])
+    return audit([record(cell("frozen[attack=pgd-eot]", **NOISY), left)], worst_case(row), [], [])
 
 
 def test_an_attacker_who_knows_more_and_does_less_is_at_fault() -> None:

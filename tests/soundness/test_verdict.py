@@ -35,6 +35,10 @@ def test_one_hard_flag_or_three_soft_ones_are_suspicious() -> None:
     assert judge([SOFT] * 2, [], ["D3"], at(0.5), "pgd", None)[0] == "incomplete"
 
 
+def test_what_no_attack_finds_though_it_was_planted_keeps_a_row_from_sound() -> None:
+    assert judge([Flag("D17", "soft", "pgd finds 90%")], [], [], at(0.5), "pgd", None)[0] == "incomplete"
+
+
 @pytest.mark.parametrize(
     ("robust", "n", "verdict"), [(0.5, 100, "broken"), (0.6, 100, "sound"), (0.65, 10_000, "sound"), (0.64, 10_000, "broken"), (0.9, 100, "sound")]
 )
