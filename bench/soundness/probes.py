@@ -11,6 +11,7 @@ from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
 from bench.record import Flag
+from bench.soundness.outputs import outputs
 from bench.target import draws, margin, right
 
 ALONE, OTHERS, DRAWS = 8, 24, 16  # P3: the images whose company changes, the noise images beside them, and draws of a stochastic defence
@@ -40,7 +41,9 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
     ]
     error, doubts = differences(defence, x, y, eps)
     checks = () if error is None else (("D12", round(error, 4)),)
-    return Probe(stochastic or declared, (*flags, *doubts, *company(defence, x, y, stochastic)), checks)
+    return Probe(
+        stochastic or declared, (*flags, *doubts, *company(defence, x, y, stochastic), *outputs(defence, x, eps, has_surrogate(defence))), checks
+    )
 
 
 def same(defence: nn.Module, x: Tensor, calls: int = 5) -> bool:
