@@ -10,6 +10,7 @@ from hashlib import sha256
 
 from bench.labels import CHECKS, SAMPLING, classifier_of, dataset_of, family, short
 from bench.published import Published, beside, match
+from bench.ranks import ranks
 from bench.record import Certificate, Flag, Record
 from bench.soundness import checks
 from bench.soundness.audits import audit
@@ -230,7 +231,10 @@ def tell_apart(found: Sequence[Row]) -> list[Row]:
 
 
 def ranked(found: Sequence[Row], asked: Asked) -> list[Row]:
-    """Best first. A row whose cells are not all answered, or that was spared what most rows of its kind met, ranks after those that were not."""
+    """Best first; those that chance may have told apart share a rank.
+
+    A row whose cells are not all answered, or that was spared what most rows of its kind met, ranks after those that were not.
+    """
     met = {cell.question: set[str]() for cell in asked.cells}
     for cell in asked.cells:
         if family(cell) != "check":
@@ -249,7 +253,8 @@ def ranked(found: Sequence[Row], asked: Asked) -> list[Row]:
             one = replace(one, reasons=(*one.reasons, reason), verdict="incomplete" if one.verdict == "sound" else one.verdict)
         marked.append((bool(less), one))
     marked.sort(key=lambda pair: (not pair[1].complete, pair[0], *best_first(pair[1])))
-    return [replace(one, rank=i if one.robust else None) for i, (_, one) in enumerate(marked, 1)]
+    numbers = iter(ranks([((not one.complete, less), one.records) for less, one in marked if one.robust]))
+    return [replace(one, rank=next(numbers) if one.robust else None) for _, one in marked]
 
 
 def best_first(one: Row) -> tuple[bool, float, float, str, str, int, int]:
