@@ -85,7 +85,7 @@ def known(checks: Sequence[Record], worst: Worst | None) -> tuple[list[Flag], li
     says = f"{fmean(stands):.3f} stand where the attacker knows the randomness, robust accuracy is {fmean(robust):.3f}"
     if gain > 2 * error:
         return [Flag("D15", "hard", f"{says}: the attack on known randomness is the weaker one, by {gain:.3f}")], []
-    return [], [f"D15: {says}; owed to randomness: {-gain:+.3f}"]
+    return [], [f"D15: {says}; owed to randomness: {round(-gain, 3) + 0.0:+.3f}"]
 
 
 def sought(record: Record, compared: Sequence[Record]) -> tuple[list[Flag], list[str]]:

@@ -100,6 +100,7 @@ def test_what_is_owed_to_randomness_is_told() -> None:
     found, told = known([0] * 100, [7] * 100)
     assert found == []
     assert told == ["D15: 0.000 stand where the attacker knows the randomness, robust accuracy is 0.700; owed to randomness: +0.700"]
+    assert known([0] * 100, [0] * 100)[1][0].endswith("owed to randomness: +0.000")
 
 
 def test_the_draws_alone_do_not_flag_it() -> None:
