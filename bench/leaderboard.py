@@ -175,7 +175,7 @@ def row(
     examined = [cell for cell in cells if family(cell) == "check"]
     found = [answers[cell.key] for cell in examined if cell.key in answers]
     found = [r for r in found if base and set(r.ids) <= set(base.ids) and r.env.data == base.env.data]
-    doubts, told = checks.audit(found, worst, [r.cell.attack for r in same], answers.values())
+    doubts, told = checks.audit(found, worst, same, answers.values())
     told += unanswered(examined, answers, failures, asked)
     flags = audit(same, worst, claim, related, doubts)
     missing = unanswered(tested, answers, failures, asked) + [f"{asked.attacks[r.cell.attack]}: on other images" for r in held if r not in same]

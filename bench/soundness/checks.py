@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from bench.labels import CHECKS
@@ -44,16 +44,16 @@ def controls(record: Record, others: Iterable[Record]) -> list[Record]:
     return [one for one in others if set(one.cell.defence.params) == {"classifier"} and one is not record and asked(one) == asked(record)]
 
 
-def audit(checks: Sequence[Record], worst: Worst | None, met: Collection[Spec], others: Iterable[Record]) -> tuple[list[Flag], list[str]]:
+def audit(checks: Sequence[Record], worst: Worst | None, row: Sequence[Record], others: Iterable[Record]) -> tuple[list[Flag], list[str]]:
     """The flags that the checks of a row raise, and in words what they found.
 
-    `met` are the attacks that the row met. Those that it did not meet do not speak for its number, nor against it; and where one of them finds what
-    was planted, it does not count that others do not. `others` are the records of all rows; controls are among them.
+    Attacks that the row did not meet do not speak for its number, nor against it; and where one of them finds what was planted, it does not count
+    that others do not. `row` are the row's records, `others` those of all rows; controls are among them.
     """
     others = list(others)
-    flags, told = known(checks, worst)
+    flags, told = known(checks, worst, row)
     held = [(one, *sought(one, controls(one, others))) for one in checks if one.planted]
-    asked = {but_for_the_loss(attack) for attack in met}
+    asked = {but_for_the_loss(one.cell.attack) for one in row}
     ours = [but_for_the_loss(inside(one)) in asked for one, _, _ in held]
     good = any(believable(one) and mine and not doubts for (one, doubts, _), mine in zip(held, ours, strict=True))
     for (_, doubts, says), mine in zip(held, ours, strict=True):
@@ -73,16 +73,22 @@ def but_for_the_loss(attack: Spec) -> tuple[str, frozenset[tuple[str, str]]]:
     return told.name, frozenset((knob, str(value)) for knob, value in told.items if knob not in ("loss", "targets"))
 
 
-def known(checks: Sequence[Record], worst: Worst | None) -> tuple[list[Flag], list[str]]:
-    """D15: what stands against an attacker who knows the randomness, beside the robust accuracy `worst`, on the same examples."""
+def known(checks: Sequence[Record], worst: Worst | None, row: Sequence[Record]) -> tuple[list[Flag], list[str]]:
+    """D15: what stands against an attacker who knows the randomness, on the same examples.
+
+    Beside the same attack where it does not know it, if the row met that, for a short attack that stays above the row's strongest says nothing of
+    the randomness; else beside the robust accuracy.
+    """
     held = [one for one in checks if one.cell.attack.name == "frozen" and worst and len(one.ids) == len(worst.chosen)]
     if not held or worst is None:
         return [], []
     least = min(held, key=lambda one: one.accuracy)
     stands = [count / least.cell.draws for count in least.correct]
-    robust = [count / worst.draws for count in worst.correct]
-    gain, error = paired(stands, robust)
-    says = f"{fmean(stands):.3f} stand where the attacker knows the randomness, robust accuracy is {fmean(robust):.3f}"
+    same = next((one for one in row if str(one.cell.attack) == str(inside(least)) and one.ids == least.ids), None)
+    unknown = [count / (same.cell.draws if same else worst.draws) for count in (same.correct if same else worst.correct)]
+    gain, error = paired(stands, unknown)
+    says = f"{fmean(stands):.3f} stand where {inside(least).name} knows the randomness, "
+    says += f"{fmean(unknown):.3f} where it does not" if same else f"robust accuracy is {fmean(unknown):.3f}"
     if gain > 2 * error:
         return [Flag("D15", "hard", f"{says}: the attack on known randomness is the weaker one, by {gain:.3f}")], []
     return [], [f"D15: {says}; owed to randomness: {round(-gain, 3) + 0.0:+.3f}"]

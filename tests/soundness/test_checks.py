@@ -14,7 +14,7 @@ from bench.plan import Request, from_file, plan
 from bench.record import Flag, Planted, Record
 from bench.soundness.checks import audit
 from bench.soundness.verdict import lacking
-from bench.spec import Cell, Spec
+from bench.spec import Cell
 from bench.worst import worst_case
 from tests.fake_records import cell, record
 
@@ -30,7 +30,7 @@ def planted(found: int, *, of: int = 100, valid: int | None = None, chance: int 
 
 
 def flags(checks: Sequence[Record], others: Sequence[Record] = (), met: Sequence[str] = ("pgd",)) -> tuple[dict[str, str], list[str]]:
-    found, told = audit(checks, None, [Spec.parse(text) for text in met], [*checks, *others])
+    found, told = audit(checks, None, [record(cell(text), [1]) for text in met], [*checks, *others])
     return {flag.id: flag.severity for flag in found}, told
 
 
@@ -83,10 +83,11 @@ def test_what_the_row_met_is_the_same_attack_whatever_its_loss() -> None:
     assert flags([planted(3), strong], met=("pgd", "apgd[loss=ce,steps=20]"))[0] == {"D17": "soft"}
 
 
-def known(left: Sequence[int], robust: Sequence[int]) -> tuple[list[Flag], list[str]]:
-    """D15 of a row whose only attack leaves `robust` of ten draws, where the frozen defence stands as `left` says."""
-    row = [record(cell("none", **NOISY), [10] * len(robust)), record(cell("pgd-eot", **NOISY), robust)]
-    return audit([record(cell("frozen[attack=pgd-eot]", **NOISY), left)], worst_case(row), [], [])
+def known(left: Sequence[int], robust: Sequence[int], **others: Sequence[int]) -> tuple[list[Flag], list[str]]:
+    """D15 of a row whose pgd leaves `robust` of ten draws, and other attacks what is said, where the frozen defence stands as `left` says."""
+    met = {"none": [10] * len(robust), "pgd": robust, **others}
+    row = [record(cell(name, **NOISY), counts) for name, counts in met.items() if counts]
+    return audit([record(cell("frozen[attack=pgd]", **NOISY), left)], worst_case(row), row, [])
 
 
 def test_an_attacker_who_knows_more_and_does_less_is_at_fault() -> None:
@@ -99,8 +100,16 @@ def test_an_attacker_who_knows_more_and_does_less_is_at_fault() -> None:
 def test_what_is_owed_to_randomness_is_told() -> None:
     found, told = known([0] * 100, [7] * 100)
     assert found == []
-    assert told == ["D15: 0.000 stand where the attacker knows the randomness, robust accuracy is 0.700; owed to randomness: +0.700"]
+    assert told == ["D15: 0.000 stand where pgd knows the randomness, 0.700 where it does not; owed to randomness: +0.700"]
     assert known([0] * 100, [0] * 100)[1][0].endswith("owed to randomness: +0.000")
+
+
+def test_it_is_the_same_attack_that_is_compared_where_the_row_met_it() -> None:
+    frozen, stronger = [10] * 60 + [0] * 40, [10] * 40 + [0] * 60
+    assert known(frozen, [10] * 62 + [0] * 38, fgsm=stronger)[0] == [], "a short attack need not be the row's strongest"
+    (flag,), _ = known(frozen, [], fgsm=stronger, none=[10] * 100)
+    assert flag.severity == "hard"
+    assert "0.600 stand where pgd knows the randomness, robust accuracy is 0.400" in flag.message
 
 
 def test_the_draws_alone_do_not_flag_it() -> None:
@@ -128,7 +137,7 @@ def test_a_row_with_checks_has_the_figures_and_columns_of_one_without() -> None:
     for name in ("clean", "robust", "strongest_attack", "labels", "accuracies", "complete", "rank"):
         assert getattr(row, name) == getattr(plain, name), name
     assert [one.cell.attack.name for one in row.records] == ["none", "pgd", "pgd-eot"]
-    assert any("0.000 stand where the attacker knows the randomness" in reason and "owed to randomness: +1.000" in reason for reason in row.reasons)
+    assert any("0.000 stand where pgd knows the randomness" in reason and "owed to randomness: +1.000" in reason for reason in row.reasons)
     (lacks,), (lacked,) = ([r for r in one.reasons if r.startswith("not run")] for one in (row, plain))
     assert "D15" in lacked
     assert "D15" not in lacks
