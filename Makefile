@@ -27,8 +27,9 @@ FLAGS = $(if $(DATASET),--dataset $(DATASET)) $(if $(DEFENCES),--defences "$(DEF
 bench: setup
 	@$(PY) -m bench.run $(FLAGS)
 
+JOBS ?= 2
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 report: setup
 	@$(PY) -m bench.report $(if $(OUT),--out $(OUT))
