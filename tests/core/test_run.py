@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import signal
 import subprocess
@@ -202,6 +203,7 @@ def test_an_interrupt_keeps_what_was_finished_and_exits_130(tmp_path: Path) -> N
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=environ,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/records/**/slow-*.part*.json")) and time.monotonic() < deadline:
