@@ -61,7 +61,7 @@ def calls(entry: Entry, name: str) -> str:
     if entry.name not in listed or not entry.facts["calls"]:
         return "-"
     knobs: Mapping[str, Any] = entry.resolve(budget.get(entry.name, {}))
-    if entry.facts["family"] == "check":
+    if "attack" in knobs:
         knobs = {**knobs, "attack": against(entry, str(knobs["attack"]), budget, {})}
     counts = [f"{entry.facts['calls'](knobs, stochastic):,.0f}" for stochastic in (False, True)]
     return counts[1] if entry.facts["needs_stochastic"] else counts[0] if counts[0] == counts[1] else " / ".join(counts)

@@ -201,7 +201,7 @@ def resolved(registry: Any, text: str, budget: Mapping[str, Any], roles: Mapping
             params |= follows(params)
         if params.get("inner"):
             params |= inside(spec, str(params["inner"]), roles)
-        if entry.facts.get("family") == "check":
+        if entry.kind == "attack" and "attack" in params:
             params["attack"] = against(entry, str(params["attack"]), budget, roles)
         settled = {knob: settle(value, roles) if isinstance(value, str) else value for knob, value in params.items()}
         pins = entry.facts.get("pins")
@@ -224,11 +224,11 @@ def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]
     return {"inner": str(inner), "classifier": str(inner.params.get("classifier") or inner.params.get("classifiers", ""))}
 
 
-def against(check: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[str, str]) -> str:
-    """The attack inside of a check, with all that it leaves open filled in; BadInput where the check cannot have it."""
+def against(outer: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[str, str]) -> str:
+    """The attack inside of a check or an attack, with all that it leaves open filled in; BadInput where that cannot have it."""
     found = resolved(attacks, text, budget, roles, asked=True, notes={})
     assert found
-    if why := unfit(check, attacks.get(found.name), found.params):
+    if why := unfit(outer, attacks.get(found.name), found.params):
         raise BadInput(why)
     return str(found)
 

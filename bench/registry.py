@@ -54,6 +54,11 @@ class Entry:
                 hint = nearest(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
                 raise BadInput(f"{self.kind} '{self.name}' takes no '{knob}'; {takes}{hint}")
         found = {knob: read(self, knob, params.get(knob, default), default) for knob, default in self.knobs.items()}
+        for knob, form in self.facts.get("reads", {}).items():
+            try:
+                found[knob] = form(str(found[knob]))
+            except BadInput as error:
+                raise BadInput(f"{self.kind} '{self.name}': {error}") from None
         for knob, value in found.items():
             if self.kind == "attack" and type(value) is int and value < 1:
                 raise BadInput(f"attack '{self.name}': {knob}={value} is too small; the least is 1")
@@ -179,6 +184,7 @@ def attack(
     choices: Mapping[str, Collection[str]] | None = None,
     calls: Callable[[Mapping[str, Any], bool], float] | None = None,
     later: Collection[str] = (),
+    reads: Mapping[str, Callable[[str], str]] | None = None,
 ) -> Callable[..., Any]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
@@ -186,7 +192,8 @@ def attack(
     plans for deterministic defences, where it is another attack under a second name. A `minimal` attack looks for the nearest
     misclassified point, and leaves the ball without straying where that lies outside. `choices` are the words that a knob takes, alone or
     joined by `+`; whole numbers must be 1 at least. `calls(knobs, stochastic)` is the most that it asks of the target per example, in
-    forward passes (a backward counts as two): what `--dry-run` multiplies. `later` as for a defence.
+    forward passes (a backward counts as two): what `--dry-run` multiplies. `later` as for a defence. `reads` gives the value of a knob of text
+    in its one form, or raises BadInput.
     """
     if not norms <= set(NORMS) or access not in ACCESS:
         raise TypeError(f"attack '{name}': norms {norms} and access '{access}' must be among {NORMS} and {ACCESS}")
@@ -202,6 +209,7 @@ def attack(
             "choices": choices or {},
             "calls": calls,
             "later": later,
+            "reads": reads or {},
         },
     )
 
@@ -228,7 +236,7 @@ def inner_of(spec: Spec) -> Spec | None:
 
 
 def attack_inside(spec: Spec) -> Spec | None:
-    """The attack, with all of its knobs, that the knob `attack` of a check names."""
+    """The attack, with all of its knobs, that the knob `attack` of a check, or of another attack, names."""
     text = str(spec.params.get("attack", ""))
     return attacks.resolve(Spec.parse(text)) if text else None
 

@@ -185,7 +185,7 @@ def test_declared_parts_are_what_the_contract_says(built: tuple[Spec, nn.Module]
 def short_of(attack: str) -> Spec:
     entry = registry.attacks.get(attack)
     params = {knob: min(value, SHORT[knob]) if knob in SHORT else value for knob, value in entry.knobs.items()}
-    if attack in CHECKS:
+    if "attack" in params:
         params["attack"] = str(short_of(params["attack"]))
     return Spec.of(attack, {knob: "own:digits-standard" if value == "@standard" else value for knob, value in params.items()})
 

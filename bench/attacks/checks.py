@@ -22,7 +22,7 @@ from bench.spec import Spec, ThreatModel
 
 
 def passes(name: str, knobs: Mapping[str, Any], stochastic: bool) -> float:
-    """The calls per example of the attack inside of a check."""
+    """The calls per example of the attack inside of a check or an attack."""
     inside = attack_inside(Spec.of(name, knobs))
     assert inside
     calls = attacks.get(inside.name).facts["calls"]

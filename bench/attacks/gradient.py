@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, Loss, StandIns, answers, gradient, loss_named
+from bench.attacks.losses import LOSSES, Loss, StandIns, answers, gradient, loss_named, scale_of, scaled
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
@@ -29,15 +29,17 @@ SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its siz
     family="gradient",
     choices={"loss": LOSSES},
     calls=lambda knobs, stochastic: 3 * len(knobs["loss"].split("+")),
+    later={"scale"},
+    reads={"scale": scale_of},
 )
-def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce") -> Tensor:
+def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", scale: str = "1") -> Tensor:
     """One step of length eps along the steepest direction of the norm, from the image itself.
 
-    One candidate per loss, (losses,B,C,H,W). In l1 and l0 this is the best perturbation of the linearised model.
+    One candidate per loss, (losses,B,C,H,W). In l1 and l0 this is the best perturbation of the linearised model. `scale` is that of pgd.
     Goodfellow et al. 2015, arXiv:1412.6572.
     """
     eps = float(threat.eps)
-    slopes = [gradient(model, x, y, loss_named(name), 1)[0] for name in loss.split("+")]
+    slopes = [gradient(model, x, y, scaled(loss_named(name), scale), 1)[0] for name in loss.split("+")]
     return torch.stack([NORMS[threat.norm].ascend(x, slope, x, eps, eps) for slope in slopes])
 
 
@@ -48,7 +50,8 @@ def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str 
     family="gradient",
     choices={"loss": LOSSES, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"precision"},
+    later={"precision", "scale"},
+    reads={"scale": scale_of},
 )
 def pgd(
     model: Target,
@@ -64,6 +67,7 @@ def pgd(
     momentum: float = 0.0,
     from_x: bool = False,
     precision: str = "float32",
+    scale: str = "1",
 ) -> Tensor:
     """Projected gradient ascent from random starts, one draw per step, with a step size that decays to zero.
 
@@ -71,7 +75,11 @@ def pgd(
     and l1 the ball shrinks from `wide` times eps to eps over the first 60% of the steps, as in APGD for l1 (Croce & Hein 2021). `from_x`
     starts the first restart at the image itself. `precision` is the model's under the attack, for GPUs; what falls in half precision only has not
     fallen. Returns the last, the highest-loss and the highest-margin iterate of each loss and restart (3*losses*restarts,B,C,H,W).
-    Madry et al. 2018, arXiv:1706.06083.
+
+    `scale` is what the logits are multiplied by before the loss, and for the loss alone: a positive number, or `gap`, which divides them by the
+    largest less the third largest (of two, less the smaller). The cross-entropy of large logits has no gradient in float32, and a small scale gives
+    it one; on logits of ordinary size it finds less, which `gap` does not. Madry et al. 2018, arXiv:1706.06083; Carlini & Wagner 2016,
+    arXiv:1607.04311.
     """
     return climb(
         *(lowered(model, precision), x, y, threat),
@@ -82,6 +90,7 @@ def pgd(
         wide=wide,
         momentum=momentum,
         from_x=from_x,
+        scale=scale,
         spare=True,
     )
 
@@ -94,7 +103,8 @@ def pgd(
     needs_stochastic=True,
     choices={"loss": LOSSES, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"precision"},
+    later={"precision", "scale"},
+    reads={"scale": scale_of},
 )
 def pgd_eot(
     model: Target,
@@ -111,6 +121,7 @@ def pgd_eot(
     from_x: bool = False,
     eot: int = 20,
     precision: str = "float32",
+    scale: str = "1",
 ) -> Tensor:
     """PGD on the mean loss over `eot` draws per step, evaluated as one batch.
 
@@ -126,6 +137,7 @@ def pgd_eot(
         momentum=momentum,
         from_x=from_x,
         eot=eot,
+        scale=scale,
         spare=True,
     )
 
@@ -145,6 +157,7 @@ def climb(
     from_x: bool = False,
     start: Tensor | None = None,
     eot: int = 1,
+    scale: str = "1",
     spare: bool = False,
     stand_ins: StandIns = None,
 ) -> Tensor:
@@ -152,14 +165,15 @@ def climb(
 
     The first restart begins at `start` where that is given. With `spare`, which is right where `model` is the defence itself, an example leaves the
     batch for good once it has fallen, with that iterate for its last: at the first misclassified one or, where the defence is stochastic, when
-    ten draws in a row, of two iterates at least, were misclassified. `stand_ins` lend their gradient where that of `model` is not finite.
+    ten draws in a row, of two iterates at least, were misclassified. `scale` is that of the logits in the loss. `stand_ins` lend their gradient
+    where that of `model` is not finite.
     """
     norm, eps = NORMS[threat.norm], float(threat.eps)
     first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
     candidates = []
     left, fallen = torch.arange(len(x), device=x.device), torch.zeros_like(y)
     enough = max(2, math.ceil(SURE / eot)) if model.stochastic else 1
-    for measure, restart in itertools.product([loss_named(name) for name in loss.split("+")], range(restarts)):
+    for measure, restart in itertools.product([scaled(loss_named(name), scale) for name in loss.split("+")], range(restarts)):
         given = x if from_x else start
         x_adv = given.clone() if given is not None and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
         steepest, strongest = (to_ball(x_adv, x, threat.norm, eps) for _ in range(2))

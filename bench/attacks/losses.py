@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bench.spec import BadInput, nearest
+from bench.spec import BadInput, nearest, show
 from bench.target import Target, margin
 
 # Images in one query of a gradient-free attack: what fits a CPU's cache, a GPU's memory. Fixed, since it decides which random number goes where.
@@ -57,6 +58,38 @@ def loss_named(name: str) -> Loss:
     if name not in LOSSES:
         raise BadInput(f"loss '{name}' is unknown{nearest(name, LOSSES)}")
     return LOSSES[name]
+
+
+def scale_of(text: str) -> str:
+    """`gap`, or a positive number as it is written shortest (`1e-2` -> `0.01`); BadInput for anything else."""
+    if text == "gap":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise BadInput(f"scale='{text}' is neither a positive number nor gap")
+    return show(number)
+
+
+def scaled(loss: Loss, scale: str) -> Loss:
+    """`loss` of the logits (...,K) times the number `scale`, or for `gap` divided by their own `gap`; `loss` itself for 1.
+
+    The cross-entropy of large logits has no gradient in float32, and that of small ones hardly prefers a class; DLR has its denominator for this
+    (Croce & Hein 2020). The gap is detached: it says how sharp the loss is, and an attack has nothing to gain from it.
+    """
+    scale = scale_of(scale)
+    if scale == "gap":
+        return lambda logits, y: loss(logits / gap(logits.detach()), y)
+    return loss if scale == "1" else lambda logits, y: loss(float(scale) * logits, y)
+
+
+def gap(logits: Tensor) -> Tensor:
+    """The largest less the third largest of the logits (...,K), for two classes less the smaller one, (...,1); 1 where that is 0 or not finite."""
+    top = logits.topk(min(3, logits.shape[-1]), dim=-1)[0]
+    wide = top[..., :1] - top[..., -1:]
+    return torch.where((wide > 0) & wide.isfinite(), wide, 1.0)
 
 
 def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,13 +21,17 @@ MEANING = {
 }
 
 
-def unfit(check: Entry, attack: Entry, knobs: Mapping[str, Value]) -> str:
-    """Why an attack with these knobs cannot be the one inside of a check; empty where it can."""
+def unfit(outer: Entry, attack: Entry, knobs: Mapping[str, Value]) -> str:
+    """Why an attack with these knobs cannot be the one inside of `outer`, a check or another attack; empty where it can."""
     if attack.name in (*CHECKS, "none") or attack.facts["access"] == "transfer":
         return f"attack={attack.name} asks nothing of the model before it; give an attack that does, such as pgd"
-    if not attack.facts["norms"] & check.facts["norms"]:
-        return f"attack={attack.name} has no {' or '.join(sorted(check.facts['norms']))} form; it has {', '.join(sorted(attack.facts['norms']))}"
-    if check.name == "planted":
+    if "attack" in knobs:
+        return f"attack={attack.name} runs an attack of its own; give that one"
+    if outer.facts["family"] != "check" and attack.facts["access"] != outer.facts["access"]:
+        return f"attack={attack.name} has {attack.facts['access']} access; give one with {outer.facts['access']} access, such as pgd"
+    if not attack.facts["norms"] & outer.facts["norms"]:
+        return f"attack={attack.name} has no {' or '.join(sorted(outer.facts['norms']))} form; it has {', '.join(sorted(attack.facts['norms']))}"
+    if outer.name == "planted":
         if attack.name == "autoattack":
             return "attack=autoattack needs three classes, and a planted model has two; give apgd, or pgd"
         if several := {"dlr", "targeted"} & set(str(knobs.get("loss", "")).split("+")):
@@ -62,9 +66,10 @@ def audit(checks: Sequence[Record], worst: Worst | None, row: Sequence[Record], 
     return flags, told
 
 
-def inside(check: Record) -> Spec:
-    """The attack inside of a check, with all of its knobs."""
-    return Spec.parse(str(check.cell.attack.params["attack"]))
+def inside(record: Record) -> Spec:
+    """The attack inside of a check or another attack, with all of its knobs; the record's own where that holds none."""
+    attack = record.cell.attack
+    return Spec.parse(str(attack.params["attack"])) if "attack" in attack.params else attack
 
 
 def but_for_the_loss(attack: Spec) -> tuple[str, frozenset[tuple[str, str]]]:

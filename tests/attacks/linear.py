@@ -39,6 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
     "geoda": {"queries": 120, "eot": 3},
     "transfer": {"steps": 4},
     "adaptive": {"steps": 4, "eot": 2},
+    "eight-bit": {"attack": "pgd[steps=4]"},
 }
 
 

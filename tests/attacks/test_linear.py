@@ -42,6 +42,8 @@ REACH: dict[tuple[str, str], tuple[float, dict[str, Any], dict[str, Any]]] = {
         )
     },
     **{(name, norm): (1.25, {"steps": 40, "samples": 64}, {}) for name in ("spsa", "nes") for norm in ("linf", "l2")},
+    # at an eps of many 255ths, of which rounding takes little
+    **{("eight-bit", norm): (1.02, {"attack": "pgd[steps=20]"}, kind) for norm, kind in (("linf", {"gap": 1.0}), ("l2", {"gap": 0.5}), ("l1", {}))},
     **{("boundary", norm): (1.1, {"steps": 800}, {}) for norm in ("linf", "l2")},
     **{("geoda", norm): (1.25, {"queries": 2500}, {}) for norm in ("linf", "l2")},
     **{("deepfool", norm): (1.02, {}, {}) for norm in ("linf", "l2")},
@@ -59,6 +61,7 @@ SPARSE: dict[str, tuple[float, dict[str, Any]]] = {
     "pgd-eot": (0.99, {"steps": 10, "eot": 2}),
     "adaptive": (0.99, {"steps": 10}),
     "transfer": (0.99, {"steps": 10}),
+    "eight-bit": (0.99, {"attack": "pgd[steps=10]"}),
     "onepixel": (0.9, {"popsize": 200, "steps": 100}),
 }
 FLOOR = {"none", "noise", "gaussian-noise"}  # these promise nothing

@@ -1,0 +1,74 @@
+"""What is left of an attack once its images are stored in 8 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.attacks.checks import passes
+from bench.norms import to_ball
+from bench.registry import attack as register
+from bench.registry import attack_inside, attacks
+from bench.spec import Spec, ThreatModel
+from bench.target import Target
+
+STEPS = 255  # from 0 to 1
+ROUNDING = 2e-5  # of a step: what float32 makes of two images that are a whole number of steps apart
+
+
+@register(
+    "eight-bit",
+    norms={"linf", "l2", "l1", "l0"},
+    access="white-box",
+    family="gradient",
+    calls=lambda knobs, stochastic: passes("eight-bit", knobs, stochastic),
+)
+def eight_bit(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attack: str = "pgd") -> Tensor:
+    """V8: the images of the gradient attack `attack`, rounded to 8 bits within the ball: what a file can hold.
+
+    Every pixel of a candidate is a whole number of 255ths, up to the rounding of float32, wherever the ball holds one, and the clean pixel
+    elsewhere. In linf each takes the nearest one of the ball. In l2 and l1 the nearest one, and if that leaves the ball the nearest one towards the
+    clean image for as many values as it takes. In l0 unchanged pixels stay as they are. Candidates are as many as those of `attack`, (m,B,C,H,W).
+    For stochastic defences name pgd-eot. Carlini & Wagner 2017, arXiv:1608.04644.
+    """
+    inside = attack_inside(Spec.of("eight-bit", {"attack": attack}))
+    assert inside
+    given: Tensor | dict[str, Tensor] = attacks.get(inside.name).make(model, x, y, threat, **inside.params)
+    made = [one.detach().view(-1, *x.shape) for one in (given.values() if isinstance(given, dict) else [given])]
+    return torch.stack([rounded(one, x, threat.norm, float(threat.eps)) for one in torch.cat(made)])
+
+
+def rounded(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
+    """The image (B,C,H,W) in 8 bits, within the `norm` ball of radius `eps` around `x` and in [0,1]; clean pixels where the ball holds none."""
+    x_adv = to_ball(x_adv, x, norm, eps)
+    clean, steps = x.double() * STEPS, x_adv.double() * STEPS
+    nearest = steps.round()
+    if norm == "linf":
+        low, high = (clean - eps * STEPS - ROUNDING).ceil().clamp_min(0), (clean + eps * STEPS + ROUNDING).floor().clamp_max(STEPS)
+        found = torch.where(low > high, clean, nearest.clamp(low, high))
+    elif norm == "l0":
+        found = torch.where((x_adv != x).any(1, keepdim=True), nearest, clean)
+    else:
+        found = shortened(nearest, towards(steps, clean), clean, steps, eps * STEPS, 2 if norm == "l2" else 1)
+    return to_ball((found / STEPS).to(x.dtype), x, norm, eps)
+
+
+def towards(steps: Tensor, clean: Tensor) -> Tensor:
+    """The whole number that is nearest to `steps` of those from there to `clean`; `clean` where there is none."""
+    whole = torch.where(steps < clean, (steps - ROUNDING).ceil(), (steps + ROUNDING).floor())
+    beyond = torch.where(steps < clean, whole > clean, whole < clean)
+    return torch.where(beyond, clean, whole)
+
+
+def shortened(nearest: Tensor, inner: Tensor, clean: Tensor, steps: Tensor, radius: float, power: int) -> Tensor:
+    """`nearest`, but `inner` for as many values of each image as it takes to come within `radius` of `clean`, those first that lose least.
+
+    `radius` is that of the l1 or l2 ball, by `power`; all values of `inner` are at least as close to `clean` as those of `steps`, which lie within.
+    """
+    saved = ((nearest - clean).abs() ** power - (inner - clean).abs() ** power).flatten(1)
+    loss = ((steps - inner).abs() - (steps - nearest).abs()).flatten(1)
+    order = loss.masked_fill(saved <= 0, torch.inf).argsort(1)
+    before = saved.gather(1, order).cumsum(1) - saved.gather(1, order)
+    excess = ((nearest - clean).abs() ** power).flatten(1).sum(1, keepdim=True) - radius**power
+    drawn = torch.zeros_like(saved, dtype=torch.bool).scatter(1, order, before < excess).view_as(nearest)
+    return torch.where(drawn, inner, nearest)

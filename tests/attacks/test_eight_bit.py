@@ -1,0 +1,186 @@
+"""Images rounded to 8 bits: within ball and box in every norm, as good as the attack where rounding is small, and nothing where it is all."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import registry
+from bench.attacks.eight_bit import rounded
+from bench.norms import NORMS, to_ball
+from bench.plan import Request, plan
+from bench.spec import BadInput, Cell, Spec
+from tests.attacks.linear import Linear, Problem, candidates, fooled, two_classes
+
+SIZES = {"linf": ("8/255", "0.031", "1/1020", "1"), "l2": ("0.5", "1/1020", "5"), "l1": ("3", "1/1020", "40"), "l0": ("5", "0", "64")}
+PAIRS = [(norm, eps) for norm, several in SIZES.items() for eps in several]
+
+
+def whole(images: Tensor) -> Tensor:
+    """Which values are whole numbers of 255ths, to within 1e-4 of one."""
+    steps = images.double() * 255
+    return (steps - steps.round()).abs() < 1e-4
+
+
+def images(stored: bool) -> Tensor:
+    x = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 1.2 - 0.1
+    x = x.clamp(0, 1)
+    return (x * 255).round() / 255 if stored else x
+
+
+def moved(x: Tensor, norm: str, eps: float) -> Tensor:
+    """Images far outside of the ball, put onto its border, in every direction."""
+    generator = torch.Generator().manual_seed(4)
+    step = torch.randn(x.shape, generator=generator) * (torch.rand(x.shape, generator=generator) ** 3 if norm == "l1" else 1.0)
+    return to_ball(x + 3 * max(eps, 0.01) * step, x, norm, eps)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["8-bit", "float"])
+@pytest.mark.parametrize(("norm", "eps"), PAIRS)
+def test_ball_and_box_hold_exactly_and_every_value_is_of_8_bits_or_clean(norm: str, eps: str, stored: bool) -> None:
+    x, reach = images(stored), float(Fraction(eps))
+    made = rounded(moved(x, norm, reach), x, norm, reach)
+    assert (NORMS[norm].distance(made.double() - x.double()) <= reach).all()
+    assert made.min() >= 0
+    assert made.max() <= 1
+    assert (whole(made) | (made == x)).all()
+    assert made.dtype == x.dtype
+    assert stored is False or whole(made).all()
+    assert torch.equal(rounded(made, x, norm, reach), made) or norm in ("l2", "l1"), "rounded once is rounded"
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["8-bit", "float"])
+@pytest.mark.parametrize("eps", ["8/255", "0.031", "1/1020"])
+def test_in_linf_each_value_is_the_nearest_of_those_in_the_ball(stored: bool, eps: str) -> None:
+    """Against all 256 of them; a distance of eps to within the rounding of float32 is in the ball."""
+    x, reach = images(stored)[:2], float(Fraction(eps))
+    x_adv = moved(x, "linf", reach)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    far = (levels - x_adv.double().unsqueeze(-1)).abs()
+    far[(levels - x.double().unsqueeze(-1)).abs() > reach + 7e-8] = torch.inf
+    least, where = far.min(-1)
+    best = torch.where(least.isfinite(), levels[where], x.double())
+    assert (rounded(x_adv, x, "linf", reach).double() - best).abs().max() < 2e-7
+    assert least.isinf().any() == (eps == "1/1020" and not stored)
+
+
+def test_a_step_of_whole_255ths_stays_whole() -> None:
+    """8/255 away in float32 is a little more than 8/255 for half of the values, and must not become 7/255."""
+    x = images(True)
+    sign = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    made = rounded(x + sign * 8 / 255, x, "linf", 8 / 255)
+    steps = (made.double() * 255).round() - (x.double() * 255).round()
+    inside = ((x * 255).round() + 8 * sign).clamp(0, 255) - (x * 255).round()
+    assert torch.equal(steps.float(), inside)
+
+
+@pytest.mark.parametrize(("norm", "eps", "more"), [("l2", 0.2, 0.05), ("l1", 3.0, 0.005)])
+def test_rounding_spends_what_the_ball_holds(norm: str, eps: float, more: float) -> None:
+    """All values rounded towards the clean image would lose a part of the ball, as much in l2 as values are small; this loses next to nothing."""
+    x = images(True)
+    x_adv = moved(x, norm, eps)
+    clean, steps = x.double() * 255, x_adv.double() * 255
+    shrunk = torch.where(steps > clean, (steps + 1e-4).floor(), (steps - 1e-4).ceil()) / 255
+    made = rounded(x_adv, x, norm, eps)
+    kept, lost = (NORMS[norm].distance(one.double() - x.double()).mean() / eps for one in (made, shrunk))
+    assert kept > 0.99
+    assert lost < kept - more
+    assert (made - x_adv).abs().max() < 1 / 255 + 1e-6
+
+
+def test_in_l0_what_is_unchanged_stays_as_it_is() -> None:
+    x = images(False)
+    x_adv = moved(x, "l0", 5.0)
+    same = (x_adv == x).all(1, keepdim=True).expand_as(x)
+    made = rounded(x_adv, x, "l0", 5.0)
+    assert torch.equal(made[same], x[same])
+    assert not whole(x[same]).all()
+    assert whole(made[~same]).all()
+
+
+def on_the_grid(gap: int, ahead: int) -> Problem:
+    """Grey images of 8 bits on either side of a plane: `gap` steps of 1/255 in each value, and one more in `ahead` of the 64.
+
+    The linf distance to the plane is the mean, gap + ahead/64 steps, since all weights are of one size.
+    """
+    signs = torch.where(torch.arange(64) % 3 == 0, -1.0, 1.0)
+    weight = torch.stack([-signs, signs]) / 2
+    side = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    x = (128 + side[:, None] * signs * (gap + (torch.arange(64) < ahead))) / 255
+    return Problem(Linear(weight, -weight.sum(1) * 128 / 255), x.view(4, 1, 8, 8), (side > 0).long(), {})
+
+
+def test_a_perturbation_that_rounding_leaves_whole_survives() -> None:
+    problem = on_the_grid(3, 32)
+    for steps, plain, stored in ((4.0, True, True), (3.6, True, False), (3.4, False, False)):
+        assert fooled(problem, "pgd", "linf", steps / 255, steps=20).all() == plain
+        assert fooled(problem, "eight-bit", "linf", steps / 255, attack="pgd[steps=20]").any() == stored, "of 3.6 steps a file holds 3"
+    assert fooled(problem, "eight-bit", "linf", 4 / 255, attack="pgd[steps=20]").all()
+
+
+def test_below_half_a_step_nothing_is_left() -> None:
+    problem, eps = on_the_grid(0, 13), 1 / 1020
+    assert fooled(problem, "pgd", "linf", eps, steps=20).all()
+    assert not fooled(problem, "eight-bit", "linf", eps, attack="pgd[steps=20]").any()
+    made = candidates(problem, "eight-bit", "linf", eps, attack="pgd[steps=20]")
+    assert torch.equal(made, problem.x.expand_as(made)), "the clean images"
+
+
+def test_it_is_the_attack_inside_rounded() -> None:
+    problem = two_classes(batch=4)
+    for inside, knobs in (("pgd", {"steps": 5}), ("adaptive", {"steps": 3}), ("fgsm", {}), ("apgd", {"steps": 5}), ("fab", {"steps": 5})):
+        text = str(Spec.of(inside, knobs))
+        made = candidates(problem, "eight-bit", "linf", 0.05, attack=text)
+        plain = candidates(problem, inside, "linf", 0.05, **knobs).flatten(0, -5)
+        assert torch.equal(made, torch.stack([rounded(one, problem.x, "linf", 0.05) for one in plain]))
+        assert not torch.equal(made, plain)
+    knobs = {"attack": "pgd-eot[steps=4,eot=3]"}
+    target = problem.target(stochastic=True)
+    assert candidates(problem, "eight-bit", "l2", 0.05, target, **knobs).shape == (3, *problem.x.shape)
+    entry, inner = registry.attacks.get("eight-bit"), registry.attacks.get("pgd-eot")
+    assert entry.facts["calls"](knobs, True) == inner.facts["calls"](inner.resolve({"steps": 4, "eot": 3}), True) == 36
+
+
+def cells(attack: str, **more: str) -> list[Cell]:
+    return [cell for cell in plan([Request(defences=("undefended",), attacks=(attack,), **more)]).cells if cell.attack.name != "none"]
+
+
+def test_the_budget_and_the_defaults_are_those_of_the_attack_inside() -> None:
+    for budget in ("quick", "standard"):
+        (inner,) = cells("pgd", budget=budget)
+        (outer,) = cells("eight-bit", budget=budget)
+        assert outer.attack.params == {"attack": str(inner.attack)}
+    (cell,) = cells("eight-bit[attack=pgd[scale=1.0,precision=float32]]")
+    assert "scale" not in str(cell.attack)
+    assert "precision" not in str(cell.attack)
+
+
+@pytest.mark.parametrize(
+    ("inside", "says"),
+    [
+        ("none", "attack=none asks nothing of the model before it"),
+        ("transfer", "attack=transfer asks nothing of the model before it"),
+        ("planted", "attack=planted asks nothing of the model before it"),
+        ("frozen", "attack=frozen asks nothing of the model before it"),
+        ("eight-bit", "attack=eight-bit runs an attack of its own; give that one"),
+        ("square", "attack=square has score access; give one with white-box access, such as pgd"),
+        ("boundary", "attack=boundary has decision access"),
+        ("noise", "attack=noise has score access"),
+        ("pdg", "attack 'pdg' is unknown; did you mean 'pgd'?"),
+        ("pgd[scale=0]", "scale='0' is neither a positive number nor gap"),
+    ],
+)
+def test_an_attack_that_cannot_stand_inside_is_refused_in_one_line(inside: str, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        cells(f"eight-bit[attack={inside}]")
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("attack 'eight-bit': ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attack_without_the_norm_is_refused() -> None:
+    with pytest.raises(BadInput, match="'eight-bit' has no l0 form; it has l1, l2, linf"):
+        cells("eight-bit[attack=apgd]", norm="l0")
