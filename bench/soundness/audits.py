@@ -71,7 +71,7 @@ def audit(
     found = [*(flag for record in records for flag in record.flags), *more]
     for check in (nondeterminism, zero_gradients, nonfinite_gradients, one_step, black_box, unmoved, proposals, mixed_weights):
         found += check(records)
-    found += curves.more_effort(records) + curves.over_eps(records, others)
+    found += curves.more_effort(records) + curves.over_eps(records, others) + curves.rescaled(records) + curves.in_eight_bits(records)
     if worst:
         found += worst_against_clean(records, worst)
     if published:
@@ -103,10 +103,13 @@ def zero_gradients(records: Sequence[Record]) -> list[Flag]:
     A clamped loss has no gradient left on a fallen example. With accuracy a and zero share z, at least (z - (1-a)) / a of the gradients of the
     standing examples were zero, since no attack spends more gradients on a fallen example than on a standing one. Hard only if the
     cross-entropy, which underflows where an answer is certain, cannot account for them: an attack that uses it for a share c of its
-    gradients shows at least (z - c) / (1 - c) under its other losses, and one that uses nothing else shows nothing about them.
+    gradients shows at least (z - c) / (1 - c) under its other losses, and one that uses nothing else shows nothing about them. Nor does an attack
+    that makes the logits larger itself.
     """
     shares, beyond = [], []
     for record in gradient_attacks(records):
+        if steepened(record):
+            continue
         held, name = fmean(standing(record)), record.cell.attack.name
         if record.cost.backwards and held:
             share, ce = (record.cost.zero / record.cost.backwards - (1 - held)) / held, cross_entropy_share(record)
@@ -123,12 +126,18 @@ def zero_gradients(records: Sequence[Record]) -> list[Flag]:
 
 def cross_entropy_share(record: Record) -> float:
     """The share of an attack's gradients that are of the cross-entropy: by its `loss` knob, or half of it for AutoAttack's pair of losses."""
-    attack = record.cell.attack
+    attack = checks.inside(record)
     if attack.name == "autoattack":
         return 0.5
     losses = str(attack.params.get("loss", "margin")).split("+")
     runs = [int(attack.params.get("targets", 1)) if loss == "targeted" else 1 for loss in losses]
     return sum(n for n, loss in zip(runs, losses, strict=True) if loss == "ce") / sum(runs)
+
+
+def steepened(record: Record) -> bool:
+    """Whether the attack multiplied the logits by more than 1, so that its cross-entropy underflows on any defence."""
+    scale = curves.scale_of(checks.inside(record))
+    return scale != "gap" and float(scale) > 1
 
 
 def nonfinite_gradients(records: Sequence[Record]) -> list[Flag]:
@@ -151,7 +160,7 @@ def black_box(records: Sequence[Record]) -> list[Flag]:
     """
     found = []
     union = gradient_attacks(records)
-    pure = [r for r in union if r.cell.attack.name != "autoattack" or is_stochastic(r)]
+    pure = [r for r in union if checks.inside(r).name != "autoattack" or is_stochastic(r)]
     for code, families in (("D7", ("score", "decision")), ("D8", ("transfer",)), ("D9", ("noise",))):
         attackers = [record for record in records if family(record.cell) in families]
         found += outdone(code, attackers, union, "gradient attack")
@@ -194,7 +203,7 @@ def standing(record: Record) -> list[bool]:
 def unmoved(records: Sequence[Record]) -> list[Flag]:
     """D10: over 5% of the standing examples that no gradient attack moved. The harness keeps the clean image where no proposal had a
     larger margin, so this is also the share whose loss never rose."""
-    movers = [r for r in gradient_attacks(records) if r.cell.attack.name not in RETURNS_CLEAN]
+    movers = [r for r in gradient_attacks(records) if checks.inside(r).name not in RETURNS_CLEAN]
     if not movers or not movers[0].cell.threat.eps:
         return []
     stands = [all(held) for held in zip(*(standing(record) for record in movers), strict=True)]

@@ -1,4 +1,5 @@
-"""Checks of how a row's number moves with eps and with effort: more of either must never help the defence. Standard library only."""
+"""Checks of how a row's number moves with eps and with effort, of which more must never help the defence, and with the scale of the logits and the
+rounding of the images, which must not matter. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from statistics import fmean, stdev
 
 from bench.labels import family
 from bench.record import Flag, Record
-from bench.spec import Cell
+from bench.spec import Cell, Spec, Value
 
 WHOLE = Fraction(1)  # in linf: every image can become every other one
 FALLS, MOSTLY = 0.01, 0.05  # of the examples that may stand there
@@ -23,7 +24,10 @@ MEANING = {
     "D4": "robust accuracy must fall as eps grows",
     "D6": "twice the steps, or the restarts, must not find more",
     "D14": "twice the averaged draws must not find more",
+    "D16": "an attack must not find more for rescaled logits",
+    "V8": "adversarial images must survive being stored in 8 bits",
 }
+RESCALE, AS_IS = {"fgsm", "pgd", "pgd-eot"}, "1"  # the attacks whose knob `scale` is that of the logits, and the scale of these as they are
 EFFORT = {"steps": "D6", "restarts": "D6", "eot": "D14"}
 
 
@@ -85,7 +89,7 @@ def more_effort(records: Sequence[Record]) -> list[Flag]:
     """D6 and D14: pairs of one gradient attack that differ in one kind of effort alone, by a factor of two or more."""
     found = []
     for code, less, more in pairs(records):
-        before, after = ([count / r.cell.draws for count in r.correct] for r in (less, more))
+        before, after = shares(less), shares(more)
         gain, error = paired(before, after)
         if gain > SLACK and gain > 2 * error:
             knobs = (f"{name}={more.cell.attack.params[name]}" for name in EFFORT if differ(less, more, name))
@@ -110,6 +114,51 @@ def pairs(records: Sequence[Record]) -> list[tuple[str, Record, Record]]:
     return [pair[2:] for pair in found.values()]
 
 
+def rescaled(records: Sequence[Record]) -> list[Flag]:
+    """D16: a gradient attack, and the same one on rescaled logits.
+
+    Only where that finds more is it a fault of the logits: scaled up or down enough, the cross-entropy finds less on any defence.
+    """
+    found: list[tuple[float, str]] = []
+    for plain, other in itertools.permutations(gradient(records), 2):
+        if without_scale(plain) != without_scale(other) or scale_of(plain.cell.attack) != AS_IS or scale_of(other.cell.attack) == AS_IS:
+            continue
+        before, after = shares(plain), shares(other)
+        gain, error = paired(before, after)
+        if gain > SLACK and gain > 2 * error:
+            scales = (f"{fmean(left):.3f} with scale={scale_of(one.cell.attack)}" for one, left in ((plain, before), (other, after)))
+            found.append((gain, f"{plain.cell.attack.name} leaves {', and '.join(scales)}: keep the strongest"))
+    return [Flag("D16", "soft", max(found)[1])] if found else []
+
+
+def scale_of(attack: Spec) -> str:
+    return str(attack.params.get("scale", AS_IS)) if attack.name in RESCALE else AS_IS
+
+
+def without_scale(record: Record) -> tuple[str, dict[str, Value]]:
+    attack = record.cell.attack
+    return attack.name, {knob: value for knob, value in attack.items if knob != "scale"}
+
+
+def in_eight_bits(records: Sequence[Record]) -> list[Flag]:
+    """V8: an attack, and the same one with its images rounded to 8 bits."""
+    found: list[tuple[float, str]] = []
+    for plain, other in itertools.permutations(gradient(records), 2):
+        if other.cell.attack.name != "eight-bit" or other.cell.attack.params["attack"] != str(plain.cell.attack):
+            continue
+        before, after = shares(plain), shares(other)
+        loss, error = paired(after, before)
+        if loss > TOO_MUCH and loss > 2 * error:
+            told = f"{plain.cell.attack.name} leaves {fmean(before):.3f}, and {fmean(after):.3f} with its images in 8 bits"
+            found.append((loss, f"{told}: it lives on changes that no file holds"))
+    return [Flag("V8", "soft", max(found)[1])] if found else []
+
+
+def shares(record: Record) -> list[float]:
+    """Per example, the share of the draws that were right."""
+    return [count / record.cell.draws for count in record.correct]
+
+
 def differ(one: Record, other: Record, knob: str) -> bool:
     return one.cell.attack.params.get(knob) != other.cell.attack.params.get(knob)
 
@@ -126,7 +175,7 @@ def gradient(records: Iterable[Record]) -> list[Record]:
 
 def least(records: Sequence[Record]) -> list[float]:
     """Per example, the smallest share of right answers that one of the attacks leaves."""
-    return [min(shares) for shares in zip(*([count / r.cell.draws for count in r.correct] for r in records), strict=True)]
+    return [min(several) for several in zip(*map(shares, records), strict=True)]
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

@@ -104,6 +104,25 @@ def test_zeros_that_the_cross_entropy_can_account_for_are_not_hard() -> None:
     assert met("autoattack", 56) == {"D1": "hard"}
 
 
+def test_an_attack_that_runs_another_is_judged_by_that_one() -> None:
+    def met(attack: str, **how: object) -> dict[str, str]:
+        return flags(record(cell(attack), stands(1.0), **how))
+
+    assert met("eight-bit[attack=pgd[loss=ce]]", cost=Cost(backwards=100, zero=100)) == {"D1": "soft"}
+    assert met("eight-bit[attack=pgd[loss=margin]]", cost=Cost(backwards=100, zero=100)) == {"D1": "hard"}
+    assert met("eight-bit[attack=autoattack]", distance=[0.0] * 100) == {}
+    assert met("eight-bit[attack=pgd]", distance=[0.0] * 100) == {"D10": "hard"}
+
+
+@pytest.mark.parametrize(("scale", "severity"), [("100", None), ("1.5", None), ("1", "soft"), ("0.01", "soft"), ("gap", "soft")])
+def test_gradients_that_the_attack_itself_made_vanish_are_no_flag(scale: str, severity: str | None) -> None:
+    def met(attack: str) -> str | None:
+        return flags(record(cell(attack), stands(1.0), cost=Cost(backwards=100, zero=100))).get("D1")
+
+    assert met("toy-exact[loss=ce,scale=big]") == "soft", "a knob of that name, of another attack"
+    assert met(f"pgd[loss=ce,scale={scale}]") == met(f"eight-bit[attack=pgd[loss=ce,scale={scale}]]") == severity
+
+
 def test_an_attack_that_leaves_the_standing_images_where_they_are() -> None:
     held = stands(0.6)
     still = [0.0] * 4 + [0.2] * 96
