@@ -50,6 +50,7 @@ def test_only_what_the_union_of_the_gradient_attacks_leaves_counts() -> None:
 def test_autoattack_holds_a_square_attack_and_so_only_softens() -> None:
     pgd, square = record(cell("pgd"), stands(0.9)), record(cell("square"), stands(0.1))
     assert flags(pgd, record(cell("autoattack"), stands(0.1)), square)["D7"] == "soft"
+    assert flags(pgd, record(cell("eight-bit[attack=autoattack]"), stands(0.1)), square)["D7"] == "soft"
     assert flags(pgd, record(cell("autoattack"), stands(0.8)), square)["D7"] == "hard"
 
 

@@ -138,7 +138,7 @@ def test_a_noisy_defence_is_rescaled_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "n", "flagged"), [(0.5, 200, False), (0.52, 200, False), (0.52, 1000, False), (0.53, 200, True), (0.52, 100, False), (0.9, 20, True)]
+    ("after", "n", "flagged"), [(0.5, 200, False), (0.52, 200, False), (0.52, 1000, False), (0.53, 200, True), (18 / 34, 34, False), (0.9, 20, True)]
 )
 def test_what_falls_must_fall_in_8_bits(after: float, n: int, flagged: bool) -> None:
     """Over two points, and beyond two standard errors."""
