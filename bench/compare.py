@@ -68,16 +68,23 @@ def clean(one: Row) -> list[float]:
     return [count / r.cell.draws for r in one.records if family(r.cell) == "none" for count in r.correct]
 
 
-def in_words(a: str, b: str, found: Comparison, p: float) -> str:
-    """The comparison in one line; `p` is its p-value, adjusted where there are several."""
+def in_words(a: str, b: str, found: Comparison, p: float, better: str = "is better") -> str:
+    """The comparison in one line; `p` is its p-value, adjusted where there are several, and `better` what is said of the one that is ahead."""
     verdict = "cannot be told apart"
     if p < LEVEL and found.told_apart:
-        verdict = f"{a if found.difference > 0 else b} is better"
+        verdict = f"{a if found.difference > 0 else b} {better}"
     value = f"p={p:.4f}" if p >= 0.0001 else "p<0.0001"
     return (
         f"{verdict}: difference {100 * found.difference:+.1f} points [{100 * found.lo:+.1f}, {100 * found.hi:+.1f}], {value} ({found.test}), "
         f"n={found.n}, smallest difference that n could show: {100 * found.detectable:.1f} points"
     )
+
+
+def ahead(a: Row, b: Row) -> str:
+    """What can be said of the row with the higher robust accuracy: a difference of upper bounds is none of the truth, unless nothing speaks
+    against either and both met the same families of attacks."""
+    met = [{family(record.cell) for record in row.records} for row in (a, b)]
+    return "is better" if a.verdict == b.verdict == "sound" and met[0] == met[1] else "has the higher upper bound"
 
 
 def caveats(a: Row, b: Row) -> list[str]:
@@ -182,7 +189,8 @@ def on_board(where: str, first: Sequence[Row], others: Sequence[Sequence[Row]]) 
             if read(a) and read(b)
         ]
         for (i, a_name, b_name, figures), p in zip(held, holm([figures.p for *_, figures in held]), strict=True):
-            text[i].append(f"  {measure}: {in_words(a_name, b_name, figures, p)}")
+            better = ahead(*pairs[i]) if measure == "robust" else "is better"
+            text[i].append(f"  {measure}: {in_words(a_name, b_name, figures, p, better)}")
     for paragraph, (a, b) in zip(text, pairs, strict=True):
         paragraph += [f"  {caveat}" for caveat in caveats(a, b)]
     several = [f"  p-values are adjusted for {len(pairs)} comparisons (Holm)"] if len(pairs) > 1 else []

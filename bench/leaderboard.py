@@ -12,7 +12,7 @@ from bench.labels import CHECKS, SAMPLING, classifier_of, dataset_of, family, sh
 from bench.published import Published, beside, match
 from bench.ranks import ranks
 from bench.record import Certificate, Flag, Record
-from bench.soundness import checks
+from bench.soundness import checks, control
 from bench.soundness.audits import audit
 from bench.soundness.curves import elsewhere
 from bench.soundness.verdict import judge, lacking
@@ -177,10 +177,11 @@ def row(
     found = [r for r in found if base and set(r.ids) <= set(base.ids) and r.env.data == base.env.data]
     doubts, told = checks.audit(found, worst, same, answers.values())
     told += unanswered(examined, answers, failures, asked)
-    flags = audit(same, worst, claim, related, doubts)
+    controls = list(answers.values())
+    flags = audit(same, worst, claim, related, [*doubts, *control.audit(same, controls)])
     missing = unanswered(tested, answers, failures, asked) + [f"{asked.attacks[r.cell.attack]}: on other images" for r in held if r not in same]
     robust = worst.robust if worst else None
-    verdict, reasons = judge(flags, missing, lacking(same, related, found), robust, strongest, claim)
+    verdict, reasons = judge(flags, missing, lacking(same, related, found, controls), robust, strongest, claim)
     ms, base_ms = (none.cost.ms_per_image, none.cost.base_ms_per_image) if none else (None, None)
     first = cells[0].dataset.params.get("first")
     return Row(

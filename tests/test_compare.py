@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from bench.compare import caveats, compared, main
+from bench.compare import ahead, caveats, compared, main
 from bench.record import Env
 from bench.statistics import bootstrap, detectable, holm, mcnemar, mcnemar_mid, paired_interval, sign_flip
 from bench.store import Store
@@ -56,14 +56,24 @@ def test_two_deterministic_defences_are_compared_on_the_worst_of_their_attacks(t
     assert heading == "digits linf 1/5: at (own:digits-at) against jpeg (own:digits-standard)"
     (lo, hi), least = paired_interval(10, 2, N), detectable([1.0] * 12 + [0.0] * 28)
     assert robust == (
-        f"  robust: at is better: difference +20.0 points [{100 * lo:+.1f}, {100 * hi:+.1f}], p={mcnemar_mid(10, 2):.4f} "
+        f"  robust: at has the higher upper bound: difference +20.0 points [{100 * lo:+.1f}, {100 * hi:+.1f}], p={mcnemar_mid(10, 2):.4f} "
         f"(mid-p McNemar, 10 against 2), n=40, smallest difference that n could show: {100 * least:.1f} points"
     )
     assert clean.startswith("  clean: cannot be told apart: difference +0.0 points [-")
     assert "p=1.0000" in clean
     assert "a difference of upper bounds is no bound unless both verdicts are sound (at is " in bounds
     _, mirrored, *_ = said(capsys, tmp_path, "jpeg", "at")
-    assert f"at is better: difference -20.0 points [{-100 * hi:+.1f}, {-100 * lo:+.1f}]" in mirrored
+    assert f"at has the higher upper bound: difference -20.0 points [{-100 * hi:+.1f}, {-100 * lo:+.1f}]" in mirrored
+
+
+def test_only_of_two_sound_rows_that_met_the_same_kinds_of_attack_one_is_called_better(tmp_path: Path) -> None:
+    put(tmp_path, AT, {"pgd": right(*range(30)), "square": right(*range(30))})
+    put(tmp_path, JPEG, {"pgd": right(*range(10))})
+    (board,) = report.boards(Store(tmp_path))
+    one, other = (replace(row, verdict="sound") for row in sorted(board.rows, key=lambda row: -len(row.records)))
+    assert ahead(one, one) == "is better"
+    assert ahead(one, replace(one, verdict="incomplete")) == "has the higher upper bound"
+    assert ahead(one, other) == "has the higher upper bound", "the other met no attack that sees scores alone"
 
 
 def test_from_25_discordant_pairs_on_the_test_is_the_exact_one() -> None:
@@ -93,7 +103,7 @@ def test_a_stochastic_defence_is_compared_by_the_shares_of_its_evaluation_draws(
     differences = [1 - 0.8] * 10 + [1 - 0.3] * 20 + [0 - 0.1] * 10
     lo, hi = bootstrap(differences)
     assert sign_flip(differences) < 0.0002
-    assert f"at is better: difference +37.5 points [{100 * lo:+.1f}, {100 * hi:+.1f}], p<0.0001 (sign flips), n=40" in robust
+    assert f"at has the higher upper bound: difference +37.5 points [{100 * lo:+.1f}, {100 * hi:+.1f}], p<0.0001 (sign flips), n=40" in robust
     assert "  met by tta alone: square" in rest
 
 
@@ -113,7 +123,7 @@ def test_what_is_told_apart_alone_need_not_be_among_several(tmp_path: Path, caps
     put(tmp_path, AT, {"pgd": right(*range(20))})
     for defence in (JPEG, TTA):
         put(tmp_path, defence, {"pgd": right(*range(15))})
-    assert "robust: at is better: difference +12.5" in " ".join(said(capsys, tmp_path, "at", "jpeg"))
+    assert "robust: at has the higher upper bound: difference +12.5" in " ".join(said(capsys, tmp_path, "at", "jpeg"))
     both = " ".join(said(capsys, tmp_path, "at", "jpeg", "tta"))
     assert both.count("robust: cannot be told apart: difference +12.5") == 2
     assert both.count("p=0.0625") == 2
@@ -139,7 +149,7 @@ def test_knobs_tell_defences_of_one_name_apart(tmp_path: Path, capsys: pytest.Ca
     other = AT.replace("digits-at", "digits-new")
     put(tmp_path, other, {"pgd": right(*range(10))})
     words = "at[classifier=own:digits-at]", "at[classifier=own:digits-new]"
-    assert "robust: at on own:digits-at is better: difference +50.0" in " ".join(said(capsys, tmp_path, *words))
+    assert "robust: at on own:digits-at has the higher upper bound: difference +50.0" in " ".join(said(capsys, tmp_path, *words))
     assert "fits several on digits linf 1/5; name the knobs that tell them apart: at[classifier=own:digits-at], at[" in refused(
         capsys, tmp_path, "at", words[1]
     )

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from bench.labels import family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
-from bench.soundness import checks, curves
+from bench.soundness import checks, control, curves
 from bench.statistics import estimate, lower_limit
 from bench.worst import Worst, is_stochastic
 
@@ -33,6 +33,9 @@ MEANING = {
     "P5": "a prediction must change neither the defence nor the images it is given",
     "P6": "logits must be finite on every legal image",
     "P7": "outputs should be logits: probabilities near 0 and 1 have no gradient left",
+    "P8": "answers must not be surer than float32 can tell from certain: the cross-entropy has no gradient there",
+    "P14": "a prediction must be the same whether gradients are on or off",
+    "P15": "answers and gradients must be those of float64",
     "P12": "outputs that take a few values only, or tie: attacks that see scores see little",
     "P13": "an answer must follow its image, not move in steps",
     "P11": "a gradient must reach the image",
@@ -45,6 +48,7 @@ MEANING = {
     "D10": "an attack by gradients that leaves the image where it is has not attacked",
     **curves.MEANING,
     **checks.MEANING,
+    **control.MEANING,
     "D12": "gradients must agree with finite differences",
     "V1": "proposals that were not finite were dropped, which helps the defence",
     "V3": "proposals outside of ball or box were projected back",

@@ -11,6 +11,7 @@ from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
 from bench.record import Flag
+from bench.soundness.numerics import optimises, precise, saturated
 from bench.soundness.outputs import outputs
 from bench.target import draws, margin, right
 
@@ -40,10 +41,14 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
         *gradients(defence, x, y, eps),
     ]
     error, doubts = differences(defence, x, y, eps)
-    checks = () if error is None else (("D12", round(error, 4)),)
-    return Probe(
-        stochastic or declared, (*flags, *doubts, *company(defence, x, y, stochastic), *outputs(defence, x, eps, has_surrogate(defence))), checks
-    )
+    flags += [*doubts, *company(defence, x, y, stochastic), *outputs(defence, x, eps, has_surrogate(defence))]
+    if all(flag.id != "D1" for flag in flags):  # which says the same, and more
+        flags += saturated(defence, x, eps)
+    if not stochastic and all(flag.id != "P2" for flag in flags):
+        flags += precise(defence, x, y)
+    dynamic, more = optimises(defence, x)
+    checks = (*(() if error is None else (("D12", round(error, 4)),)), *((("P14", 1.0),) if dynamic else ()))
+    return Probe(stochastic or declared, (*flags, *more), checks)
 
 
 def same(defence: nn.Module, x: Tensor, calls: int = 5) -> bool:

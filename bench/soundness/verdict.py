@@ -16,6 +16,7 @@ from bench.labels import classifier_of, family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
 from bench.soundness.audits import ITERATED
+from bench.soundness.control import compared
 from bench.soundness.curves import ran
 from bench.statistics import Estimate
 from bench.worst import is_stochastic
@@ -24,6 +25,7 @@ VERDICTS = ("sound", "incomplete", "suspicious", "broken")
 GAP = 0.03
 MANY = 3  # soft flags
 ADAPTIVE = ("A2", "A3", "A4", "A5", "A6", "A7")
+DYNAMIC = ("A8", "A9")
 
 MEANING = {
     "A1": "attack the whole defence through its gradients, averaged over its draws",
@@ -33,6 +35,8 @@ MEANING = {
     "A5": "attack the output before its last, saturating map",
     "A6": "attack one frozen draw of the randomness",
     "A7": "attack through the mean latent instead of sampled ones",
+    "A8": "of a defence that optimises at test time: gradients through all of its steps",
+    "A9": "of a defence that optimises at test time: gradients as if its steps moved every image alike",
 }
 
 
@@ -52,8 +56,11 @@ def judge(
     return ("incomplete" if missing or lacks or weak or not robust else "sound"), tuple(reasons)
 
 
-def lacking(records: Sequence[Record], others: Sequence[Record] = (), checks: Sequence[Record] = ()) -> tuple[str, ...]:
-    """The codes of the required attacks (A) and diagnostics (D) that the records, those `others` at another eps and the `checks` do not hold."""
+def lacking(
+    records: Sequence[Record], others: Sequence[Record] = (), checks: Sequence[Record] = (), controls: Sequence[Record] = ()
+) -> tuple[str, ...]:
+    """The codes of the required attacks (A) and diagnostics (D) that the records, those `others` at another eps, the `checks` and the `controls`
+    (of other rows of this leaderboard) do not hold."""
     if not records:
         return ()
     cell, names, families = records[0].cell, {r.cell.attack.name for r in records}, {family(r.cell) for r in records}
@@ -62,22 +69,27 @@ def lacking(records: Sequence[Record], others: Sequence[Record] = (), checks: Se
     # `adaptive` goes every way that the declared parts open; the bare classifier is the one that every composite defence has to offer.
     whole = [record for record in records if record.routes and not record.cell.attack.params.get("only")]
     adaptive = any({"base", "classifier"} & set(record.routes.names) for record in whole if record.routes)
+    ways = {name for record in whole if record.routes for name in record.routes.names}
     done = {
         "A1": "gradient" in families,
         **dict.fromkeys(ADAPTIVE, adaptive),
         "A2": adaptive or bool(sources & set(own)),
+        "A8": adaptive and "full" in ways,
+        "A9": adaptive and any(name.startswith("identity") for name in ways),
         "D5": "fgsm" in names and bool(names & ITERATED),
         "D7": "square" in names,
         "D8": "transfer" in families,
         "D9": "noise" in families,
         "D12": any("D12" in dict(record.checks) for record in records),
+        "D18": compared(records, controls) is not None,
         "D15": any(check.cell.attack.name == "frozen" for check in checks),
         **dict.fromkeys(ran(records, others), True),
     }
     # A bare classifier has no parts that an adaptive attack could aim at.
     bare = set(cell.defence.params) <= {"classifier"}
     random = ("D14", "D15") if is_stochastic(records[0]) else ()
-    required = ("A1", *(() if bare else ADAPTIVE), "D3", "D5", "D6", "D7", "D8", "D9", "D12", *random)
+    dynamic = DYNAMIC if any("P14" in dict(record.checks) for record in records) else ()
+    required = ("A1", *(() if bare else ADAPTIVE), *dynamic, "D3", "D5", "D6", "D7", "D8", "D9", "D12", *random, "D18")
     return tuple(sorted((code for code in required if not done.get(code)), key=order))
 
 

@@ -164,3 +164,17 @@ def test_count_where_the_maximum_is_zero() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="'peal' is unknown; did you mean 'peel'"):
         named("peal")
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize(("name", "level"), [(name, level) for name in (*STABLE, "vote") for level in (-100, -3, 0, 3, 80)])
+def test_the_class_that_every_sample_names_wins(name: str, level: float, samples: int) -> None:
+    """Whatever the level of the logits: all below zero, all of one size, or large; but for PeeL far below zero, where its values tie."""
+    logits = level + draw(1, b=64, e=samples, dtype=torch.float32)
+    winner = torch.arange(64) % 10
+    logits[torch.arange(64), :, winner] = logits.amax(2) + 0.5
+    answer = AGGREGATIONS[name](logits)
+    if (name, level) == ("peel", -100):
+        assert (answer == answer[:, :1]).all()
+    else:
+        assert torch.equal(answer.argmax(1), winner)

@@ -58,13 +58,13 @@ def test_a_model_that_is_not_the_published_one_breaks_no_claim() -> None:
 
 def test_what_a_row_lacks_is_read_from_its_records() -> None:
     bare = [record(cell(name), [1]) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:x]", "noise")]
-    assert lacking(bare) == ("D3", "D6", "D12")
-    assert lacking(bare[:2]) == ("D3", "D5", "D6", "D7", "D8", "D9", "D12")
+    assert lacking(bare) == ("D3", "D6", "D12", "D18")
+    assert lacking(bare[:2]) == ("D3", "D5", "D6", "D7", "D8", "D9", "D12", "D18")
     assert lacking(bare[:1])[0] == "A1"
     assert lacking([]) == ()
     noisy = {"defence": "carso[classifier=own:x@1a2b3c4d,samples=8]", "select": 2, "draws": 4}
     carso = [record(cell(name, **noisy), [4]) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:x@1a2b3c4d]", "noise")]
-    assert lacking(carso) == ("A3", "A4", "A5", "A6", "A7", "D3", "D6", "D12", "D14", "D15")
+    assert lacking(carso) == ("A3", "A4", "A5", "A6", "A7", "D3", "D6", "D12", "D14", "D15", "D18")
     assert lacking(carso[:4])[0] == "A2"
 
 
@@ -75,9 +75,17 @@ def test_the_adaptive_attack_stands_for_the_ways_around_where_it_had_the_bare_cl
     assert "A2" in lacking([*rest, tried])
     without, having = (replace(tried, routes=Routes(names, (0,))) for names in (("warm", "full"), ("lse", "classifier", "full")))
     assert lacking([*rest, without])[:6] == ("A2", "A3", "A4", "A5", "A6", "A7")
-    assert lacking([*rest, having]) == ("D3", "D6", "D12", "D14", "D15")
+    assert lacking([*rest, having]) == ("D3", "D6", "D12", "D14", "D15", "D18")
     single = replace(record(cell("adaptive[only=classifier]", **noisy), [4]), routes=Routes(("classifier",), (0,)))
     assert "A3" in lacking([*rest, single]), "one way alone is not the ensemble"
+
+
+def test_a_defence_that_optimises_asks_for_gradients_through_its_steps_and_past_them() -> None:
+    tried = record(cell("adaptive", defence="anti-adversary[classifier=own:x,steps=2]"), [1])
+    assert not {"A8", "A9"} & set(lacking([replace(tried, routes=Routes(("classifier", "full"), (0,)))]))
+    for names, missing in ((("classifier", "full"), {"A9"}), (("classifier", "identity"), {"A8"}), (("classifier", "identity+lse", "full"), set())):
+        seen = replace(tried, routes=Routes(names, (0,)), checks=(("P14", 1.0),))
+        assert {"A8", "A9"} & set(lacking([seen])) == missing
 
 
 def test_ranges_are_short_and_can_be_spelt_out() -> None:
