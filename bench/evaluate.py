@@ -153,6 +153,8 @@ def attempt(cell: Cell, trial: Trial | None, x: Tensor, number: int, at: torch.d
         return columns | dict.fromkeys(("margin", "distance", "strayed", "valid", "found", "random"), zero), (0, 0, 0, 0)
     inside = registry.attack_inside(cell.attack)
     assert inside
+    if not trial.stochastic and "eot" in inside.params:  # all draws are the same
+        inside = Spec.of(inside.name, {**inside.params, "eot": 1})
     access = registry.attacks.get(inside.name).facts["access"]
     target = Target(trial.model, access=access, stochastic=trial.stochastic, classes=trial.classes, device=at)
     candidates, strayed, _ = propose(replace(cell, attack=inside, threat=replace(cell.threat, access=access)), target, x, trial.y)

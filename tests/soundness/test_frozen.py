@@ -114,6 +114,16 @@ def test_the_record_of_parts_is_that_of_the_whole_and_survives_the_store(tmp_pat
     assert store.get(cell) == whole
 
 
+def test_draws_that_are_all_the_same_are_asked_for_once() -> None:
+    """More of them change neither the answer nor the cost, and the bound on the calls says so."""
+    one, many = (answer(f"frozen[attack=pgd-eot[eot={eot}]]") for eot in (1, 32))
+    assert (one.correct, one.margin) == (many.correct, many.margin)
+    assert (one.cost.forwards, one.cost.backwards) == (many.cost.forwards, many.cost.backwards)
+    bound = registry.attacks.get("frozen").facts["calls"]
+    assert bound(one.cell.attack.params, True) == bound(many.cell.attack.params, True)
+    assert one.cost.forwards + 2 * one.cost.backwards <= bound(one.cell.attack.params, True) * len(one.ids)
+
+
 def test_images_get_keys_of_their_own() -> None:
     """One key for all would let one lucky draw speak for the whole row."""
     (cell,) = cells("frozen[attack=pgd]", n=8)
