@@ -22,7 +22,7 @@ from bench.spec import Spec, ThreatModel
 
 
 def passes(name: str, knobs: Mapping[str, Any], stochastic: bool) -> float:
-    """The calls per example of the attack inside of a check or an attack; draws that are all the same (of what is not stochastic) are asked for once."""
+    """The calls per example of the attack inside of a check or an attack; draws of what is not stochastic are all the same, and asked for once."""
     inside = attack_inside(Spec.of(name, knobs))
     assert inside
     calls = attacks.get(inside.name).facts["calls"]
