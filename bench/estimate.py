@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from bench import registry
-from bench.evaluate import clock, load_cached
+from bench.clock import clock
+from bench.evaluate import load_cached
 from bench.spec import BadInput, Cell, Spec
 from bench.target import Together
 
@@ -39,6 +40,7 @@ def one(cell: Cell, data_dir: Path, device: str) -> Estimate:
     if says is None or prediction is None or attacked is None:
         return Estimate(calls, None)
     size = int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0)))
+    size = min(size, int(cell.attack.params.get("examples", size)))  # the images that a check stops at
     return Estimate(calls, (calls * attacked + judged * prediction) * size / 1e3)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.certificates import certify
+from bench.clock import clock
 from bench.data.sample import Dataset, load
-from bench.labels import family
+from bench.labels import MEASURES, family
 from bench.norms import NORMS, to_ball
 from bench.record import Certificate, Cost, Env, Flag, Planted, Record, Routes, joined, realigned, rejoined, replanted
 from bench.soundness.probes import Probe, probe
@@ -49,6 +50,13 @@ def batches(cell: Cell, size: int) -> int:
     return -(-size // cell.batch)
 
 
+def rows_of(cell: Cell, index: int) -> slice:
+    """The examples of one batch of the grid; a check whose figures are of all of its examples together has them all in the first."""
+    if cell.attack.name in MEASURES:
+        return slice(0, int(cell.attack.params["examples"]) if index == 0 else 0)
+    return slice(index * cell.batch, (index + 1) * cell.batch)
+
+
 def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cpu", data_dir: str = "data", env: Env | None = None) -> Record:
     """Answer the cell, or the batches `part` of its fixed grid: parts merge into the same record, whoever computes them.
 
@@ -66,13 +74,15 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     routes: list[Routes | None] = []
     plantings: list[Planted | None] = []
     nearest: list[tuple[float, ...] | None] = []
+    measured: dict[str, float] = {}
     for index in grid if part is None else part:
-        rows = slice(index * cell.batch, (index + 1) * cell.batch)
+        rows = rows_of(cell, index)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
         start = time.perf_counter()
         if family(cell) == "check":
-            found, planting, calls = examine(cell, bench, x, y, rows.start, at)
+            found, planting, calls, figures = examine(cell, bench, x, y, rows.start, at)
             plantings.append(planting)
+            measured |= figures
             spent = [a + b for a, b in zip(spent, calls, strict=True)]
             seconds += time.perf_counter() - start
         else:
@@ -98,7 +108,8 @@ def evaluate(cell: Cell, part: Sequence[int] | None = None, *, device: str = "cp
     rounded = {name: tuple(float(f"{v:.6g}") for v in columns[name]) for name in ("margin", "distance", "strayed")}
     counted = {name: tuple(int(v) for v in columns[name]) for name in ("ids", "clean", "selected", "correct")}
     first = part is None or 0 in part
-    flags, checks = (bench.flags, bench.checks) if first else ((), ())
+    told_of = tuple(sorted((*bench.checks, *((name, float(f"{value:.4g}")) for name, value in measured.items()))))
+    flags, checks = (bench.flags, told_of) if first else ((), ())
     order = range(len(counted["ids"]))
     told: dict[str, Any] = {"certificate": joined(certificates, order), "routes": rejoined(routes, order), "nearest": realigned(nearest, order)}
     told |= {"planted": replanted(plantings, order)}
@@ -122,42 +133,49 @@ def load_cached(dataset: Spec, data_dir: str) -> Dataset:
     return load(dataset, data_dir=Path(data_dir))
 
 
-def examine(cell: Cell, bench: Bench, x: Tensor, y: Tensor, first: int, at: torch.device) -> tuple[dict[str, Tensor], Planted | None, list[int]]:
-    """The columns of a check on images `x`, the first of which has the number `first` in the cell; what was planted; and the attack's calls.
+def examine(
+    cell: Cell, bench: Bench, x: Tensor, y: Tensor, first: int, at: torch.device
+) -> tuple[dict[str, Tensor], Planted | None, list[int], dict[str, float]]:
+    """The columns of a check on images `x`, the first of which has the number `first` in the cell; what was planted; the calls; and the figures.
 
-    One image at a time: each has a model of its own, and attacks drop images from a batch without a word about which. Images beyond the check's
-    number of `examples` are left out.
+    One image at a time, where the check has an attack inside: each has a model of its own, and attacks drop images from a batch without a word about
+    which. Images beyond the check's number of `examples` are left out.
     """
     entry = registry.attacks.get(cell.attack.name)
-    limit = int(cell.attack.params.get("examples", first + len(x)))
+    limit = min(first + len(x), int(cell.attack.params.get("examples", first + len(x))))
     rows: list[dict[str, Tensor]] = []
     calls = [0, 0, 0, 0]
-    for number in range(first, min(first + len(x), limit)):
-        image, label = x[number - first, None], y[number - first, None]
-        given = (bench.defence, image, label, cell.threat, bench.data.classes, bench.stochastic)
+    figures: dict[str, float] = {}
+    together = 1 if registry.attack_inside(cell.attack) else max(1, len(x))
+    for number in range(first, limit, together):
+        images, labels = (all_of_them[number - first : number - first + together] for all_of_them in (x, y))
+        given = (bench.defence, images, labels, cell.threat, bench.data.classes, bench.stochastic)
         with stream(at, cell.key, number, "attack"), entry.make(*given, **cell.attack.params) as trial:
-            row, more = attempt(cell, trial, image, number, at)
+            row, more, found = attempt(cell, trial, images, number, at)
         rows.append(row)
         calls = [a + b for a, b in zip(calls, more, strict=True)]
+        figures = {name: figures.get(name, 0.0) + found.get(name, 0.0) for name in {**figures, **found}}
     names = rows[0] if rows else ("clean", "selected", "margin", "correct", "distance", "strayed")
     columns = {name: torch.cat([x.new_zeros(0), *(row[name] for row in rows)]) for name in names}
     planted = [tuple(int(v) for v in columns.pop(name)) for name in ("valid", "found", "random") if name in columns]
-    return columns, Planted(*planted) if planted else None, calls
+    return columns, Planted(*planted) if planted else None, calls, figures
 
 
-def attempt(cell: Cell, trial: Trial | None, x: Tensor, number: int, at: torch.device) -> tuple[dict[str, Tensor], tuple[int, int, int, int]]:
-    """Run the attack inside of a check on its trial of one image and judge it there; the columns are those of no attack where there is no trial."""
+def attempt(
+    cell: Cell, trial: Trial | None, x: Tensor, number: int, at: torch.device
+) -> tuple[dict[str, Tensor], tuple[int, int, int, int], dict[str, float]]:
+    """Run the attack inside of a check on its trial and judge it there, then measure; the columns are those of no attack where there is no trial."""
     zero = torch.zeros(1, device=at)
     if trial is None:
         columns = {"clean": zero + cell.select, "selected": zero + cell.select, "correct": zero + cell.draws}
-        return columns | dict.fromkeys(("margin", "distance", "strayed", "valid", "found", "random"), zero), (0, 0, 0, 0)
+        return columns | dict.fromkeys(("margin", "distance", "strayed", "valid", "found", "random"), zero), (0, 0, 0, 0), {}
     inside = registry.attack_inside(cell.attack)
-    assert inside
-    if not trial.stochastic and "eot" in inside.params:  # all draws are the same
+    if inside and not trial.stochastic and "eot" in inside.params:  # all draws are the same
         inside = Spec.of(inside.name, {**inside.params, "eot": 1})
-    access = registry.attacks.get(inside.name).facts["access"]
+    access = registry.attacks.get((inside or cell.attack).name).facts["access"]
     target = Target(trial.model, access=access, stochastic=trial.stochastic, classes=trial.classes, device=at)
-    candidates, strayed, _ = propose(replace(cell, attack=inside, threat=replace(cell.threat, access=access)), target, x, trial.y)
+    asked = replace(cell, attack=inside or Spec("none"), threat=replace(cell.threat, access=access))
+    candidates, strayed, _ = propose(asked, target, x, trial.y)
     with torch.no_grad():
         columns = {**select_and_judge(cell, trial.model, candidates, trial.y, number, at), "strayed": strayed}
         best = candidates[columns.pop("chosen"), 0]
@@ -165,7 +183,8 @@ def attempt(cell: Cell, trial: Trial | None, x: Tensor, number: int, at: torch.d
             with stream(at, cell.key, number, "evaluate"):
                 hits, _ = judge(trial.model, best, 1 - trial.y, cell.draws)  # what is neither class, an abstention, is no find
             columns |= {"correct": cell.draws - hits, "valid": zero + 1, "found": 2 * hits > cell.draws, "random": zero + trial.random}
-    return columns, counts(target)
+    figures = trial.measure(target, 2 * columns["correct"] > cell.draws) if trial.measure else {}
+    return columns, counts(target), figures
 
 
 def counts(target: Target) -> tuple[int, int, int, int]:
@@ -277,16 +296,3 @@ def judge(defence: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple[Tensor,
         hits += right(logits, labels).sum(1)
         margins += margin(logits, labels).float().sum(1)
     return hits, margins / count
-
-
-@torch.no_grad()
-def clock(model: nn.Module, x: Tensor, repeats: int = 5) -> float:
-    """Milliseconds per image of one prediction: the fastest of `repeats`, after one to warm up."""
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        model(x)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        best = min(best, time.perf_counter() - start)
-    return round(best / len(x) * 1e3, 4)

@@ -10,7 +10,8 @@ from bench.spec import Cell, Spec, show
 
 SAMPLING = ("n", "first")  # the knobs of a dataset that say which of its examples are judged
 PIN = re.compile(r"@[0-9a-f]{8}\b")
-CHECKS = ("frozen", "planted")  # attacks on something else than the defence: their records say nothing of its robust accuracy
+MEASURES = ("signal", "indicators")  # checks whose figures are of all of their examples together
+CHECKS = ("frozen", "planted", *MEASURES)  # no attacks on the defence as it is: their records say nothing of its robust accuracy
 FAMILIES = {"white-box": "gradient", "score": "score", "decision": "decision", "transfer": "transfer"}
 
 

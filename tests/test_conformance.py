@@ -40,6 +40,7 @@ SHORT = {
     "evaluations": 8,
     "classes": 2,
     "points": 29,
+    "directions": 20,
 }
 
 

@@ -1,13 +1,14 @@
-"""D15 and D17: what the records of checks, which are no attacks on the defence, say of the attacks on it. Standard library only."""
+"""D11, D13 to D15 and D17: what the records of checks, which are no attacks on the defence, say of the attacks on it. Standard library only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from bench.labels import CHECKS
 from bench.record import Flag, Record
 from bench.registry import Entry
+from bench.soundness import figures
 from bench.soundness.curves import paired
 from bench.spec import Spec, Value
 from bench.worst import Worst
@@ -16,6 +17,7 @@ FOUND, CHANCE, VALID = 0.95, 0.15, 0.9  # of planted examples: found at least; b
 BEATEN = 0.1  # by which the same attack finds more where nothing stands before the classifier
 
 MEANING = {
+    **figures.MEANING,
     "D15": "an attacker who knows the randomness must do at least as well",
     "D17": "an attack must find adversarial examples that were planted",
 }
@@ -31,6 +33,8 @@ def unfit(outer: Entry, attack: Entry, knobs: Mapping[str, Value]) -> str:
         return f"attack={attack.name} has {attack.facts['access']} access; give one with {outer.facts['access']} access, such as pgd"
     if not attack.facts["norms"] & outer.facts["norms"]:
         return f"attack={attack.name} has no {' or '.join(sorted(outer.facts['norms']))} form; it has {', '.join(sorted(attack.facts['norms']))}"
+    if outer.name == "indicators" and attack.name not in figures.TRACED:
+        return f"attack={attack.name} takes no steps that could be followed; give {', '.join(figures.TRACED[:-1])} or {figures.TRACED[-1]}"
     if outer.name == "planted":
         if attack.name == "autoattack":
             return "attack=autoattack needs three classes, and a planted model has two; give apgd, or pgd"
@@ -56,6 +60,9 @@ def audit(checks: Sequence[Record], worst: Worst | None, row: Sequence[Record], 
     """
     others = list(others)
     flags, told = known(checks, worst, row)
+    for doubts, says in measured(checks, row):
+        flags += doubts
+        told += says
     held = [(one, *sought(one, controls(one, others))) for one in checks if one.planted]
     asked = {but_for_the_loss(one.cell.attack) for one in row}
     ours = [but_for_the_loss(inside(one)) in asked for one, _, _ in held]
@@ -64,6 +71,19 @@ def audit(checks: Sequence[Record], worst: Worst | None, row: Sequence[Record], 
         flags += doubts if mine and not good else []
         told += [*says, *(f"{flag.id}: {flag.message}{'' if mine else ', and the row did not meet it'}" for flag in doubts if good or not mine)]
     return flags, told
+
+
+def measured(checks: Sequence[Record], row: Sequence[Record]) -> Iterator[tuple[list[Flag], list[str]]]:
+    """What the figures of checks say: D11 of the very attacks that the row met, D13, and D14 as the draws foretell it."""
+    for one in checks:
+        if one.cell.attack.name == "signal":
+            yield figures.gradient(one)
+            yield figures.draws(one, row)
+        if one.cell.attack.name == "indicators":
+            attack = inside(one)
+            doubts, says = figures.failing(one, attack.name)
+            met = any(str(other.cell.attack) == str(attack) for other in row)
+            yield (doubts, says) if met else ([], [*says, *(f"{flag.id}: {flag.message}, and the row did not meet it" for flag in doubts)])
 
 
 def inside(record: Record) -> Spec:
