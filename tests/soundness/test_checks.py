@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.evaluate import evaluate
+from bench.labels import CHECKS
 from bench.leaderboard import Row, leaderboards
 from bench.plan import Request, from_file, plan
 from bench.record import Flag, Planted, Record
@@ -171,9 +172,11 @@ def test_known_randomness_is_what_a_stochastic_row_can_be_sound_with() -> None:
     assert "D15" in lacking(row, (), [planted(1, of=1)])
 
 
-def test_the_plan_soundness_asks_both_checks_where_they_can_be() -> None:
-    cells = plan(from_file(Path("soundness"))[1]).cells
-    asked = {name: {cell.defence.name for cell in cells if cell.attack.name == name} for name in ("planted", "frozen")}
-    assert asked["planted"] == {cell.defence.name for cell in cells}
+def test_the_plan_soundness_asks_the_checks_where_they_can_be() -> None:
+    cells = [cell for cell in plan(from_file(Path("soundness"))[1]).cells if cell.dataset.name == "digits"]
+    asked = {name: {cell.defence.name for cell in cells if cell.attack.name == name} for name in CHECKS}
+    everything = {cell.defence.name for cell in cells}
+    assert asked["planted"] == everything - {"ensemble"}, "whose heads are several"
     assert asked["frozen"] == {cell.defence.name for cell in cells if cell.draws > 1}
+    assert asked["signal"] == asked["indicators"] == everything
     assert {str(cell.threat.eps) for cell in cells if cell.attack.name in asked} == {"1/5"}
