@@ -37,9 +37,9 @@ class Changed(nn.Module):
         return self.change(PROBLEM.model(x), x)
 
 
-def traced(model: nn.Module, steps: list[float], *, eps: float = 1.0, attack: Spec = STEPS, random: bool = False) -> dict[str, float]:
+def traced(model: nn.Module, steps: list[float], *, eps: float = 1.0, attack: Spec = STEPS, random: bool = False, seed: int = 0) -> dict[str, float]:
     """The indicators after gradients at the image moved by each of `steps` along the line to the other class, of length 0.3 (all in l2)."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     seen = Traced(model, X, Y, "l2", eps)
     for along in steps:
         leaf = moved(along).requires_grad_()
@@ -90,8 +90,8 @@ def test_a_wrong_image_that_was_met_and_not_returned_is_a_silent_success() -> No
 
 
 def test_a_lucky_draw_of_a_stochastic_defence_is_no_success() -> None:
-    coin = Changed(lambda logits, x: torch.where(torch.rand(len(x), 1) < 0.7, logits, -logits))
-    assert "silent" not in fires(traced(coin, RISEN, random=True))
+    coin = Changed(lambda logits, x: torch.where(torch.rand(len(x), 1) < 0.8, logits, -logits))
+    assert not any("silent" in fires(traced(coin, RISEN, random=True, seed=seed)) for seed in range(20))
     assert "silent" in fires(traced(coin, [0.35] * 40, random=True))
 
 

@@ -131,8 +131,18 @@ def test_points_lie_beside_the_images_where_the_model_is_right_if_it_is_somewher
     assert edge.min() >= EPS / 3 - 1e-6
 
 
-def test_an_estimate_does_not_depend_on_how_many_fit_in_one_batch() -> None:
-    """The sums are of all directions: twice as many are twice as long, on average."""
+def test_a_margin_that_is_even_about_a_point_has_no_gradient_there_however_curved() -> None:
+    def curved(x: Tensor) -> Tensor:
+        bend = 500 * (x - PROBLEM.x.repeat_interleave(len(x) // len(PROBLEM.x), 0)).square().flatten(1).sum(1)
+        return PROBLEM.model(x).double() + torch.stack([torch.zeros_like(bend), bend], 1)
+
+    torch.manual_seed(0)
+    one = rises(curved, PROBLEM.x, PROBLEM.y, 0.01, 64)
+    torch.manual_seed(0)
+    assert torch.allclose(one, rises(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, 64), atol=2e-2)
+
+
+def test_twice_as_many_directions_make_a_sum_of_twice_the_length() -> None:
     torch.manual_seed(0)
     few, many = (rises(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, count).norm(dim=1).mean() for count in (1000, 2000))
     assert float(many / few) == pytest.approx(2, rel=0.05)
