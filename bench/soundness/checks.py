@@ -74,16 +74,21 @@ def audit(checks: Sequence[Record], worst: Worst | None, row: Sequence[Record], 
 
 
 def measured(checks: Sequence[Record], row: Sequence[Record]) -> Iterator[tuple[list[Flag], list[str]]]:
-    """What the figures of checks say: D11 of the very attacks that the row met, D13, and D14 as the draws foretell it."""
+    """What the figures of checks say: D11, D13, and D14 as the draws foretell it.
+
+    D11 is of the very attacks that the row met; where one of them shows no failure, or leaves too few to ask why, others do not count.
+    """
     for one in checks:
         if one.cell.attack.name == "signal":
             yield figures.gradient(one)
             yield figures.draws(one, row)
-        if one.cell.attack.name == "indicators":
-            attack = inside(one)
-            doubts, says = figures.failing(one, attack.name)
-            met = any(str(other.cell.attack) == str(attack) for other in row)
-            yield (doubts, says) if met else ([], [*says, *(f"{flag.id}: {flag.message}, and the row did not meet it" for flag in doubts)])
+    asked = {str(one.cell.attack) for one in row}
+    traced = [(one, *figures.failing(one, inside(one).name)) for one in checks if one.cell.attack.name == "indicators"]
+    met = [str(inside(one)) in asked for one, _, _ in traced]
+    good = any(mine and not doubts for (_, doubts, _), mine in zip(traced, met, strict=True))
+    for (_, doubts, says), mine in zip(traced, met, strict=True):
+        rest = [f"{flag.id}: {flag.message}{'' if mine else ', and the row did not meet it'}" for flag in doubts if good or not mine]
+        yield (doubts if mine and not good else []), [*says, *rest]
 
 
 def inside(record: Record) -> Spec:

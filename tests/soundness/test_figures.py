@@ -101,6 +101,21 @@ def test_which_and_how_many_is_said() -> None:
     assert failed(0)[1] == ["D11: pgd leaves 0 of 40 examples: too few to say why"]
 
 
+def test_one_attack_without_a_failure_is_enough() -> None:
+    def traced(attack: str, left: int, rising: int) -> Record:
+        figures = {"survive": left, "unavailable": 0, "unstable": 0, "silent": 0, "incomplete": rising}
+        return checked(f"indicators[attack={attack},examples=40]", **{f"D11:{name}": float(count) for name, count in figures.items()})
+
+    row = [record(cell(name), [1] * 40) for name in ("pgd", "pgd[steps=40]")]
+    short, long = traced("pgd", 40, 12), traced("pgd[steps=40]", 30, 0)
+    flags, told = audit([short, long], None, row, [])
+    assert flags == []
+    assert told[0] == "D11: of 40 examples that pgd leaves, still rising at the end on 12"
+    assert [flag.id for flag in audit([short, long], None, row[:1], [])[0]] == ["D11"], "the row did not meet the longer one"
+    assert [flag.id for flag in audit([short, traced("pgd[steps=40]", 30, 9)], None, row, [])[0]] == ["D11", "D11"]
+    assert audit([short, traced("pgd[steps=40]", 2, 2)], None, row, [])[0] == [], "it leaves next to nothing"
+
+
 def test_an_attack_that_the_row_did_not_meet_says_nothing_of_it() -> None:
     flags, (says,) = failed(40, attack="pgd[steps=9]", incomplete=12)
     assert flags == {}
