@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -24,7 +28,10 @@ ROUNDING = 2e-5  # of a step: what float32 makes of two images that are a whole 
     calls=lambda knobs, stochastic: passes("eight-bit", knobs, stochastic),
 )
 def eight_bit(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attack: str = "pgd") -> Tensor:
-    """V8: the images of the gradient attack `attack`, rounded to 8 bits within the ball: what a file can hold.
+    """V8: the gradient attack `attack` on images of 8 bits, as a file can hold them, rounded within the ball.
+
+    The attack sees the answers to the nearest images of 8 bits, with the gradient as if they had not been rounded: else it would stop at the first
+    image that is barely wrong, and rounding that would undo it. In linf its ball is the largest in which these stay within eps.
 
     Every pixel of a candidate is a whole number of 255ths, up to the rounding of float32, wherever the ball holds one, and the clean pixel
     elsewhere. In linf each takes the nearest one of the ball. In l2 and l1 the nearest one, and if that leaves the ball the nearest one towards the
@@ -33,9 +40,39 @@ def eight_bit(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attac
     """
     inside = attack_inside(Spec.of("eight-bit", {"attack": attack}))
     assert inside
-    given: Tensor | dict[str, Tensor] = attacks.get(inside.name).make(model, x, y, threat, **inside.params)
+    reach = within(x, threat.eps) if threat.norm == "linf" else threat.eps
+    if not reach:
+        return x[None]
+    given: Tensor | dict[str, Tensor] = attacks.get(inside.name).make(Stored(model), x, y, replace(threat, eps=reach), **inside.params)
     made = [one.detach().view(-1, *x.shape) for one in (given.values() if isinstance(given, dict) else [given])]
     return torch.stack([rounded(one, x, threat.norm, float(threat.eps)) for one in torch.cat(made)])
+
+
+class Stored(Target):
+    """What the `exact` target says of the images as they are stored; calls and bad gradients are counted where they always are."""
+
+    def __init__(self, exact: Target) -> None:
+        super().__init__(exact, classes=exact.classes, access=exact.access, stochastic=exact.stochastic, device=exact.device)
+        self.exact = exact
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.exact(stored(x))
+        return logits
+
+    def draws(self, x: Tensor, k: int) -> Tensor:
+        return self.exact.draws(stored(x), k)
+
+
+def stored(x: Tensor) -> Tensor:
+    """The nearest images of 8 bits, with the gradient of `x`."""
+    return x + ((x * STEPS).round() / STEPS - x).detach()
+
+
+def within(x: Tensor, eps: Fraction) -> Fraction:
+    """The largest linf radius around `x` in which the nearest image of 8 bits is not further than `eps`, or as good as that."""
+    if torch.allclose(x * STEPS, (x * STEPS).round(), rtol=0, atol=STEPS * ROUNDING):
+        return Fraction(math.floor(eps * STEPS), STEPS)
+    return max(eps - Fraction(1, 2 * STEPS), Fraction(0))
 
 
 def rounded(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
