@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +118,22 @@ def has(spec: Spec, asked: Spec) -> bool:
     return all(str(want) in (values.get(knob), unpinned(values.get(knob, ""))) for knob, want in asked.items)
 
 
-def one_defence(rows: Sequence[Row], text: str, where: str) -> list[Row]:
-    """The rows of one defence, which may be on several sets of examples; BadInput where `text` fits several defences."""
-    found = matching(rows, text)
-    if len({row.cell.defence for row in found}) > 1:
-        fits = ", ".join(dict.fromkeys(unpinned(str(row.cell.defence)) for row in found))
+def one_defence(rows: Sequence[Row], text: str, where: str, everywhere: Sequence[Row]) -> list[Row]:
+    """The rows of one defence, which may be on several sets of examples.
+
+    Where `text` fits several defences it is the one that answered most `everywhere`, attacks times examples in all rows of the data set: variants
+    meet less. BadInput where two answered as much.
+    """
+    asked: dict[Spec, list[Row]] = defaultdict(list)
+    for row in matching(rows, text):
+        asked[row.cell.defence].append(row)
+    answers = Counter(
+        {defence: sum(len(one.ids) for row in everywhere if row.cell.defence == defence for one in row.records) for defence in asked}
+    ).most_common()
+    if len(answers) > 1 and answers[0][1] == answers[1][1]:
+        fits = ", ".join(unpinned(str(defence)) for defence in asked)
         raise BadInput(f"defence '{text}' fits several on {where}; name the knobs that tell them apart: {fits}")
-    return found
+    return asked[answers[0][0]] if answers else []
 
 
 def pair(a: Sequence[Row], b: Sequence[Row], where: str) -> tuple[Row, Row]:
@@ -170,7 +180,8 @@ def lines(boards: Sequence[Leaderboard], first: str, others: Sequence[str]) -> l
     found: list[str] = []
     for board in boards:
         where = f"{board.dataset} {board.norm} {board.eps}"
-        held = [one_defence(board.rows, name, where) for name in (first, *others)]
+        everywhere = [row for other in boards if other.dataset == board.dataset for row in other.rows]
+        held = [one_defence(board.rows, name, where, everywhere) for name in (first, *others)]
         if all(held):
             found += ["", *on_board(where, held[0], held[1:])]
     if not found:

@@ -144,6 +144,13 @@ def test_every_threat_model_that_has_both_is_compared_or_the_one_asked_for(tmp_p
     assert "did you mean 'digits'?" in refused(capsys, tmp_path, "at", "jpeg", "--dataset", "digit")
 
 
+def test_a_name_alone_is_the_defence_that_was_asked_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, AT, {"pgd": right(*range(30)), "square": right(*range(30))})
+    put(tmp_path, AT.replace("digits-at", "digits-new"), {"pgd": right(*range(10))})
+    put(tmp_path, JPEG, {"pgd": right(*range(20))})
+    assert said(capsys, tmp_path, "at", "jpeg")[0].startswith("digits linf 1/5: at (own:digits-at) against jpeg")
+
+
 def test_knobs_tell_defences_of_one_name_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, AT, {"pgd": right(*range(30))})
     other = AT.replace("digits-at", "digits-new")
