@@ -29,6 +29,7 @@ DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.st
 ATTACKS = sorted(entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy")))
 # a few steps of everything: the battery asks whether an attack keeps the rules, the attack's own tests whether it is strong
 SHORT = {
+    "examples": 2,
     "steps": 3,
     "queries": 20,
     "restarts": 1,
