@@ -58,6 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(416)
             return
         body = site.data[start:]
+        sent = body[: site.cut.pop(0)] if site.cut else body
+        site.seen.append((asked, len(sent)))  # before the answer: who refuses it by its headers may look at once
         self.send_response(206 if start else 200)
         if site.sized:
             self.send_header("Content-Length", str(len(body)))
@@ -66,8 +68,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {**({"ETag": site.tag} if site.tag else {}), **site.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        sent = body[: site.cut.pop(0)] if site.cut else body
-        site.seen.append((asked, len(sent)))
         self.wfile.write(sent)
 
     def log_message(self, *_: Any) -> None: ...
