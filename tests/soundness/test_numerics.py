@@ -67,6 +67,12 @@ def test_the_threshold_is_where_the_cross_entropy_has_no_gradient_in_float32() -
             assert bool(saturated(Made(lambda z, gap=gap: torch.tensor([[gap, 0.0]]).expand(len(z), -1)), X, 0.1)) == dead
 
 
+@pytest.mark.parametrize(("lowest", "raised"), [(-9e3, False), (-1.1e4, True)])
+def test_a_range_of_logits_that_leaves_float32_no_room_is_as_bad(lowest: float, raised: bool) -> None:
+    with stream(CPU, 0):
+        assert bool(saturated(Made(lambda z: torch.cat([z[:, :4], torch.full_like(z[:, 4:], lowest)], 1)), X, 0.1)) == raised
+
+
 def test_abstentions_and_infinities_are_no_certainty() -> None:
     with stream(CPU, 0):
         assert saturated(Made(lambda z: 0 * z), X, 0.1) == []
