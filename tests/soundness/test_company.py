@@ -65,6 +65,8 @@ def test_noise_is_no_dependence_but_noise_that_grows_with_the_batch_or_a_shift_i
 def test_a_defence_whose_draws_agree_has_nothing_to_compare() -> None:
     assert codes(lambda x: x, True) == []
     assert codes(lambda x: x * torch.nan, True) == []
+    assert codes(lambda x: x + 1e-6 * len(x), True) == []  # rounding, though every draw has it
+    assert codes(lambda x: x * (1 + len(x) / 10), True) == ["P3"]
 
 
 def gradient(change: Callable[[Tensor], Tensor]) -> list[str]:
