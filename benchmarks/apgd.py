@@ -1,12 +1,12 @@
 """Our APGD against pyautoattack: the pair of losses of its standard version by both, and its whole standard version, in one run.
 
     python -m benchmarks.apgd [--n 200] [--dataset digits] [--norm linf] [--eps 1/510] [--roles robust,own:digits-standard]
-                              [--steps 100] [--targets 9] [--queries 5000] [--device auto|cpu|cuda]
+                              [--steps 100] [--targets 9] [--queries 5000] [--device auto|cpu|cuda] [--processes 1]
 
 `--roles` are classifiers by role or by name. Each row: robust accuracy after projection to the ball, on how many examples the verdict is another
 than ours, forward passes per example (a backward counts as two), seconds, and the last two as multiples of ours. The seconds are those of the CPU on
 one thread, or of the wall clock until the GPU is done. The whole version has 100 steps and 9 targets, in l1 five targets and five restarts, and
-Square with `--queries`; 0 leaves it out.
+Square with `--queries`; 0 leaves it out. `--processes` of one CPU thread each share the examples in four parts per process; a row is their sum.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,52 +81,94 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in (("n", 200), ("steps", 100), ("targets", 9), ("queries", 5000)):
+    for name, default in (("n", 200), ("steps", 100), ("targets", 9), ("queries", 5000), ("processes", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, text in (("dataset", "digits"), ("norm", ""), ("eps", ""), ("roles", "robust,standard"), ("device", "auto")):
         parser.add_argument(f"--{name}", default=text)
     parser.add_argument("--data-dir", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         compare(args)
     except BadInput as error:
         parser.exit(2, f"benchmarks.apgd: {error}\n")
 
 
-def compare(args: argparse.Namespace) -> None:
+ATTACKS: dict[str, Callable[[argparse.Namespace], Run]] = {
+    "apgd[loss=ce+targeted]": ours,
+    "pyautoattack APGD-CE + APGD-T": pair,
+    "pyautoattack standard": whole,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one attack did to some of the examples."""
+
+    stands: Tensor
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    args: argparse.Namespace
+    threat: ThreatModel
+    device: str
+    classifier: str
+    attack: str
+    rows: slice
+
+
+def measure(job: Job) -> Part:
     torch.set_num_threads(1)
     logging.getLogger("auto-attack").addHandler(logging.NullHandler())
     registry.discover()
+    device, threat = torch.device(job.device), job.threat
+    data = load(Spec.of(job.args.dataset, {"n": job.args.n}), data_dir=job.args.data_dir)
+    data = replace(data, x=data.x[job.rows].to(device), y=data.y[job.rows].to(device))
+    model = registry.build_classifier(job.classifier).to(device)
+    leaf = data.x.clone().requires_grad_()
+    torch.autograd.grad(model(leaf).sum(), leaf)  # whoever comes first would pay for the loading of the GPU's libraries
+    target, run = Target(model, classes=data.classes, device=device).eval(), ATTACKS[job.attack](job.args)
+    torch.manual_seed(0)
+    start = clock(device)
+    made = run(target, data, threat).detach()
+    seconds, calls = clock(device) - start, target.forwards + 2 * target.backwards
+    with torch.no_grad():
+        each = [right(model(to_ball(one, data.x, threat.norm, float(threat.eps))), data.y) for one in (made if made.dim() == 5 else [made])]
+    return Part(torch.stack(each).all(0).cpu(), calls, seconds)
+
+
+def compare(args: argparse.Namespace) -> None:
+    registry.discover()
     facts = registry.datasets.get(args.dataset).facts
     norm = args.norm or facts["norm"]
-    threat = ThreatModel(norm, parse_eps(args.eps or facts["eps"][norm]))
-    device = torch.device(device_of(args.device))
-    data = load(Spec.of(args.dataset, {"n": args.n}), data_dir=args.data_dir)
-    data = replace(data, x=data.x.to(device), y=data.y.to(device))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread"
+    threat, device = ThreatModel(norm, parse_eps(args.eps or facts["eps"][norm])), device_of(args.device)
+    if args.n < 1:
+        raise BadInput(f"n={args.n} must be 1 or more")
+    if args.processes < 1 or (args.processes > 1 and device != "cpu"):
+        raise BadInput(f"processes={args.processes} must be 1 or more, and 1 on a GPU")
+    names = [facts["roles"].get(role, role) for role in args.roles.split(",")]
+    size = args.n if args.processes == 1 else -(-args.n // (4 * args.processes))
+    parts = [slice(i, i + size) for i in range(0, args.n, size)]
+    attacks = list(ATTACKS)[: None if args.queries else 2]
+    jobs = [Job(args, threat, device, name, attack, rows) for name in names for attack in attacks for rows in parts]
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{args.processes} process{'es' * (args.processes > 1)} of one thread"
     print(f"{args.dataset} n={args.n}, {norm} {threat.eps}, {args.steps} steps, {args.targets} targets, torch {torch.__version__}, {where}")
     print(f"{'attack':<32}{'classifier':<24}{'robust':>8}{'differ':>8}{'calls':>9}{'seconds':>9}{'calls x':>9}{'seconds x':>11}")
-    for role in args.roles.split(","):
-        name = facts["roles"].get(role, role)
-        model, first = registry.build_classifier(name).to(device), None
-        leaf = data.x.clone().requires_grad_()
-        torch.autograd.grad(model(leaf).sum(), leaf)  # whoever comes first would pay for the loading of the GPU's libraries
-        table = [("apgd[loss=ce+targeted]", ours), ("pyautoattack APGD-CE + APGD-T", pair), ("pyautoattack standard", whole)]
-        for title, make in table if args.queries else table[:2]:
-            target, run = Target(model, classes=data.classes, device=device).eval(), make(args)
-            torch.manual_seed(0)
-            start = clock(device)
-            made = run(target, data, threat).detach()
-            seconds, calls = clock(device) - start, (target.forwards + 2 * target.backwards) / len(data)
-            with torch.no_grad():
-                stands = torch.stack(
-                    [right(model(to_ball(one, data.x, norm, float(threat.eps))), data.y) for one in (made if made.dim() == 5 else [made])]
-                ).all(0)
-            first = first or (stands, calls, seconds)
-            row = f"{title:<32}{name:<24}{stands.float().mean():>8.3f}{int((stands != first[0]).sum()):>8}{calls:>9.0f}{seconds:>9.2f}"
-            print(f"{row}{calls / first[1]:>9.2f}{seconds / first[2]:>11.2f}", flush=True)
+    with get_context("spawn").Pool(args.processes) if args.processes > 1 else nullcontext() as pool:
+        found = pool.imap(measure, jobs) if pool else map(measure, jobs)
+        for name in names:
+            first = None
+            for attack in attacks:
+                got = [next(found) for _ in parts]
+                row = Part(torch.cat([part.stands for part in got]), sum(part.calls for part in got), sum(part.seconds for part in got))
+                first = first or row
+                text = f"{attack:<32}{name:<24}{row.stands.float().mean():>8.3f}{int((row.stands != first.stands).sum()):>8}"
+                text += f"{row.calls / args.n:>9.0f}{row.seconds:>9.2f}{row.calls / first.calls:>9.2f}{row.seconds / first.seconds:>11.2f}"
+                print(text, flush=True)
 
 
 if __name__ == "__main__":
