@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.registry import build_inner, defence
 from bench.spec import BadInput
+from carso.model import in_parts
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -86,9 +87,9 @@ class Smoothing(nn.Module):
         return votes, log_sum
 
     def look(self, answer: Answer, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Votes and log-sum of probabilities over `size` noisy copies of each image, in one batch."""
+        """Votes and log-sum of probabilities over `size` noisy copies of each image, whose noise is drawn in one batch."""
         noise = torch.randn(len(x), size, *x.shape[1:], device=x.device, dtype=x.dtype)
-        logits = answer((x[:, None] + self.sigma * noise).flatten(0, 1)).unflatten(0, (len(x), size))
+        logits = torch.cat([answer(part) for part in in_parts((x[:, None] + self.sigma * noise).flatten(0, 1))]).unflatten(0, (len(x), size))
         named = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
         votes = named.masked_fill(logits.isnan().any(-1, keepdim=True), 0).sum(1)
         return votes, logits.clamp(-HUGE, HUGE).log_softmax(-1).logsumexp(1)

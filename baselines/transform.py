@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.target import draws
-from carso.model import FLAT, FLAT_ELSEWHERE
+from carso.model import in_parts
 
 Answer = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor], Tensor]
@@ -57,9 +56,7 @@ class Transformed(nn.Module):
         """`k` predictions (B,k,K): behind one transformation where that is not random, else one for each, in flat batches of bounded size."""
         if not self.random:
             return draws(self.inner, self.purify(x), k)
-        flat = x.repeat_interleave(k, 0)
-        parts = max(math.ceil(flat.numel() / FLAT.get(x.device.type, FLAT_ELSEWHERE)), 1)
-        several: Tensor = torch.cat([self(part) for part in flat.tensor_split(parts)]).unflatten(0, (len(x), k))
+        several: Tensor = torch.cat([self(part) for part in in_parts(x.repeat_interleave(k, 0))]).unflatten(0, (len(x), k))
         return several
 
     def identity(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from baselines.ensemble import mean_named
 from bench.registry import build_inner, defence
 from bench.spec import BadInput
-from carso.model import FLAT, FLAT_ELSEWHERE
+from carso.model import in_parts
 
 
 class Augmented(nn.Module):
@@ -71,8 +71,7 @@ class Augmented(nn.Module):
     def several(self, answer: Callable[[Tensor], Tensor], x: Tensor, n: int) -> Tensor:
         """Logits (B,n,K) of n versions of each image; the flat batch of all of them goes through in parts of bounded size."""
         flat = x[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
-        parts = max(math.ceil(flat.numel() / FLAT.get(x.device.type, FLAT_ELSEWHERE)), 1)
-        logits: Tensor = torch.cat([answer(self.purify(part)) for part in flat.tensor_split(parts)]).unflatten(0, (len(x), n))
+        logits: Tensor = torch.cat([answer(self.purify(part)) for part in in_parts(flat)]).unflatten(0, (len(x), n))
         return logits
 
     def moved(self, x: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ FLAT = {"cpu": 2**16}
 FLAT_ELSEWHERE = 2**22
 
 
+def in_parts(flat: Tensor) -> tuple[Tensor, ...]:
+    """Images (N,C,H,W) in parts of that size, one at least."""
+    return flat.tensor_split(max(math.ceil(flat.numel() / FLAT.get(flat.device.type, FLAT_ELSEWHERE)), 1))
+
+
 class CARSO(nn.Module):
     """Purification that an image enters only through the representation that `classifier` has of it.
 

@@ -17,6 +17,7 @@ from bench.registry import build_classifier, build_defence, defences, discover
 from bench.spec import BadInput, Spec
 from bench.streams import stream
 from bench.target import abstained, right
+from carso.model import FLAT
 
 discover()
 CPU = torch.device("cpu")
@@ -206,6 +207,21 @@ def plain(look: Callable[..., object], *given: object, use_reentrant: bool) -> o
     return look(*given)
 
 
+def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, its activations would leave the cache: 1.8 times the time on MNIST."""
+
+    def answer(half: Half) -> Tensor:
+        with stream(CPU, 7):
+            logits: Tensor = smooth(half)(half.at(0.1, 30))
+        return logits
+
+    whole, parted = Half(), Half()
+    expected = answer(whole)
+    monkeypatch.setitem(FLAT, "cpu", 6 * 50)
+    assert torch.allclose(answer(parted), expected, rtol=1e-6)
+    assert (parted.largest, whole.largest) == (50, 1200)
+
+
 def test_the_recomputed_gradient_is_that_of_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     half = Half(1.0)
     x = half.at(0.1, 3).requires_grad_()
@@ -227,10 +243,12 @@ def test_copies_that_are_nan_or_infinite_win_no_votes_they_should_not() -> None:
             return torch.where(nan, torch.nan, x.new_tensor([-torch.inf, torch.inf]).expand(len(x), 2))
 
     x = torch.full((5, 1, 2, 3), 0.5)
-    votes, _ = smooth(Odd()).tally(Odd(), x, 100)
+    with stream(CPU, 8):
+        votes, _ = smooth(Odd()).tally(Odd(), x, 100)
+        certain = smooth(Odd()).certify(x)[0].tolist()
     assert (votes[:, 0] == 0).all()
     assert (votes[:, 1] < 80).all()
-    assert smooth(Odd()).certify(x)[0].tolist() == [-1] * 5
+    assert certain == [-1] * 5
     calm = torch.zeros(5, 1, 2, 3)
     assert smooth(Odd(), sigma=0.01)(calm).argmax(1).tolist() == [1] * 5
 
