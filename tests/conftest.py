@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,3 +17,10 @@ TOYS = Path(__file__).parent / "toys.py"
 def _plugins() -> None:
     torch.set_num_threads(1)
     registry.discover((TOYS,))
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """The same random numbers in every run, whatever ran before."""
+    torch.manual_seed(0)
+    np.random.seed(0)
