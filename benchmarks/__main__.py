@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from benchmarks import apgd, attacks, carso_samples, training
+from benchmarks import apgd, attacks, carso_samples, parts, training
 
 sys.argv = sys.argv[:1]
 carso_samples.main()
+parts.main()
 training.main()
 apgd.main()
 if find_spec("torchattacks") and find_spec("foolbox"):
