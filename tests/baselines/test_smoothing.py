@@ -208,7 +208,7 @@ def plain(look: Callable[..., object], *given: object, use_reentrant: bool) -> o
 
 
 def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, its activations would leave the cache: 1.8 times the time on MNIST."""
+    """Whole, its activations would leave the cache: `python -m benchmarks.parts`."""
 
     def answer(half: Half) -> Tensor:
         with stream(CPU, 7):
