@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from bench import registry
 from bench.clock import clock
 from bench.evaluate import load_cached
 from bench.spec import BadInput, Cell, Spec
-from bench.target import Together
+from bench.target import Together, placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def time_of(dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Pat
     try:
         names = registry.split_several(source) if source else ()
         model: nn.Module = Together([registry.build_classifier(name) for name in names]) if names else registry.build_defence(defence)
-        return clock(model.to(device), load_cached(dataset, str(data_dir)).x[:batch].to(device), repeats=2)
+        return clock(placed(model, torch.device(device)), load_cached(dataset, str(data_dir)).x[:batch].to(device), repeats=2)
     except BadInput:
         return None
 

@@ -23,7 +23,7 @@ from bench.soundness.probes import Probe, probe
 from bench.soundness.trial import Trial
 from bench.spec import Cell, Spec
 from bench.streams import stream
-from bench.target import Target, Together, draws, margin, right
+from bench.target import Target, Together, draws, margin, placed, right
 
 TOGETHER = 5  # draws judged in one batch: fixed, since it decides which random number goes where
 PROBED = 64  # examples that the probes look at
@@ -121,7 +121,7 @@ def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_
     """Load the images, build the defence on `device` and probe it; kept for the next cell of the same defence."""
     data = load_cached(dataset, data_dir)
     at = torch.device(device)
-    defence = registry.build_defence(spec).to(at)
+    defence = placed(registry.build_defence(spec), at)
     x, y = data.x[:PROBED].to(at), data.y[:PROBED].to(at)
     with stream(at, "probe", str(dataset), str(spec)):
         found: Probe = probe(defence, x, y, eps if norm == "linf" else 0.0, declared=registry.is_stochastic(spec))
@@ -195,7 +195,7 @@ def counts(target: Target) -> tuple[int, int, int, int]:
 def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     """The defence behind the access that the threat model grants; for transfer, the surrogate that the attack names."""
     if cell.threat.access == "transfer":
-        source = Together([registry.build_classifier(name) for name in registry.split_several(str(cell.attack.params["source"]))]).to(at)
+        source = placed(Together([registry.build_classifier(name) for name in registry.split_several(str(cell.attack.params["source"]))]), at)
         return Target(source, classes=bench.data.classes, device=at)
     return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from benchmarks import apgd, attacks, carso_samples, parts, training
+from benchmarks import apgd, attacks, carso_samples, layout, parts, training
 
 sys.argv = sys.argv[:1]
 carso_samples.main()
 parts.main()
+layout.main()
 training.main()
 apgd.main()
 if find_spec("torchattacks") and find_spec("foolbox"):
