@@ -34,7 +34,8 @@ def test_convolutions_of_torch_lie_channels_last_and_others_are_left_alone() -> 
 
 def test_on_another_device_no_order_is_changed() -> None:
     net = placed(nn.Conv2d(3, 4, 3), torch.device("meta"))
-    assert net.weight.is_meta and net.weight.is_contiguous()
+    assert net.weight.is_meta
+    assert net.weight.is_contiguous()
 
 
 def test_a_cell_is_answered_by_a_placed_defence_whose_answers_and_gradients_are_those_of_any() -> None:
