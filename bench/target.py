@@ -15,8 +15,8 @@ PARTS = ("base", "purify", "classify", "presoftmax", "per_draw", "latent", "deco
 def placed(model: nn.Module, at: torch.device) -> nn.Module:
     """The model on that device. On a CPU the weights of its convolutions lie channels last, and so do all images between them.
 
-    oneDNN's kernels for that order waste nothing on layers of few channels, and its transposed convolutions take a third of the time
-    (`python -m benchmarks.layout`). On a GPU in float32 nothing is gained. The answers differ in the last digit.
+    oneDNN's kernels for that order waste nothing on layers of few channels: `python -m benchmarks.layout` says how much time that is. Other devices
+    keep their order. The answers differ in the last digit.
     """
     model = model.to(at)
     for module in model.modules() if at.type == "cpu" else ():
