@@ -8,7 +8,8 @@ CPU time of a forward pass, and of a forward and a backward pass to the images, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -28,14 +29,26 @@ def forward(f: Callable[[Tensor], Tensor], x: Tensor) -> Run:
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=500)
+def begin(doc: str, images: int) -> argparse.Namespace:
+    """The flags `--images` and `--repeats`; one thread, seed 0, and every plug-in at hand."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=images)
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     discover()
+    return parser.parse_args()
+
+
+def two_ways(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], x: Tensor, repeats: int) -> Iterator[tuple[str, float, float]]:
+    """Of a forward pass, and of a forward and a backward one: its name, and the median milliseconds of CPU time that each of the two takes."""
+    for way, make in (("forward", forward), ("forward and backward", backward)):
+        found = rounds({"a": make(a, x), "b": make(b, x)}, repeats)
+        yield way, 1000 * median(found["a"].cpu), 1000 * median(found["b"].cpu)
+
+
+def main() -> None:
+    args = begin(__doc__, 500)
     for name, shape in SHAPES.items():
         model = build_classifier(name).requires_grad_(False).eval()
         x = torch.rand(args.images, *shape)
@@ -44,10 +57,8 @@ def main() -> None:
             return torch.cat([model(part) for part in in_parts(images)])
 
         print(f"{name}: {args.images} images, in {len(in_parts(x))} parts, medians of {args.repeats} rounds, one CPU thread")
-        for way, make in (("forward", forward), ("forward and backward", backward)):
-            found = rounds({"whole": make(model, x), "parts": make(parted, x)}, args.repeats)
-            whole, parts = (sorted(found[key].cpu)[args.repeats // 2] for key in ("whole", "parts"))
-            print(f"  {way}: {1000 * whole:.0f} ms at once, {1000 * parts:.0f} ms in parts: {whole / parts:.2f} times as long")
+        for way, whole, parts in two_ways(model, parted, x, args.repeats):
+            print(f"  {way}: {whole:.0f} ms at once, {parts:.0f} ms in parts: {whole / parts:.2f} times as long")
 
 
 if __name__ == "__main__":

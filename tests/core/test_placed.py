@@ -8,6 +8,7 @@ from bench.evaluate import prepare
 from bench.plan import Request, plan
 from bench.registry import build_defence
 from bench.target import placed
+from carso.model import CARSO
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,7 @@ def test_a_cell_is_answered_by_a_placed_defence_whose_answers_and_gradients_are_
     found = []
     for model in (made, plain):
         x = data.x.clone().requires_grad_()
-        logits = model.surrogates["lse"](x)  # type: ignore[operator]
+        assert isinstance(model, CARSO)
+        logits = model.surrogates["lse"](x)
         found += [(logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), x)[0])]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
