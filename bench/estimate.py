@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from bench import registry
 from bench.clock import clock
-from bench.evaluate import load_cached
+from bench.evaluate import build_source, load_cached
 from bench.spec import BadInput, Cell, Spec
-from bench.target import Together, placed
+from bench.target import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,7 @@ def one(cell: Cell, data_dir: Path, device: str) -> Estimate:
 def time_of(dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path, device: str) -> float | None:
     """Milliseconds per image of one prediction, of the defence or the classifiers `source`: the faster of two of a batch as the cells have them."""
     try:
-        names = registry.split_several(source) if source else ()
-        model: nn.Module = Together([registry.build_classifier(name) for name in names]) if names else registry.build_defence(defence)
+        model = build_source(source) if source else registry.build_defence(defence)
         return clock(placed(model, torch.device(device)), load_cached(dataset, str(data_dir)).x[:batch].to(device), repeats=2)
     except BadInput:
         return None

@@ -195,9 +195,13 @@ def counts(target: Target) -> tuple[int, int, int, int]:
 def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     """The defence behind the access that the threat model grants; for transfer, the surrogate that the attack names."""
     if cell.threat.access == "transfer":
-        source = placed(Together([registry.build_classifier(name) for name in registry.split_several(str(cell.attack.params["source"]))]), at)
-        return Target(source, classes=bench.data.classes, device=at)
+        return Target(placed(build_source(str(cell.attack.params["source"])), at), classes=bench.data.classes, device=at)
     return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
+
+
+def build_source(source: str) -> nn.Module:
+    """What a transfer attack starts from: the classifier named `source`, or the mean logits of several, joined by `+`."""
+    return Together([registry.build_classifier(name) for name in registry.split_several(source)])
 
 
 def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:

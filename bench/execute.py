@@ -17,7 +17,7 @@ from torch import nn
 
 from bench import labels, registry, weights
 from bench.data.sample import Dataset
-from bench.evaluate import batches, evaluate, load_cached
+from bench.evaluate import batches, build_source, evaluate, load_cached
 from bench.plan import PINNED, named
 from bench.record import Env, Record, merge
 from bench.registry import ROOT
@@ -56,7 +56,7 @@ def check(cells: Iterable[Cell], data_dir: Path) -> None:
         try_one(registry.build_defence(cell.defence), data, f"defence '{name}' with classifier '{classifier}'")
     for cell in {(c.dataset, c.attack): c for c in cells if c.threat.access == "transfer"}.values():
         source = str(cell.attack.params["source"])
-        try_one(registry.build_classifier(source), load_cached(cell.dataset, str(data_dir)), f"classifier '{source}'")
+        try_one(build_source(source), load_cached(cell.dataset, str(data_dir)), f"classifier '{source}'")
 
 
 @torch.no_grad()

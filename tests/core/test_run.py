@@ -18,6 +18,7 @@ from bench.estimate import estimate, spoken, time_of
 from bench.plan import Request, plan
 from bench.run import main
 from bench.spec import Spec
+from bench.store import Store
 from tests.conftest import TOYS
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +163,24 @@ def test_an_ensemble_to_transfer_from_takes_the_time_of_its_members() -> None:
     cell = replace(plan([Request(defences=("undefended",), attacks=("transfer",), n=20)]).cells[-1], attack=ensemble)
     (cost,) = estimate([cell], Path("data"))
     assert cost.seconds
+
+
+def test_the_command_transfers_from_an_ensemble(tmp_path: Path) -> None:
+    attack = "transfer[source=own:digits-standard+own:digits-at,steps=20]"
+    assert main(["--dataset", "digits", "--defences", "undefended", "--n", "20", "--attacks", attack, "--out", str(tmp_path)]) == 0
+    correct = {record.cell.attack.name: sum(record.correct) for record in Store(tmp_path).records()}
+    assert correct["transfer"] < correct["none"], "the target is one of the members"
+
+
+def test_an_ensemble_with_a_member_that_cannot_take_the_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = "own:digits-standard+own:mnist-at"
+    words = ["--dataset", "digits", "--defences", "at", "--attacks", f"transfer[source={source}]", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert "own:mnist-at" in complaint
+    assert "cannot take the images (1, 8, 8) of 'digits'" in complaint
+    assert not (tmp_path / "out").exists()
 
 
 def test_times_are_spoken_in_the_unit_that_fits() -> None:
