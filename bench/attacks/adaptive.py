@@ -13,6 +13,7 @@ from bench.attacks.gradient import SURE, climb, passes
 from bench.attacks.losses import LOSSES, gradients_at_once
 from bench.registry import attack
 from bench.spec import BadInput, ThreatModel, nearest
+from bench.streams import seeded
 from bench.target import Target, margin, right
 
 MOST = 16  # routes that are tried; `calls` is their number's bound
@@ -237,8 +238,7 @@ class Frozen:
         self.model, self.seed = model, int(torch.randint(2**62, ()))
 
     def __call__(self, images: Tensor) -> Tensor:
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            torch.manual_seed(self.seed)
+        with seeded(images.device, self.seed):
             logits: Tensor = self.model(images)
         return logits
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.record import Flag
+from bench.streams import seeded
 from bench.target import abstained, margin
 
 RANGE, SATURATED = 1e4, 0.1  # P8: the range of logits; the share of the images
@@ -74,8 +75,7 @@ def optimises(defence: nn.Module, x: Tensor) -> tuple[bool, list[Flag]]:
     seed = int(torch.randint(2**62, ()))
 
     def answer(watched: bool) -> Tensor:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.set_grad_enabled(watched):
-            torch.manual_seed(seed)
+        with seeded(x.device, seed), torch.set_grad_enabled(watched):
             logits: Tensor = defence(x)
         return logits.detach()
 

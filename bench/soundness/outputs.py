@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.record import Flag
+from bench.streams import seeded
 from bench.target import abstained
 
 FEW = 0.1  # P12: distinct values of a logit, relative to the number of outputs: 100 in 1000
@@ -55,8 +56,7 @@ def steps(defence: nn.Module, x: Tensor, eps: float, surrogate: bool) -> list[Fl
     way, seed = 2.0 * torch.randint_like(x, 2) - 1, int(torch.randint(2**62, ()))
 
     def answer(size: float) -> Tensor:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            torch.manual_seed(seed)
+        with seeded(x.device, seed):
             logits: Tensor = defence((x + size * way).clamp(0, 1))
         return logits
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.record import Flag
 from bench.soundness.numerics import optimises, precise, saturated
 from bench.soundness.outputs import outputs
+from bench.streams import seeded
 from bench.target import draws, margin, right
 
 ALONE, OTHERS, DRAWS = 8, 24, 16  # P3: the images whose company changes, the noise images beside them, and draws of a stochastic defence
@@ -203,8 +204,7 @@ def differences(defence: nn.Module, x: Tensor, y: Tensor, eps: float, directions
     points = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(step, 1 - step)
 
     def gap(images: Tensor) -> Tensor:
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            torch.manual_seed(seed)
+        with seeded(images.device, seed):
             return margin(defence(images), y)
 
     seen = points.clone().requires_grad_()

@@ -16,6 +16,7 @@ from bench.execute import settle_arithmetic
 from bench.norms import NORMS
 from bench.plan import Request, plan
 from bench.spec import Spec
+from bench.streams import seed_of, stream
 from carso.train import main as train_purifier
 from tests.attacks.linear import TINY, Problem, candidates, fooled, many_classes
 
@@ -73,6 +74,18 @@ def test_the_same_question_has_the_same_answer_there() -> None:
     (*_, cell) = plan([Request(defences=("carso",), attacks=("pgd-eot",), n=40, draws=4, select=2, batch=40, budget="quick")]).cells
     one, two = evaluate(cell, device="cuda"), evaluate(cell, device="cuda")
     assert (one.selected, one.correct, one.margin) == (two.selected, two.correct, two.margin)
+
+
+def test_a_stream_has_the_numbers_that_torch_gives_for_its_seed_there_and_leaves_nothing_behind() -> None:
+    here = torch.device("cuda")
+    torch.manual_seed(seed_of("a", 1))
+    expected = torch.rand(5, device=here)
+    torch.manual_seed(2)
+    undisturbed = torch.rand(5, device=here)
+    torch.manual_seed(2)
+    with stream(here, "a", 1):
+        assert torch.equal(torch.rand(5, device=here), expected)
+    assert torch.equal(torch.rand(5, device=here), undisturbed)
 
 
 def test_shards_join_to_the_whole_there() -> None:
