@@ -12,8 +12,8 @@ from carso.aggregate import AGGREGATIONS, named
 from carso.purifier import Purifier
 from carso.representation import find, taps
 
-# Pixel values in one batch of reconstructions (2**16: 21 images of 3x32x32). On a CPU larger batches cost more per image: their activations are
-# returned to the system after every layer, and asked for again. A GPU wants large ones; there the bound is one of memory.
+# Pixel values in one batch of reconstructions (2**16: 21 images of 3x32x32). On a CPU larger batches cost more per image, for their
+# activations leave the cache. A GPU wants large ones; there the bound is one of memory.
 FLAT = {"cpu": 2**16}
 FLAT_ELSEWHERE = 2**22
 
