@@ -11,7 +11,8 @@ import torch
 
 from bench import registry
 from bench.clock import clock
-from bench.evaluate import build_source, load_cached
+from bench.evaluate import load_cached
+from bench.source import build_source
 from bench.spec import BadInput, Cell, Spec
 from bench.target import placed
 

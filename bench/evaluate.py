@@ -21,9 +21,10 @@ from bench.norms import NORMS, to_ball
 from bench.record import Certificate, Cost, Env, Flag, Planted, Record, Routes, joined, realigned, rejoined, replanted
 from bench.soundness.probes import Probe, probe
 from bench.soundness.trial import Trial
+from bench.source import build_source
 from bench.spec import Cell, Spec
 from bench.streams import stream
-from bench.target import Target, Together, draws, margin, placed, right
+from bench.target import Target, draws, margin, placed, right
 
 TOGETHER = 5  # draws judged in one batch: fixed, since it decides which random number goes where
 PROBED = 64  # examples that the probes look at
@@ -197,11 +198,6 @@ def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     if cell.threat.access == "transfer":
         return Target(placed(build_source(str(cell.attack.params["source"])), at), classes=bench.data.classes, device=at)
     return Target(bench.defence, access=cell.threat.access, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
-
-
-def build_source(source: str) -> nn.Module:
-    """What a transfer attack starts from: the classifier named `source`, or the mean logits of several, joined by `+`."""
-    return Together([registry.build_classifier(name) for name in registry.split_several(source)])
 
 
 def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:

@@ -17,10 +17,11 @@ from torch import nn
 
 from bench import labels, registry, weights
 from bench.data.sample import Dataset
-from bench.evaluate import batches, build_source, evaluate, load_cached
+from bench.evaluate import batches, evaluate, load_cached
 from bench.plan import PINNED, named
 from bench.record import Env, Record, merge
 from bench.registry import ROOT
+from bench.source import build_source
 from bench.spec import BadInput, Cell
 from bench.store import Store
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,18 +108,6 @@ class Target(nn.Module):
             return part(self._watched(x, 1), *rest)
 
         return call
-
-
-class Together(nn.Module):
-    """The mean logits of several classifiers."""
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = torch.stack([member(x) for member in self.members]).mean(0)
-        return logits
 
 
 def draws(defence: nn.Module, x: Tensor, k: int) -> Tensor:

@@ -28,11 +28,11 @@ def digits() -> Problem:
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_verdicts_are_nearly_those_of_full_precision(digits: Problem, name: str, precision: str) -> None:
-    knobs: dict[str, Any] = {"steps": 10, **({"loss": "ce+targeted", "targets": 3} if name == "apgd" else {"loss": "ce+margin"})}
+    knobs: dict[str, Any] = {"steps": 30, **({"loss": "ce+targeted", "targets": 3} if name == "apgd" else {"loss": "ce+margin"})}
     full, half = (fooled(digits, name, "linf", 0.25, precision=kind, **knobs) for kind in ("float32", precision))
     assert 0.3 < full.float().mean() < 0.95
-    assert full.float().mean() - half.float().mean() <= 0.05
-    assert (full == half).float().mean() >= 0.9, "at ten steps some of those on the edge fall to one of the two"
+    assert full.sum() - half.sum() <= 3
+    assert (full == half).float().mean() >= 0.95, "some of those on the edge fall to one of the two"
 
 
 @pytest.mark.parametrize("name", ["pgd-eot", "apgd-eot"])
