@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.attacks.losses import finite
 from bench.registry import attack
 from bench.spec import ThreatModel
-from bench.target import Target, right
+from bench.target import Target, margin, right
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 SQUARE = {"p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
@@ -43,6 +43,21 @@ class Seen(nn.Module):
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             return logits + 0 * x.flatten(1).sum(1, keepdim=True)
         return logits.clone()
+
+
+class Unbeaten(nn.Module):
+    """Logits (B,K) that are never wrong, and whose margins against `y` (B,) have the order of those of `seen`: a search goes on to its end."""
+
+    def __init__(self, seen: Seen, y: Tensor) -> None:
+        super().__init__()
+        self.seen, self.y = seen, y
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.seen(x)
+        lead = -margin(logits, self.y)
+        root = lead.hypot(torch.ones_like(lead))
+        above = torch.where(lead > 0, root + lead, 1 / (root - lead))  # root + lead, which rounds to zero where the lead is far below it
+        return torch.zeros_like(logits).scatter(1, self.y.unsqueeze(1), above.unsqueeze(1))
 
 
 @attack(
@@ -94,19 +109,19 @@ def autoattack(
     calls=lambda knobs, stochastic: knobs["queries"] * (knobs["eot"] if stochastic else 1),
 )
 def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 5000, eot: int = 20) -> Tensor:
-    """Random search over square patches, `queries` queries per example and fewer where it succeeds.
+    """Random search over square patches: `queries` queries per example; on a deterministic defence an example leaves when it is fooled.
 
-    On a stochastic defence each query asks for the mean logits of `eot` draws, each of them counted. The search stops at an example
-    when their margin turns positive, so its candidate may be wrong only half the time. Andriushchenko et al. 2020, arXiv:1912.00049.
+    On a stochastic one each query asks for the mean logits of `eot` draws, each of them counted, and the search goes on to its last query:
+    where their margin turns positive, an image is wrong but half of the time. Andriushchenko et al. 2020, arXiv:1912.00049.
     """
     quiet()
     if not tiles(x, threat.norm):
         raise ValueError(f"pyautoattack's Square has no {threat.norm} form for images of {x.shape[2]}x{x.shape[3]}: its first tiles do not fit")
     x = x.contiguous()
-    seen = Seen(model, eot if model.stochastic else 1)
+    seen = Unbeaten(Seen(model, eot), y) if model.stochastic else Seen(model)
     x_adv = x.clone()
     with torch.no_grad():
-        todo = right(seen(x), y) | model.stochastic
+        todo = right(seen(x), y)
         if todo.any() and queries > 1:
             run = square_search()(
                 seen, norm=NAMES[threat.norm], eps=float(threat.eps), n_queries=queries - 2, seed=seed(), device=model.device, **SQUARE

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from bench import registry
+from bench.attacks.via_autoattack import Seen, Unbeaten
 from bench.spec import ThreatModel, parse_eps
-from bench.target import Target
-from tests.attacks.linear import Problem, candidates, many_classes
+from bench.target import Target, margin, right
+from tests.attacks.linear import Problem, Wrapped, candidates, many_classes, two_classes
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,39 @@ def test_the_seed_comes_from_the_global_generator(problem: Problem) -> None:
     assert not torch.equal(one, three)
 
 
-def test_square_on_a_stochastic_defence_counts_every_draw(problem: Problem) -> None:
+class Fixed(nn.Module):
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_square_on_a_stochastic_defence_counts_every_draw_and_asks_all_of_them(problem: Problem, eps: float) -> None:
     target = Target(problem.model, access="score", stochastic=True, classes=10)
-    candidates(problem, "square", "linf", 1e-5, target, queries=10, eot=3)
+    candidates(problem, "square", "linf", eps, target, queries=10, eot=3)
     assert target.forwards == 30 * len(problem.x)
+
+
+def test_square_goes_on_where_a_stochastic_defence_is_wrong_but_half_of_the_time() -> None:
+    """Logits of two classes under noise whose deviation is a tenth of the clean margin, at four times the eps that turns that margin."""
+    plain = two_classes(batch=20)
+    noise = margin(plain.model(plain.x), plain.y).abs().median() / 10
+    noisy = Problem(Wrapped(plain.model, lambda logits, x: logits + noise * torch.randn_like(logits)), plain.x, plain.y, {})
+    (made,) = candidates(noisy, "square", "linf", 4 * float(plain.optimum["linf"].max()), noisy.target(stochastic=True), queries=600, eot=4)
+    wrong = torch.stack([~right(noisy.model(made), noisy.y) for _ in range(50)]).float().mean()
+    assert wrong > 0.95
+
+
+def test_unbeaten_logits_keep_the_order_of_the_margins_and_are_never_wrong() -> None:
+    gaps = torch.tensor([-1e30, -3e7, -1e5, -12.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 12.0, 1e5, 3e7, torch.nan])
+    y = torch.arange(len(gaps)) % 3
+    logits = torch.zeros(len(gaps), 3).scatter(1, y.unsqueeze(1), -gaps.unsqueeze(1))
+    seen = margin(Unbeaten(Seen(Target(Fixed(logits), classes=3)), y)(torch.zeros(len(gaps), 1, 2, 2)), y)
+    assert (seen < 0).all()
+    assert (seen.diff() > 0).all()
 
 
 def test_library_warnings_reach_no_terminal(problem: Problem, capfd: pytest.CaptureFixture[str]) -> None:
