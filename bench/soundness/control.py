@@ -27,16 +27,20 @@ def audit(row: Sequence[Record], others: Iterable[Record]) -> list[Flag]:
 
 def compared(row: Sequence[Record], others: Iterable[Record]) -> tuple[float, float] | None:
     """Of the plain classifier: what those of the row's gradient attacks leave together that it met too, with all of their knobs, and what all of its
-    attacks leave; on those of its examples that met most of them. None where it met none.
+    attacks leave; on those of its examples that met most of them. None where it met none, or where they leave too much and the rest was not tried:
+    all but the attacks that average draws, of which it has one.
     """
-    asked = {record.cell.attack for record in gradient(row)}
+    asked = {record.cell.attack for record in gradient(row) if not record.cell.attack.name.endswith("-eot")}
     held: dict[str, list[Record]] = defaultdict(list)
     for one in others:
         if asked and one.cell.defence.name == PLAIN and family(one.cell) not in ("none", "check") and where(one) == where(row[0]):
             held[f"{one.cell.question} {one.ids} {one.env.data}"].append(one)
     met = [([r for r in gradient(everything) if r.cell.attack in asked], everything) for everything in held.values()]
     same, everything = max(met, key=lambda pair: (len(pair[0]), len(pair[1][0].ids)), default=([], []))
-    return (fmean(least(same)), fmean(least(everything))) if same else None
+    if not same:
+        return None
+    left, known = fmean(least(same)), fmean(least(everything))
+    return (left, known) if left - known <= SHORT or len(same) == len(asked) else None
 
 
 def where(record: Record) -> tuple[object, ...]:

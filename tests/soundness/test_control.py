@@ -49,9 +49,19 @@ def test_only_the_same_attack_with_the_same_knobs_there_counts() -> None:
 
 def test_the_examples_that_met_most_of_the_attacks_are_looked_at() -> None:
     row = [ours("fgsm"), ours("pgd")]
-    few = [plain("fgsm", 0.4, 10, dataset="digits[n=10]"), plain("square", 0.0, 10, dataset="digits[n=10]")]
-    assert compared(row, few) == (0.4, 0.0)
-    assert compared(row, [*few, plain("fgsm", 0.4), plain("pgd", 0.0)]) == (0.0, 0.0)
+    few = [plain(name, share, 10, dataset="digits[n=10]") for name, share in (("fgsm", 0.4), ("pgd", 0.3), ("square", 0.0))]
+    many = [plain("fgsm", 0.0), plain("square", 0.0)]
+    assert compared(row, many) == (0.0, 0.0)
+    assert compared(row, [*many, *few]) == (0.3, 0.0)
+    assert compared(row, [*many, *few, plain("pgd", 0.2)]) == (0.0, 0.0), "of two that met all, the larger"
+
+
+def test_what_the_rest_of_the_attacks_would_find_there_is_not_known() -> None:
+    row = [ours("fgsm"), ours("pgd"), ours("pgd-eot")]
+    weak = [plain("fgsm", 0.4), plain("square", 0.0)]
+    assert compared(row, weak) is None, "a weak attack alone is no verdict on the strong one beside it"
+    assert compared(row, [*weak, plain("pgd", 0.3)]) == (0.3, 0.0), "it has no draws to average"
+    assert compared(row, [plain("fgsm", 0.04), plain("square", 0.0)]) == (0.04, 0.0), "what finds all does so in company, too"
 
 
 def test_a_row_without_a_control_lacks_it() -> None:
