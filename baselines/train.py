@@ -147,7 +147,7 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu, {torch.get_num_threads()} threads",
         "precision": args.precision,
         "torch": torch.__version__,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 3),
         "accuracy": {
             "split": "test",
             "n": len(test),
