@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.attacks.draws import same_noise
 from bench.attacks.gradient import SURE, climb, passes
 from bench.attacks.losses import LOSSES, gradients_at_once
 from bench.registry import attack
 from bench.spec import BadInput, ThreatModel, nearest
-from bench.streams import seeded
 from bench.target import Target, margin, right
 
 MOST = 16  # routes that are tried; `calls` is their number's bound
@@ -235,10 +235,10 @@ class Frozen:
     """The defence under one draw of its randomness, the same at every call."""
 
     def __init__(self, model: Target) -> None:
-        self.model, self.seed = model, int(torch.randint(2**62, ()))
+        self.model, self.noise = model, same_noise(model)
 
     def __call__(self, images: Tensor) -> Tensor:
-        with seeded(images.device, self.seed):
+        with self.noise():
             logits: Tensor = self.model(images)
         return logits
 

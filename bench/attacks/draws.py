@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from bench.attacks.losses import margins, rows_at_once
+from bench.streams import seeded
 from bench.target import Target, margin
 
 
@@ -21,3 +26,8 @@ def draw_margins(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor
         for some, names in zip(torch.split(flat, group), torch.split(labels, group), strict=True)
     ]
     return torch.cat(parts).view(*images.shape[:2], draws)
+
+
+def same_noise(model: Target) -> Callable[[], AbstractContextManager[None]]:
+    """Blocks in which the defence draws the same each time, if it draws from torch, and after which the generators are where they were."""
+    return partial(seeded, model.device, int(torch.randint(2**62, ())))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.attacks.draws import draw_margins
+from bench.attacks.draws import draw_margins, same_noise
 from bench.attacks.losses import finite, rows_at_once
 from bench.norms import NORMS, to_ball
 from bench.registry import attack
@@ -22,7 +23,7 @@ def calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
     return int(knobs["steps"]) * (2 * int(knobs["samples"]) + 1) * (int(knobs["eot"]) if stochastic else 1)
 
 
-@attack("spsa", norms={"linf", "l2"}, access="score", family="score", calls=calls, later={"eot"})
+@attack("spsa", norms={"linf", "l2"}, access="score", family="score", calls=calls, later={"eot", "common"})
 def spsa(
     model: Target,
     x: Tensor,
@@ -34,6 +35,7 @@ def spsa(
     delta: float = 0.01,
     step: float = 0.32,
     eot: int = 1,
+    common: bool = False,
 ) -> Tensor:
     """Adam on the margin, with gradients estimated from `samples` antithetic pairs of random-sign directions of size `delta`.
 
@@ -41,7 +43,8 @@ def spsa(
     2*samples + 1 queries per example; on a deterministic defence an example leaves when it is fooled. On a stochastic one every query
     is the mean margin of `eot` draws of its own, each of them counted; one draw each and more pairs tell more about the gradient than
     more draws of fewer pairs. The two points of a pair meet noise of their own, for who sees scores alone does not choose the defence's noise: a
-    `delta` of 0.05 makes up for most of that. Returns the last and the best iterate (2,B,C,H,W). Uesato et al. 2018, arXiv:1802.05666.
+    `delta` of 0.05 makes up for most of that. With `common` they meet the same noise, which no deployed defence grants, and their difference
+    is the image's alone. Returns the last and the best iterate (2,B,C,H,W). Uesato et al. 2018, arXiv:1802.05666.
 
     Ours, not that of torchattacks, which gives all images of a batch the same directions, so that an example's result depends on its
     neighbours, asks queries outside of the box, goes on after success, and is linf only.
@@ -54,10 +57,10 @@ def spsa(
         square[rows] = 0.999 * square[rows] + 0.001 * grad**2
         return rate * (mean[rows] / (1 - 0.9**i)) / ((square[rows] / (1 - 0.999**i)).sqrt() + 1e-8)
 
-    return walk(model, x, y, threat, adam, signs, steps, samples, delta, eot)
+    return walk(model, x, y, threat, adam, signs, steps, samples, delta, eot, common)
 
 
-@attack("nes", norms={"linf", "l2"}, access="score", family="score", calls=calls)
+@attack("nes", norms={"linf", "l2"}, access="score", family="score", calls=calls, later={"common"})
 def nes(
     model: Target,
     x: Tensor,
@@ -70,11 +73,12 @@ def nes(
     step: float = 1.0,
     momentum: float = 0.9,
     eot: int = 1,
+    common: bool = False,
 ) -> Tensor:
     """Momentum ascent of the margin, with gradients estimated from `samples` antithetic pairs of Gaussian directions of deviation `delta`.
 
     In linf a step follows the sign of the running mean of the estimates, in l2 its direction; `step` is the first one's length relative to
-    eps, and decays to zero along a cosine. Queries, `eot`, who leaves, and the candidates are those of spsa.
+    eps, and decays to zero along a cosine. Queries, `eot`, `common`, who leaves, and the candidates are those of spsa.
     Ilyas et al. 2018, arXiv:1804.08598.
     """
     norm, eps = NORMS[threat.norm], float(threat.eps)
@@ -84,7 +88,7 @@ def nes(
         heading[rows] = momentum * heading[rows] + (1 - momentum) * grad
         return eps * step * (1 + math.cos(math.pi * (i - 1) / steps)) / 2 * norm.steepest(heading[rows])
 
-    return walk(model, x, y, threat, ahead, gaussians, steps, samples, delta, eot)
+    return walk(model, x, y, threat, ahead, gaussians, steps, samples, delta, eot, common)
 
 
 def walk(
@@ -98,6 +102,7 @@ def walk(
     samples: int,
     delta: float,
     eot: int,
+    common: bool,
 ) -> Tensor:
     """The last and the best iterate (2,B,C,H,W) of ascent from the image along estimated gradients.
 
@@ -110,7 +115,7 @@ def walk(
     for i in range(1, steps + 1):
         here, names = x_adv[todo], y[todo]
         gap = draw_margins(model, here.unsqueeze(1), names, draws).mean(2).squeeze(1)
-        grad, around = estimate(model, here, names, samples, delta, directions, draws)
+        grad, around = estimate(model, here, names, samples, delta, directions, draws, common)
         if model.stochastic:
             gap = around  # the mean of 2*samples draws next to the iterate says more than one draw on it
         better = gap > best_gap[todo]
@@ -126,17 +131,21 @@ def walk(
 
 
 def estimate(
-    model: Target, x: Tensor, y: Tensor, samples: int, delta: float, directions: Callable[[Tensor, int], Tensor], draws: int
+    model: Target, x: Tensor, y: Tensor, samples: int, delta: float, directions: Callable[[Tensor, int], Tensor], draws: int, common: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The antithetic estimate (B,C,H,W) of the margin's gradient at `x`, and the mean margin (B,) of the points that it asked about.
 
-    `directions(x, count)` -> (B,count,C,H,W), of unit variance; each point is asked `draws` times.
+    `directions(x, count)` -> (B,count,C,H,W), of unit variance; each point is asked `draws` times, with `common` both of a pair under the same noise.
     """
     grad, total, done = torch.zeros_like(x), torch.zeros(len(x), device=x.device), 0
     while done < samples:
         count = min(samples - done, max(1, rows_at_once(x) // (2 * len(x))))
         ways = directions(x, count)
-        ahead, behind = (draw_margins(model, (x.unsqueeze(1) + side * delta * ways).clamp(0, 1), y, draws).mean(2) for side in (1, -1))
+        noise, gaps = same_noise(model) if common and model.stochastic else nullcontext, []
+        for side in (1, -1):
+            with noise():
+                gaps.append(draw_margins(model, (x.unsqueeze(1) + side * delta * ways).clamp(0, 1), y, draws).mean(2))
+        ahead, behind = gaps
         grad += ((ahead - behind)[:, :, None, None, None] * ways).sum(1)
         total += (ahead + behind).sum(1)
         done += count

@@ -9,12 +9,14 @@ results are those of its `standard` and `plus` versions, bit for bit (a test hol
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.attacks.draws import same_noise
 from bench.attacks.losses import finite
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -27,19 +29,20 @@ SQUARE = {"p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
 class Seen(nn.Module):
     """The target as the library expects it: contiguous images, a graph that reaches them, finite gradients, logits free to be overwritten.
 
-    With `eot` > 1 the logits are the mean over that many draws.
+    With `eot` > 1 the logits are the mean over that many draws. They are drawn in a block of `noise`.
     """
 
-    def __init__(self, model: Target, eot: int = 1) -> None:
+    def __init__(self, model: Target, eot: int = 1, noise: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         super().__init__()
-        self.model, self.eot = model, eot
+        self.model, self.eot, self.noise = model, eot, noise
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         if x.requires_grad and torch.is_grad_enabled():
             x = x.view_as(x)
             x.register_hook(finite)
-        logits: Tensor = self.model.draws(x, self.eot).mean(1) if self.eot > 1 else self.model(x)
+        with self.noise():
+            logits: Tensor = self.model.draws(x, self.eot).mean(1) if self.eot > 1 else self.model(x)
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             return logits + 0 * x.flatten(1).sum(1, keepdim=True)
         return logits.clone()
@@ -107,18 +110,21 @@ def autoattack(
     access="score",
     family="score",
     calls=lambda knobs, stochastic: knobs["queries"] * (knobs["eot"] if stochastic else 1),
+    later={"common"},
 )
-def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 5000, eot: int = 20) -> Tensor:
+def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 5000, eot: int = 20, common: bool = False) -> Tensor:
     """Random search over square patches: `queries` queries per example; on a deterministic defence an example leaves when it is fooled.
 
     On a stochastic one each query asks for the mean logits of `eot` draws, each of them counted, and the search goes on to its last query:
-    where their margin turns positive, an image is wrong but half of the time. Andriushchenko et al. 2020, arXiv:1912.00049.
+    where their margin turns positive, an image is wrong but half of the time. With `common` an image meets the same `eot` draws at every query,
+    so that the search compares images and not luck; no deployed defence grants that. Andriushchenko et al. 2020, arXiv:1912.00049.
     """
     quiet()
     if not tiles(x, threat.norm):
         raise ValueError(f"pyautoattack's Square has no {threat.norm} form for images of {x.shape[2]}x{x.shape[3]}: its first tiles do not fit")
     x = x.contiguous()
-    seen = Unbeaten(Seen(model, eot), y) if model.stochastic else Seen(model)
+    noise = same_noise(model) if common and model.stochastic else nullcontext
+    seen = Unbeaten(Seen(model, eot, noise), y) if model.stochastic else Seen(model)
     x_adv = x.clone()
     with torch.no_grad():
         todo = right(seen(x), y)
