@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, Loss, answers, dlr_targeted, likely, loss_named, rows_at_once
+from bench.attacks.losses import TARGETED, Loss, answers, at_once, likely, loss_named, mean_logits, runs
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
 from bench.attacks.stepsizes import Halving, Sparsity, meet
 from bench.norms import NORMS, per_example, to_ball
@@ -19,7 +19,6 @@ from bench.spec import ThreatModel
 from bench.target import Target, margin, right
 
 Ask = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-NAMES = {*LOSSES, "targeted"}
 CONFIRMED = 100  # wrong draws in a row after which an example is done with: one that is right in 3% of draws gets there in 5 cases of 100
 
 
@@ -29,8 +28,7 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     A run asks at each step and where it starts, in l1 for each of three radii, and in half precision once more each time to confirm.
     """
     each = 3 if knobs.get("precision", "float32") == "float32" else 4
-    runs = sum(int(knobs["targets"]) if name == "targeted" else 1 for name in str(knobs["loss"]).split("+")) * int(knobs["restarts"])
-    return int(knobs.get("eot", 1)) * (1 + each * runs * (int(knobs["steps"]) + 3))
+    return int(knobs.get("eot", 1)) * (1 + each * runs(knobs) * (int(knobs["steps"]) + 3))
 
 
 @attack(
@@ -38,7 +36,7 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     norms={"linf", "l2", "l1"},
     access="white-box",
     family="gradient",
-    choices={"loss": NAMES, "precision": PRECISIONS},
+    choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=passes,
     later={"precision"},
 )
@@ -77,7 +75,7 @@ def apgd(
     access="white-box",
     family="gradient",
     needs_stochastic=True,
-    choices={"loss": NAMES, "precision": PRECISIONS},
+    choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=passes,
     later={"precision"},
 )
@@ -124,20 +122,19 @@ def search(
     """The candidates of apgd. As many runs go side by side as fill a batch; each has a start of its own for every example, whoever is left."""
     names, alive, aims = loss.split("+"), torch.ones_like(y, dtype=torch.bool), y.unsqueeze(0)
     if "targeted" in names or not model.stochastic:
-        with torch.no_grad():
-            logits = torch.cat([model.draws(some, eot).mean(1) for some in x.split(at_once(x, eot))])
+        logits = mean_logits(model, x, eot)
         aims = likely(logits, y, targets)
         alive = alive if model.stochastic else right(logits, y)
     enough = max(2, -(-CONFIRMED // eot)) if model.stochastic else 1
     model, candidates = lowered(model, precision), []
     for name in names:
-        ask = partial(answer, model, None if name == "targeted" else loss_named(name), eot)
+        ask = partial(answer, model, loss_named(name), eot)
         kept, scores = x.repeat(3, 1, 1, 1, 1), x.new_full((3, len(x)), -torch.inf)
-        runs = [(aim, from_x and restart == 0) for aim in (aims if name == "targeted" else aims[:1]) for restart in range(restarts)]
-        while runs and alive.any():
+        todo = [(aim, from_x and restart == 0) for aim in (aims if name == "targeted" else aims[:1]) for restart in range(restarts)]
+        while todo and alive.any():
             who = alive.nonzero().squeeze(1)
             width = max(1, at_once(x, eot) // len(who))
-            group, runs = runs[:width], runs[width:]
+            group, todo = todo[:width], todo[width:]
             starts, goals = torch.cat([begin(x, threat, steps, still)[who] for _, still in group]), torch.cat([aim[who] for aim, _ in group])
             images, gains = climb(ask, x, y, threat, starts, goals, who.repeat(len(group)), alive, steps, rho, enough)
             best, run = gains.unflatten(1, (len(group), len(who))).max(1)  # (3,left)
@@ -193,27 +190,22 @@ def climb(
     return torch.stack([here, x_adv, strongest]), torch.stack([best_gap, best_loss, best_gap])
 
 
-def answer(model: Target, loss: Loss | None, eot: int, x_adv: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient, loss and margin, each the mean over `eot` draws, and whether all draws are wrong; `loss` None is the targeted one.
+def answer(model: Target, loss: Loss, eot: int, x_adv: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient, loss and margin, each the mean over `eot` draws, and whether all draws are wrong.
 
     Asked in parts of fixed size. The margin is positive wherever all draws are wrong, so that a tie that counts as wrong is kept as such, and on a
     deterministic defence nowhere else.
     """
     size, parts = at_once(x_adv, eot), []
-    for images, names, goals in zip(x_adv.split(size), y.split(size), aim.split(size), strict=True):
-        measure = loss or partial(dlr_targeted, target=goals.unsqueeze(1).expand(-1, eot))
-        grad, value, logits = answers(model, images, names, measure, eot)
+    given = torch.stack([y, aim], 1) if loss is TARGETED["targeted"] else y
+    for images, names, said in zip(x_adv.split(size), y.split(size), given.split(size), strict=True):
+        grad, value, logits = answers(model, images, said, loss, eot)
         labels = names.unsqueeze(1).expand(-1, eot)
         wrong, gap = confirmed(model, images, names, ~right(logits, labels).any(1)), margin(logits, labels).mean(1).to(x_adv)
         gap = torch.where(wrong, gap.clamp_min(torch.finfo(gap.dtype).tiny), gap if model.stochastic else gap.clamp_max(0))
         parts.append((grad, value.to(x_adv), gap, wrong))
     grads, values, gaps, wrongs = (torch.cat(found) for found in zip(*parts, strict=True))
     return grads, values, gaps, wrongs
-
-
-def at_once(x: Tensor, eot: int) -> int:
-    """Images in one query of `eot` draws each."""
-    return max(1, rows_at_once(x) // eot)
 
 
 def begin(x: Tensor, threat: ThreatModel, steps: int, still: bool) -> Tensor:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import margins, rows_at_once
+from bench.attacks.losses import at_once, margins
 from bench.streams import seeded
 from bench.target import Target, margin
 
@@ -20,7 +20,7 @@ def draw_margins(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor
     if draws == 1:
         return margins(model, images, y).unsqueeze(2)
     flat, labels = images.flatten(0, 1), y.repeat_interleave(images.shape[1])
-    group = max(1, rows_at_once(images) // draws)
+    group = at_once(images, draws)
     parts = [
         margin(model.draws(some, draws), names.unsqueeze(1).expand(-1, draws))
         for some, names in zip(torch.split(flat, group), torch.split(labels, group), strict=True)

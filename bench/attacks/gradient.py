@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, Loss, StandIns, answers, gradient, loss_named, scale_of, scaled
+from bench.attacks.losses import LOSSES, TARGETED, Loss, StandIns, answers, gradient, likely, loss_named, mean_logits, runs, scale_of, scaled
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
@@ -48,9 +48,9 @@ def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str 
     norms=ALL,
     access="white-box",
     family="gradient",
-    choices={"loss": LOSSES, "precision": PRECISIONS},
+    choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"precision", "scale"},
+    later={"precision", "scale", "targets"},
     reads={"scale": scale_of},
 )
 def pgd(
@@ -68,13 +68,15 @@ def pgd(
     from_x: bool = False,
     precision: str = "float32",
     scale: str = "1",
+    targets: int = 9,
 ) -> Tensor:
     """Projected gradient ascent from random starts, one draw per step, with a step size that decays to zero.
 
-    `loss` is one of ce, margin and dlr, or several, each run in turn: `ce+margin`. `step` is the first step's length relative to eps. In l2
-    and l1 the ball shrinks from `wide` times eps to eps over the first 60% of the steps, as in APGD for l1 (Croce & Hein 2021). `from_x`
-    starts the first restart at the image itself. `precision` is the model's under the attack, for GPUs; what falls in half precision only has not
-    fallen. Returns the last, the highest-loss and the highest-margin iterate of each loss and restart (3*losses*restarts,B,C,H,W).
+    `loss` is one of ce, margin, dlr and targeted, or several, each run in turn: `ce+margin`; targeted, once for each of `targets` classes, is that
+    of apgd. `step` is the first step's length relative to eps. In l2 and l1 the ball shrinks from `wide` times eps to eps over the first 60% of the
+    steps, as in APGD for l1 (Croce & Hein 2021). `from_x` starts the first restart of each at the image itself. `precision` is the model's under
+    the attack, for GPUs; what falls in half precision only has not fallen. Returns the last, the highest-loss and the highest-margin iterate of each
+    loss, or target, and restart (3*runs,B,C,H,W).
 
     `scale` is what the logits are multiplied by before the loss, and for the loss alone: a positive number, or `gap`, which divides them by the
     largest less the third largest (of two, less the smaller). The cross-entropy of large logits has no gradient in float32, and a small scale gives
@@ -91,6 +93,7 @@ def pgd(
         momentum=momentum,
         from_x=from_x,
         scale=scale,
+        targets=targets,
         spare=True,
     )
 
@@ -101,9 +104,9 @@ def pgd(
     access="white-box",
     family="gradient",
     needs_stochastic=True,
-    choices={"loss": LOSSES, "precision": PRECISIONS},
+    choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"precision", "scale"},
+    later={"precision", "scale", "targets"},
     reads={"scale": scale_of},
 )
 def pgd_eot(
@@ -122,6 +125,7 @@ def pgd_eot(
     eot: int = 20,
     precision: str = "float32",
     scale: str = "1",
+    targets: int = 9,
 ) -> Tensor:
     """PGD on the mean loss over `eot` draws per step, evaluated as one batch.
 
@@ -138,6 +142,7 @@ def pgd_eot(
         from_x=from_x,
         eot=eot,
         scale=scale,
+        targets=targets,
         spare=True,
     )
 
@@ -158,10 +163,11 @@ def climb(
     start: Tensor | None = None,
     eot: int = 1,
     scale: str = "1",
+    targets: int = 9,
     spare: bool = False,
     stand_ins: StandIns = None,
 ) -> Tensor:
-    """The candidates of projected gradient ascent, three for each loss and restart: last, highest loss, highest margin.
+    """The candidates of projected gradient ascent, three for each loss, or target, and restart: last, highest loss, highest margin.
 
     The first restart begins at `start` where that is given. With `spare`, which is right where `model` is the defence itself, an example leaves the
     batch for good once it has fallen, with that iterate for its last: at the first misclassified one or, where the defence is stochastic, when
@@ -173,7 +179,11 @@ def climb(
     candidates = []
     left, fallen = torch.arange(len(x), device=x.device), torch.zeros_like(y)
     enough = max(2, math.ceil(SURE / eot)) if model.stochastic else 1
-    for measure, restart in itertools.product([scaled(loss_named(name), scale) for name in loss.split("+")], range(restarts)):
+    measures: list[tuple[Loss, Tensor]] = []
+    for name in loss.split("+"):
+        goals = likely(mean_logits(model, x, eot), y, targets).unbind() if name == "targeted" else ()
+        measures += [(scaled(loss_named(name), scale), labels) for labels in [torch.stack([y, goal], 1) for goal in goals] or [y]]
+    for (measure, labels), restart in itertools.product(measures, range(restarts)):
         given = x if from_x else start
         x_adv = given.clone() if given is not None and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
         steepest, strongest = (to_ball(x_adv, x, threat.norm, eps) for _ in range(2))
@@ -185,7 +195,7 @@ def climb(
             radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
             x_left = x[left]
             here = to_ball(x_adv[left], x_left, threat.norm, radius)
-            grad, value, gap, wrong = ask(model, here, y[left], measure, eot, stand_ins)
+            grad, value, gap, wrong = ask(model, here, y[left], labels[left], measure, eot, stand_ins)
             heading[left] = momentum * heading[left] + unit(grad) if momentum else grad
             x_adv[left] = norm.ascend(here, heading[left], x_left, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
             if radius == eps:
@@ -200,20 +210,26 @@ def climb(
     return torch.stack(candidates)
 
 
-def ask(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,)."""
-    grad, value, logits = answers(model, x_adv, y, loss, eot, stand_ins)
+def ask(
+    model: Target, x_adv: Tensor, y: Tensor, labels: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,).
+
+    `labels` are what the loss takes: `y`, or pairs of it and a target.
+    """
+    grad, value, logits = answers(model, x_adv, labels, loss, eot, stand_ins)
     gaps = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))
     return grad, value, gaps.mean(1), confirmed(model, x_adv, y, (gaps > 0).all(1))
 
 
 def passes(knobs: Mapping[str, Any]) -> int:
-    """The cost of `climb` per example: a forward and a backward, which counts as two, for each loss, restart, step and draw.
+    """The cost of `climb` per example: a forward and a backward, which counts as two, for each run, step and draw.
 
-    In half precision there is one more forward to confirm.
+    In half precision there is one more forward to confirm, and before the targeted loss a look at the image.
     """
     each = 3 if knobs.get("precision", "float32") == "float32" else 4
-    return each * len(str(knobs["loss"]).split("+")) * int(knobs["steps"]) * int(knobs["restarts"]) * int(knobs.get("eot", 1))
+    looks = str(knobs["loss"]).split("+").count("targeted")
+    return int(knobs.get("eot", 1)) * (each * runs(knobs) * int(knobs["steps"]) + looks)
 
 
 def unit(grad: Tensor) -> Tensor:

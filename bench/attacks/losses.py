@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,14 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[..., 0] - top[..., 2] + 1e-12)
 
 
-def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Logit of the class `target` less the true one, over the gap between the largest and the mean of the third and fourth largest logit.
+def dlr_targeted(logits: Tensor, pairs: Tensor) -> Tensor:
+    """For `pairs` (...,2) of label and target the target's logit less the true one, over the gap between the largest and the mean of the third and
+    fourth largest logit.
 
     Without the denominator for less than four classes. Croce & Hein 2020.
     """
-    gap = (logits.gather(-1, target.unsqueeze(-1)) - logits.gather(-1, y.unsqueeze(-1))).squeeze(-1)
+    true, goal = logits.gather(-1, pairs).unbind(-1)
+    gap = goal - true
     if logits.shape[-1] < 4:
         return gap
     top = logits.topk(4, dim=-1)[0]
@@ -52,12 +55,24 @@ def likely(logits: Tensor, y: Tensor, count: int) -> Tensor:
 Loss = Callable[[Tensor, Tensor], Tensor]
 StandIns = Callable[[], Sequence[Target]] | None  # models whose gradients take the place of one that is not finite; made when first asked for
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
+TARGETED: dict[str, Loss] = {**LOSSES, "targeted": dlr_targeted}  # whose labels are pairs of label and target
 
 
 def loss_named(name: str) -> Loss:
-    if name not in LOSSES:
-        raise BadInput(f"loss '{name}' is unknown{nearest(name, LOSSES)}")
-    return LOSSES[name]
+    if name not in TARGETED:
+        raise BadInput(f"loss '{name}' is unknown{nearest(name, TARGETED)}")
+    return TARGETED[name]
+
+
+def runs(knobs: Mapping[str, Any]) -> int:
+    """How often an ascent starts: for each loss, `targeted` counting once for each of its `targets`, as often as `restarts` says."""
+    return sum(int(knobs["targets"]) if name == "targeted" else 1 for name in str(knobs["loss"]).split("+")) * int(knobs["restarts"])
+
+
+@torch.no_grad()
+def mean_logits(model: Target, x: Tensor, eot: int) -> Tensor:
+    """The mean (B,K) over `eot` draws."""
+    return torch.cat([model.draws(some, eot).mean(1) for some in x.split(at_once(x, eot))])
 
 
 def scale_of(text: str) -> str:
@@ -104,7 +119,8 @@ def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> t
 def answers(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from; asked in parts of fixed size.
 
-    Where the model's own gradient is not finite, that of the first of the `stand_ins` with one that is takes its place.
+    `y` is (B,), or (B,2) for a loss of label and target. Where the model's own gradient is not finite, that of the first of the `stand_ins` with one
+    that is takes its place.
     """
     size = gradients_at_once(x_adv, eot)
     if len(x_adv) > size:
@@ -127,7 +143,7 @@ def slopes(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tup
     leaf = x_adv.detach().requires_grad_()
     with torch.enable_grad():
         logits = model.draws(leaf, eot) if eot > 1 else model(leaf).unsqueeze(1)
-        labels = y.unsqueeze(1).expand(-1, logits.shape[1])
+        labels = y.unsqueeze(1).expand(-1, logits.shape[1], *y.shape[1:])
         value = loss(logits, labels).mean(1)
         slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
     return torch.zeros_like(x_adv) if slope is None else slope, value.detach(), logits.detach()
@@ -149,6 +165,11 @@ def gradients_at_once(x: Tensor, eot: int) -> int:
 
 def rows_at_once(x: Tensor) -> int:
     return ROWS.get(x.device.type, ROWS["cpu"])
+
+
+def at_once(x: Tensor, eot: int) -> int:
+    """Images in one query of `eot` draws each."""
+    return max(1, rows_at_once(x) // eot)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.losses import rows_at_once
+from bench.attacks.losses import at_once, rows_at_once
 from bench.norms import NORMS
 from bench.spec import Spec
 from bench.streams import stream
@@ -118,7 +118,7 @@ def unfinished(traced: Traced, attack: Spec, classes: int) -> bool:
     if not traced.margins:
         return False
     farthest, rise = -torch.inf, 0.0
-    side = max(1, rows_at_once(traced.x) // int(attack.params.get("eot", 1)))
+    side = at_once(traced.x, int(attack.params.get("eot", 1)))
     inside, gaps = (split(torch.cat(found), attack, side, classes) for found in (traced.within, traced.margins))
     for near, run in zip(inside, gaps, strict=True):
         kept = run[near]

@@ -21,7 +21,7 @@ TINY: dict[str, dict[str, Any]] = {
     "noise": {"tries": 12},
     "gaussian-noise": {"tries": 12},
     "fgsm": {},
-    "pgd": {"steps": 4, "restarts": 2},
+    "pgd": {"steps": 4, "restarts": 2, "loss": "ce+targeted", "targets": 2},
     "pgd-eot": {"steps": 4, "eot": 3},
     "apgd": {"steps": 4, "loss": "ce+targeted", "restarts": 2, "targets": 2},
     "apgd-eot": {"steps": 4, "eot": 3},

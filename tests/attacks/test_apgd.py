@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
-from bench.attacks import apgd, stepsizes
+from bench.attacks import losses, stepsizes
 from bench.attacks.losses import dlr_targeted, likely
 from bench.data.sample import load
 from bench.norms import to_ball
@@ -65,21 +65,22 @@ def test_the_optimum_of_two_classes_is_reached(norm: str, loss: str) -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("classes", [3, 6])
-def test_with_several_classes_the_targeted_loss_finds_the_nearest(norm: str, classes: int) -> None:
+@pytest.mark.parametrize(("name", "knobs"), [("apgd", {}), ("pgd", {}), ("pgd-eot", {"eot": 2})])
+def test_with_several_classes_the_targeted_loss_finds_the_nearest(name: str, knobs: dict[str, int], norm: str, classes: int) -> None:
     problem = many_classes(classes, batch=16)
     eps = float(problem.optimum[norm].median())
-    found = fooled(problem, "apgd", norm, eps, loss="targeted", steps=40)
+    found = fooled(problem, name, norm, eps, loss="targeted", steps=40, **knobs)
     assert not found[problem.optimum[norm] > 1.02 * eps].any()
     assert found[problem.optimum[norm] < 0.98 * eps].all()
-    first = fooled(problem, "apgd", norm, eps, loss="targeted", steps=40, targets=1)
+    first = fooled(problem, name, norm, eps, loss="targeted", steps=40, targets=1, **knobs)
     assert (found | ~first).all()
 
 
 def test_the_targeted_loss_on_logits_known_by_hand() -> None:
     logits, y, target = torch.tensor([[[5.0, 3.0, 2.0, 0.0, -1.0]]]), torch.tensor([[0]]), torch.tensor([[3]])
-    assert dlr_targeted(logits, y, target).tolist() == [[pytest.approx(-5 / (5 - 1))]]
-    assert dlr_targeted(logits, target, y).tolist() == [[pytest.approx(5 / (5 - 1))]]
-    assert dlr_targeted(logits[..., :3], y, torch.tensor([[2]])).tolist() == [[-3]], "three classes have no fourth: the margin to the target"
+    assert dlr_targeted(logits, torch.stack([y, target], -1)).tolist() == [[pytest.approx(-5 / (5 - 1))]]
+    assert dlr_targeted(logits, torch.stack([target, y], -1)).tolist() == [[pytest.approx(5 / (5 - 1))]]
+    assert dlr_targeted(logits[..., :3], torch.tensor([[[0, 2]]])).tolist() == [[-3]], "three classes have no fourth: the margin to the target"
     some = torch.tensor([[1.0, 4.0, torch.nan, 2.0], [-torch.inf, 1.0, 0.0, -torch.inf]])
     assert likely(some, torch.tensor([1, 1]), 9).T.tolist()[0] == [3, 0, 2]
     assert sorted(likely(some, torch.tensor([1, 1]), 9).T.tolist()[1]) == [0, 2, 3], "never the true class"
@@ -172,7 +173,7 @@ def test_who_leaves_changes_nothing_for_the_others_nor_does_the_size_of_a_query(
     knobs: dict[str, Any] = {"loss": "ce+targeted", "steps": 15, "restarts": 2, "targets": 3}
     made, verdicts = {}, {}
     for size in (3, 20, 1000):
-        monkeypatch.setattr(apgd, "rows_at_once", lambda x, size=size: size)
+        monkeypatch.setattr(losses, "rows_at_once", lambda x, size=size: size)
         model.seen.clear()
         made[size] = run(model, x, y, "linf", eps, **knobs)
         assert max(map(len, model.seen)) <= size
@@ -182,7 +183,7 @@ def test_who_leaves_changes_nothing_for_the_others_nor_does_the_size_of_a_query(
     for size in (20, 1000):
         assert torch.equal(verdicts[size], broken)
         assert torch.allclose(made[size][:, ~broken], made[3][:, ~broken], atol=1e-9)
-    monkeypatch.setattr(apgd, "rows_at_once", lambda x: 10)
+    monkeypatch.setattr(losses, "rows_at_once", lambda x: 10)
     model.seen.clear()
     run(model, x, y, "linf", eps, loss="targeted", steps=1, eot=4, stochastic=True)
     assert set(map(len, model.seen)) == {8}, "two images of four draws"

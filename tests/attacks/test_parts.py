@@ -16,6 +16,7 @@ from bench.attacks.onepixel import paint
 from bench.norms import NORMS, to_ball
 from bench.spec import ThreatModel, parse_eps
 from bench.target import Target, margin
+from tests.attacks.linear import candidates, many_classes
 
 
 class Waves(nn.Module):
@@ -54,6 +55,25 @@ def test_margins_in_parts_are_those_of_the_whole() -> None:
     whole = margin(model(images.flatten(0, 1)), y.repeat_interleave(images.shape[1])).view(7, -1)
     assert torch.allclose(margins(Target(model, access="score", classes=5), images, y), whole, atol=1e-5)
     assert max(map(len, model.seen[1:])) <= ROWS["cpu"]
+
+
+def test_each_run_of_the_targeted_loss_goes_as_far_towards_its_class_as_a_plane_lets_it() -> None:
+    """Of three classes the loss has no denominator: it ends at the margin to the target plus eps times the length of the normal in the dual norm."""
+    problem = many_classes(3, batch=6)
+    eps = 0.9 * float(problem.optimum["linf"].min())  # so that nothing falls and leaves
+    target = problem.target()
+    made = candidates(problem, "pgd", "linf", eps, target, loss="ce+targeted", targets=2, restarts=2, steps=20)
+    assert len(made) == 3 * 2 * (1 + 2)
+    logits, weight = problem.model(problem.x), problem.model.weight
+    goals = losses.likely(logits, problem.y, 2)
+    for run in range(4):
+        goal = goals[run // 2]
+        gap = (logits.gather(1, goal[:, None]) - logits.gather(1, problem.y[:, None])).squeeze(1)
+        reach = gap + eps * (weight[goal] - weight[problem.y]).abs().sum(1)
+        steepest = problem.model(made[3 * (2 + run) + 1])
+        found = (steepest.gather(1, goal[:, None]) - steepest.gather(1, problem.y[:, None])).squeeze(1)
+        assert torch.allclose(found, reach, rtol=1e-3, atol=1e-4)
+    assert target.forwards == 6 * (20 * 2 * 3 + 1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
