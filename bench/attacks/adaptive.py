@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
 from bench.attacks.gradient import SURE, climb, passes
-from bench.attacks.losses import LOSSES, gradients_at_once
+from bench.attacks.losses import TARGETED, gradients_at_once, runs
 from bench.registry import attack
 from bench.spec import BadInput, ThreatModel, nearest
 from bench.target import Target, margin, right
@@ -26,12 +26,10 @@ SMOOTHING = 0.25  # standard deviation of the noise of `smoothed`, relative to e
     norms={"linf", "l2", "l1", "l0"},
     access="white-box",
     family="gradient",
-    choices={"loss": LOSSES},
-    later={"only"},
+    choices={"loss": TARGETED},
+    later={"only", "targets"},
     calls=lambda knobs, stochastic: (
-        (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST)
-        * (passes(knobs) + 4 + SURE * 3 * len(knobs["loss"].split("+")) * knobs["restarts"])
-        + 2 * SURE
+        (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST) * (passes(knobs) + 4 + SURE * 3 * runs(knobs)) + 2 * SURE
     ),
 )
 def adaptive(
@@ -48,6 +46,7 @@ def adaptive(
     momentum: float = 0.0,
     eot: int = 20,
     only: str = "",
+    targets: int = 9,
 ) -> dict[str, Tensor]:
     """PGD by every route that the defence's declared parts open, each on the examples that still stand; the candidates (B,C,H,W) by route.
 
@@ -63,7 +62,7 @@ def adaptive(
     An example is left alone once a candidate fooled the defence, in ten draws in a row where that is stochastic; where a route was not tried its
     candidate is the image itself. Tramer et al. 2020, arXiv:2002.08347; Athalye et al. 2018, arXiv:1802.00420.
     """
-    knobs = {"loss": loss, "steps": steps, "restarts": restarts, "step": step, "wide": wide, "momentum": momentum}
+    knobs = {"loss": loss, "steps": steps, "restarts": restarts, "step": step, "wide": wide, "momentum": momentum, "targets": targets}
     names = chosen(routes(model), only)
     lent = list(surrogates(model).values())[: (MOST - len(names)) // 2] if not only else []  # so that `calls` holds, with each for both of the two
     run = Run(model, x, y, threat, knobs, eot, lent)

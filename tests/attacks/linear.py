@@ -38,7 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
     "hopskipjump": {"queries": 120, "initial": 20, "eot": 3},
     "geoda": {"queries": 120, "eot": 3},
     "transfer": {"steps": 4},
-    "adaptive": {"steps": 4, "eot": 2},
+    "adaptive": {"steps": 4, "eot": 2, "loss": "margin+targeted", "targets": 2},
     "eight-bit": {"attack": "pgd[steps=4]"},
 }
 

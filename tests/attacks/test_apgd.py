@@ -65,7 +65,7 @@ def test_the_optimum_of_two_classes_is_reached(norm: str, loss: str) -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("classes", [3, 6])
-@pytest.mark.parametrize(("name", "knobs"), [("apgd", {}), ("pgd", {}), ("pgd-eot", {"eot": 2})])
+@pytest.mark.parametrize(("name", "knobs"), [("apgd", {}), ("pgd", {}), ("pgd-eot", {"eot": 2}), ("adaptive", {})])
 def test_with_several_classes_the_targeted_loss_finds_the_nearest(name: str, knobs: dict[str, int], norm: str, classes: int) -> None:
     problem = many_classes(classes, batch=16)
     eps = float(problem.optimum[norm].median())
