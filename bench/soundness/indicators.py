@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bench.attacks.apgd import radii
 from bench.attacks.losses import at_once, rows_at_once
 from bench.norms import NORMS
 from bench.spec import Spec
@@ -119,7 +120,7 @@ def unfinished(traced: Traced, attack: Spec, classes: int) -> bool:
         return False
     farthest, rise = -torch.inf, 0.0
     side = at_once(traced.x, int(attack.params.get("eot", 1)))
-    inside, gaps = (split(torch.cat(found), attack, side, classes) for found in (traced.within, traced.margins))
+    inside, gaps = (split(torch.cat(found), attack, traced.norm, side, classes) for found in (traced.within, traced.margins))
     for near, run in zip(inside, gaps, strict=True):
         kept = run[near]
         if not len(kept) or float(kept.max()) <= farthest:
@@ -130,21 +131,22 @@ def unfinished(traced: Traced, attack: Spec, classes: int) -> bool:
     return rise > RISES
 
 
-def split(rows: Tensor, attack: Spec, side: int, classes: int) -> list[Tensor]:
+def split(rows: Tensor, attack: Spec, norm: str, side: int, classes: int) -> list[Tensor]:
     """What an attack met, in order (N,), run by run.
 
-    PGD's runs come one after the other; of APGD's `side` go side by side, with one step more, where they start. What is left of a run that was cut
-    short stays with it.
+    PGD's runs come one after the other; of APGD's `side` go side by side, with one step more, where they start, for each of its radii. What is left
+    of a run that was cut short stays with it.
     """
     knobs = attack.params
     steps = int(knobs["steps"])
     if attack.name.startswith("pgd"):
         return list(rows.split(steps))
+    looks = steps + len(radii(norm, 1.0, steps, float(knobs.get("wide", 0))))
     found: list[Tensor] = []
     for loss in str(knobs["loss"]).split("+"):
         left = int(knobs["restarts"]) * (min(int(knobs["targets"]), classes - 1) if loss == "targeted" else 1)
         while left > 0 and len(rows):
             wide = min(side, left)
-            part, rows, left = rows[: wide * (steps + 1)], rows[wide * (steps + 1) :], left - wide
+            part, rows, left = rows[: wide * looks], rows[wide * looks :], left - wide
             found += [part[i::wide] for i in range(wide)]
     return found

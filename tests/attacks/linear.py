@@ -24,7 +24,7 @@ TINY: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 4, "restarts": 2, "loss": "ce+targeted", "targets": 2},
     "pgd-eot": {"steps": 4, "eot": 3},
     "apgd": {"steps": 4, "loss": "ce+targeted", "restarts": 2, "targets": 2},
-    "apgd-eot": {"steps": 4, "eot": 3},
+    "apgd-eot": {"steps": 4, "eot": 3, "wide": 2.0},
     "deepfool": {"steps": 4, "targets": 2},
     "cw": {"steps": 5, "searches": 2, "eot": 2},
     "fab": {"steps": 3, "targets": 2, "eot": 2},

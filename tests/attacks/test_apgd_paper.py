@@ -13,12 +13,12 @@ from bench.attacks.apgd import radii
 from bench.attacks.losses import LOSSES
 from bench.attacks.stepsizes import Halving, Sparsity, checkpoints, meet
 from bench.norms import NORMS, to_ball
-from bench.spec import ThreatModel, parse_eps
 from tests.attacks.test_apgd import hills, run
 
 
-def ascent(f: Callable[[Tensor], Tensor], x: Tensor, norm: str, eps: float, steps: int) -> tuple[Tensor, Tensor]:
+def ascent(f: Callable[[Tensor], Tensor], x: Tensor, norm: str, eps: float, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of Croce & Hein 2020 for one image, with its whole history: the last and the best iterate."""
+    start = x if start is None else start
 
     def both(z: Tensor) -> tuple[float, Tensor]:
         leaf = z.clone().requires_grad_()
@@ -32,9 +32,9 @@ def ascent(f: Callable[[Tensor], Tensor], x: Tensor, norm: str, eps: float, step
     while p[-1] + max(p[-1] - p[-2] - 0.03, 0.06) <= 1:
         p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
     w = [math.ceil(round(share * steps, 9)) for share in p]
-    eta, at, before = 2 * eps, x, x
-    value, grad = both(x)
-    best = (value, x, grad)
+    eta, at, before = 2 * eps, start, start
+    value, grad = both(start)
+    best = (value, start, grad)
     best_by, etas, rose = [value], [eta], []
     for k in range(1, steps + 1):
         z = step(at, grad, eta)
@@ -118,6 +118,24 @@ def test_the_trajectory_is_that_of_the_papers(norm: str, loss: str) -> None:
         assert (NORMS[norm].distance(made[:, i] - x[i]) <= size + 1e-12).all()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_with_a_shrinking_ball_one_ascent_begins_where_the_best_of_the_last_is_put_into_its_ball(norm: str) -> None:
+    model, x, y, eps = hills(eps={"linf": "1/10", "l2": "1/2"}[norm])
+    made = run(model, x, y, norm, eps, loss="margin", steps=40, from_x=True, stochastic=True, wide=3.0)
+    for i in range(len(x)):
+
+        def f(z: Tensor, i: int = i) -> Tensor:
+            return LOSSES["margin"](model(z), y[i : i + 1]).sum()
+
+        last = best = x[i : i + 1]
+        for times, count in ((3, 12), (2, 12), (1, 16)):
+            size = times * float(eps)
+            last, best = ascent(f, x[i : i + 1], norm, size, count, to_ball(best, x[i : i + 1], norm, size))
+        assert torch.allclose(made[0, i], last[0], atol=1e-6)
+        assert torch.allclose(made[1, i], best[0], atol=1e-6)
+        assert (NORMS[norm].distance(made[:, i] - x[i]) <= float(eps) + 1e-12).all()
+
+
 def test_checkpoints_are_those_of_the_paper() -> None:
     assert checkpoints(100) == {0, 22, 41, 57, 70, 80, 87, 93, 99}
     assert checkpoints(1000) == {0, 220, 410, 570, 700, 800, 870, 930, 990}
@@ -174,13 +192,15 @@ def test_the_sparsity_of_l1_follows_the_best_iterate() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 99, 100])
-def test_the_radii_of_l1_share_the_steps(steps: int) -> None:
-    stages = radii(ThreatModel("l1", parse_eps("2")), steps)
+def test_the_radii_of_a_shrinking_ball_share_the_steps(steps: int) -> None:
+    stages = radii("l1", 2.0, steps)
     assert sum(count for _, count in stages) == steps
     assert all(count > 0 for _, count in stages)
     assert stages[-1][0] == 2.0
     assert steps < 100 or stages == [(6.0, 30), (4.0, 30), (2.0, 40)]
-    assert radii(ThreatModel("l2", parse_eps("2")), steps) == [(2.0, steps)]
+    assert radii("l2", 2.0, steps) == radii("l1", 2.0, steps, 1.0) == [(2.0, steps)]
+    assert radii("l2", 2.0, steps, 3.0) == stages
+    assert steps < 3 or [radius for radius, _ in radii("linf", 2.0, steps, 2.0)] == [4.0, 3.0, 2.0]
 
 
 def test_the_projection_onto_ball_and_box_is_the_nearest_point() -> None:

@@ -121,14 +121,16 @@ def test_predictions_are_unstable_by_how_much_noise_changes_the_margin() -> None
 def test_the_runs_of_apgd_go_side_by_side_and_have_a_step_more() -> None:
     knobs = {"loss": "ce+targeted", "steps": 2, "restarts": 3, "targets": 9}
     rows = torch.arange(3 * 3 + 6 * 3)
-    found = split(rows, Spec.of("apgd", knobs), 4, 3)
+    found = split(rows, Spec.of("apgd", knobs), "linf", 4, 3)
     assert [one.tolist() for one in found[:3]] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]], "three restarts"
     assert [one.tolist() for one in found[3:7]] == [[9 + i, 13 + i, 17 + i] for i in range(4)], "of three restarts by two targets the first four"
     assert [one.tolist() for one in found[7:]] == [[21, 23, 25], [22, 24, 26]]
-    assert [one.tolist() for one in split(rows[:9], Spec.of("pgd", {"steps": 4}), 4, 3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert [one.tolist() for one in split(rows[:9], Spec.of("pgd", {"steps": 4}), "linf", 4, 3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
-@pytest.mark.parametrize("name", ["pgd[steps=7,restarts=2,loss=ce+margin]", "apgd[steps=7,restarts=2,loss=ce+margin]"])
+@pytest.mark.parametrize(
+    "name", ["pgd[steps=7,restarts=2,loss=ce+margin]", "apgd[steps=7,restarts=2,loss=ce+margin]", "apgd[steps=5,restarts=2,loss=ce+margin,wide=2]"]
+)
 def test_a_trace_holds_the_steps_of_every_run_and_what_an_attack_is_handed_behaves_as_the_defence(name: str) -> None:
     spec = registry.attacks.resolve(Spec.parse(name))
     threat, seen = ThreatModel("linf", Fraction("1/100")), Traced(PLAIN, X, Y, "linf", 0.01)
@@ -138,8 +140,8 @@ def test_a_trace_holds_the_steps_of_every_run_and_what_an_attack_is_handed_behav
         torch.manual_seed(0)
         plain = registry.attacks.get(spec.name).make(Target(PLAIN, classes=2), X, Y, threat, **spec.params)
     assert torch.equal(traced_one, plain)
-    runs = split(torch.cat(seen.margins), spec, 256, 2)
-    assert [len(run) for run in runs] == [7 + (spec.name == "apgd")] * 4
+    runs = split(torch.cat(seen.margins), spec, "linf", 256, 2)
+    assert [len(run) for run in runs] == [7 if spec.name == "pgd" else 8] * 4
 
 
 def cell(check: str, defence: str, *, dataset: str = "digits", n: int = 16, batch: int | None = None) -> Cell:
