@@ -170,7 +170,8 @@ def over_queries(attack: Spec, request: Request) -> list[Spec]:
     """The attack under each of the numbers of queries that were asked for, or as it is where it has no such knob."""
     if request.queries is None or attack.name not in counting():
         return [attack]
-    return [attacks.resolve(Spec.of(attack.name, {**attack.params, "queries": text})) for text in request.queries.split(",")]
+    read = attacks.get(attack.name).resolve
+    return [Spec.of(attack.name, {**attack.params, "queries": read({"queries": text})["queries"]}) for text in request.queries.split(",")]
 
 
 def counting() -> list[str]:
@@ -182,9 +183,7 @@ def by_threat(threats: Mapping[Spec, ThreatModel]) -> dict[ThreatModel, list[Spe
     """Attacks by threat model, `none` apart: every threat model gets it first, as the clean image is always a candidate."""
     groups: dict[ThreatModel, list[Spec]] = {}
     for attack, threat in threats.items():
-        held = groups.setdefault(threat, [])
-        if attack.name != "none":
-            held.append(attack)
+        groups.setdefault(threat, []).extend([attack] if attack.name != "none" else [])
     return groups
 
 
