@@ -62,6 +62,8 @@ class Entry:
         for knob, value in found.items():
             if self.kind == "attack" and type(value) is int and value < 1:
                 raise BadInput(f"attack '{self.name}': {knob}={value} is too small; the least is 1")
+            if self.kind == "attack" and type(value) is float and not 0 <= value < float("inf"):
+                raise BadInput(f"attack '{self.name}': {knob}={value} is not a finite number of at least 0; the default is {self.knobs[knob]}")
             for part in str(value).split("+") if knob in self.facts.get("choices", ()) else ():
                 if part not in self.facts["choices"][knob]:
                     raise BadInput(f"{self.kind} '{self.name}': {knob}='{part}' is unknown{nearest(part, self.facts['choices'][knob])}")
