@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
 from bench.attacks.gradient import SURE, climb, passes
-from bench.attacks.losses import TARGETED, gradients_at_once, runs
+from bench.attacks.losses import TARGETED, gradients_at_once
+from bench.attacks.runs import TARGETS, runs
 from bench.registry import attack
 from bench.spec import BadInput, ThreatModel, nearest
 from bench.target import Target, margin, right
@@ -46,7 +47,7 @@ def adaptive(
     momentum: float = 0.0,
     eot: int = 20,
     only: str = "",
-    targets: int = 9,
+    targets: int = TARGETS,
 ) -> dict[str, Tensor]:
     """PGD by every route that the defence's declared parts open, each on the examples that still stand; the candidates (B,C,H,W) by route.
 

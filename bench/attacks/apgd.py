@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import TARGETED, Loss, answers, at_once, likely, loss_named, mean_logits, runs
+from bench.attacks.losses import TARGETED, Loss, answers, at_once, likely, loss_named, mean_logits
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
+from bench.attacks.runs import TARGETS, runs
 from bench.attacks.stepsizes import Halving, Sparsity, meet
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
@@ -49,7 +50,7 @@ def apgd(
     loss: str = "ce",
     steps: int = 100,
     restarts: int = 1,
-    targets: int = 9,
+    targets: int = TARGETS,
     rho: float = 0.75,
     from_x: bool = False,
     precision: str = "float32",
@@ -91,7 +92,7 @@ def apgd_eot(
     loss: str = "ce",
     steps: int = 100,
     restarts: int = 1,
-    targets: int = 9,
+    targets: int = TARGETS,
     rho: float = 0.75,
     from_x: bool = False,
     eot: int = 20,
@@ -136,15 +137,13 @@ def search(
     for name in names:
         ask = partial(answer, model, loss_named(name), eot)
         kept, scores = x.repeat(3, 1, 1, 1, 1), x.new_full((3, len(x)), -torch.inf)
-        todo = [(aim, from_x and restart == 0) for aim in (aims if name == "targeted" else aims[:1]) for restart in range(restarts)]
-        while todo and alive.any():
+        waiting = [(aim, from_x and restart == 0) for aim in (aims if name == "targeted" else aims[:1]) for restart in range(restarts)]
+        while waiting and alive.any():
             who = alive.nonzero().squeeze(1)
             width = max(1, at_once(x, eot) // len(who))
-            group, todo = todo[:width], todo[width:]
-            starts, goals = (
-                torch.cat([begin(x, threat.norm, stages[0][0], still)[who] for _, still in group]),
-                torch.cat([aim[who] for aim, _ in group]),
-            )
+            group, waiting = waiting[:width], waiting[width:]
+            starts = torch.cat([begin(x, threat.norm, stages[0][0], still)[who] for _, still in group])
+            goals = torch.cat([aim[who] for aim, _ in group])
             images, gains = climb(ask, x, y, threat, starts, goals, who.repeat(len(group)), alive, stages, rho, enough)
             best, run = gains.unflatten(1, (len(group), len(who))).max(1)  # (3,left)
             found = images[torch.arange(3, device=x.device).unsqueeze(1), run * len(who) + torch.arange(len(who), device=x.device)]

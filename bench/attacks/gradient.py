@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, TARGETED, Loss, StandIns, answers, gradient, likely, loss_named, mean_logits, runs, scale_of, scaled
+from bench.attacks.losses import LOSSES, TARGETED, Loss, StandIns, answers, gradient, likely, loss_named, mean_logits, scale_of, scaled
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
+from bench.attacks.runs import TARGETS, runs
 from bench.norms import NORMS, per_example, to_ball
 from bench.registry import attack
 from bench.spec import ThreatModel
@@ -68,7 +69,7 @@ def pgd(
     from_x: bool = False,
     precision: str = "float32",
     scale: str = "1",
-    targets: int = 9,
+    targets: int = TARGETS,
 ) -> Tensor:
     """Projected gradient ascent from random starts, one draw per step, with a step size that decays to zero.
 
@@ -125,7 +126,7 @@ def pgd_eot(
     eot: int = 20,
     precision: str = "float32",
     scale: str = "1",
-    targets: int = 9,
+    targets: int = TARGETS,
 ) -> Tensor:
     """PGD on the mean loss over `eot` draws per step, evaluated as one batch.
 
@@ -163,7 +164,7 @@ def climb(
     start: Tensor | None = None,
     eot: int = 1,
     scale: str = "1",
-    targets: int = 9,
+    targets: int = TARGETS,
     spare: bool = False,
     stand_ins: StandIns = None,
 ) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +61,6 @@ def loss_named(name: str) -> Loss:
     if name not in TARGETED:
         raise BadInput(f"loss '{name}' is unknown{nearest(name, TARGETED)}")
     return TARGETED[name]
-
-
-def runs(knobs: Mapping[str, Any]) -> int:
-    """How often an ascent starts: for each loss, `targeted` counting once for each of its `targets`, as often as `restarts` says."""
-    return sum(int(knobs["targets"]) if name == "targeted" else 1 for name in str(knobs["loss"]).split("+")) * int(knobs["restarts"])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
+from bench.attacks.runs import runs_by_loss
 from bench.labels import family, unpinned
 from bench.published import Published
 from bench.record import Flag, Record
@@ -133,9 +134,8 @@ def cross_entropy_share(record: Record) -> float:
     attack = checks.inside(record)
     if attack.name == "autoattack":
         return 0.5
-    losses = str(attack.params.get("loss", "margin")).split("+")
-    runs = [int(attack.params.get("targets", 1)) if loss == "targeted" else 1 for loss in losses]
-    return sum(n for n, loss in zip(runs, losses, strict=True) if loss == "ce") / sum(runs)
+    runs = runs_by_loss({"loss": "margin", **attack.params})
+    return sum(count for loss, count in runs if loss == "ce") / sum(count for _, count in runs)
 
 
 def steepened(record: Record) -> bool:

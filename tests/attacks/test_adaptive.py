@@ -95,23 +95,24 @@ class Torn(nn.Module):
         return torch.where((self.gap(logits) < self.far)[:, None], logits, -logits)
 
 
-def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_its_place() -> None:
+@pytest.mark.parametrize("loss", ["ce+margin", "targeted"])
+def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_its_place(loss: str) -> None:
     """Neither alone gets there: the one stands still, and the other turns back; the first surrogate has no finite gradient at all."""
     problem = two_classes()
     torn = Torn(problem)
-    assert not broken(problem, attacked(problem, torn, only="full")["full"]).any()
+    assert not broken(problem, attacked(problem, torn, only="full", loss=loss)["full"]).any()
     assert torn.asked == 0, "a way that is tried alone gets no help"
     for alone in ("near", "empty"):
-        assert not broken(problem, attacked(problem, torn, only=alone)[alone]).any()
+        assert not broken(problem, attacked(problem, torn, only=alone, loss=loss)[alone]).any()
     threat = ThreatModel("linf", problem_eps(problem, "linf"), "white-box")
     target = Target(torn, classes=2)
-    made = adaptive(target, problem.x, problem.y, threat, steps=20, eot=4)
+    made = adaptive(target, problem.x, problem.y, threat, loss=loss, steps=20, eot=4)
     assert list(made) == ["empty", "near", "warm", "full", "smoothed"]
     assert not any(broken(problem, made[name]).any() for name in ("empty", "near"))
     assert broken(problem, made["warm"]).all()
     assert target.nonfinite > 0, "the harness hears of it all the same"
     calls = registry.attacks.get("adaptive").facts["calls"]
-    knobs = registry.attacks.get("adaptive").resolve({"steps": 20, "eot": 4})
+    knobs = registry.attacks.get("adaptive").resolve({"loss": loss, "steps": 20, "eot": 4})
     assert target.forwards + 2 * target.backwards <= calls(knobs, False) * len(problem.x)
 
 

@@ -101,6 +101,13 @@ def test_zeros_that_the_cross_entropy_can_account_for_are_not_hard() -> None:
     assert met("pgd[loss=ce]", 100) == {"D1": "soft"}
     assert met("pgd[loss=ce+margin]", 50) == {"D1": "soft"}
     assert met("pgd[loss=ce+margin]", 60) == {"D1": "hard"}  # at least (0.6 - 0.5) / 0.5 = 20% of the margin's
+    for attack in (
+        "pgd[loss=ce+targeted]",
+        "apgd[loss=ce+targeted]",
+    ):  # nine of ten runs are targeted, whether the question names their number or not
+        assert met(attack, 18) == {"D1": "soft"}
+        assert met(attack, 20) == {"D1": "hard"}
+    assert met("pgd[loss=ce+targeted,targets=1]", 54) == {"D1": "soft"}
     assert met("autoattack", 54) == {"D1": "soft"}
     assert met("autoattack", 56) == {"D1": "hard"}
 
