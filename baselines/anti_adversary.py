@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import behind_it
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
 Answer = Callable[[Tensor], Tensor]
 TINY = 1e-12  # keeps 0/0 out of images whose gradient is zero everywhere
@@ -43,9 +43,16 @@ class AntiAdversary(nn.Module):
         self.step = step
         answers: dict[str, Answer] = getattr(inner, "surrogates", {})
         self.guide = guide_of(inner, answers)
-        behind: dict[str, Answer] = {"": inner, **{f"+{name}": answer for name, answer in answers.items()}}
+        behind: dict[str, Answer] = {
+            "": inner,
+            **{f"+{name}": answer for name, answer in answers.items()},
+        }
         ways = {"identity": self.identity, "soft": self.soft}
-        self.surrogates: dict[str, Answer] = {way + name: partial(behind_it, ways[way], answer) for way in ways for name, answer in behind.items()}
+        self.surrogates: dict[str, Answer] = {
+            way + name: partial(behind_it, ways[way], answer)
+            for way in ways
+            for name, answer in behind.items()
+        }
         self.surrogates["classifier"] = self.base
 
     def purify(self, x: Tensor) -> Tensor:
@@ -83,7 +90,9 @@ class AntiAdversary(nn.Module):
             for _ in range(self.steps):
                 logits = self.guide(moved)
                 predicted = logits.argmax(1) if predicted is None else predicted
-                (slope,) = torch.autograd.grad(log_odds(logits, predicted).sum(), moved, create_graph=watched)
+                (slope,) = torch.autograd.grad(
+                    log_odds(logits, predicted).sum(), moved, create_graph=watched
+                )
                 size = slope.abs().mean((1, 2, 3), keepdim=True) + TINY
                 moved = moved + self.step * (slope / size).tanh()
                 moved = moved if watched else moved.detach().requires_grad_()
@@ -104,7 +113,9 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @defence("anti-adversary")
-def anti_adversary(*, classifier: str = "@standard", inner: str = "", steps: int = 2, step: float = 0.15) -> nn.Module:
+def anti_adversary(
+    *, classifier: str = "@standard", inner: str = "", steps: int = 2, step: float = 0.15
+) -> nn.Module:
     """Move the image by signed gradient steps that raise the classifier's confidence in its own prediction, then classify.
 
     Alfarra, Perez, Thabet, Bibi, Torr and Ghanem (2022), arXiv 2103.14347, who prove and measure it for attackers that query a classifier without

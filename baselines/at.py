@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.registry import build_classifier, defence
+from bench.questions.registry import build_classifier, defence
 
 
 @defence("at")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.registry import classifier
-from bench.spec import BadInput
+from bench.questions.registry import classifier
+from bench.questions.spec import BadInput
 
 NAMES = ("resnet18",)
 
@@ -26,11 +26,15 @@ def ensure(argument: str) -> None:
 def examples() -> Path:
     """The folder of the package's examples; BadInput where it is not installed whole."""
     if importlib.util.find_spec("pyautoattack") is None:
-        raise BadInput("classifier 'autoattack:resnet18' needs the package pyautoattack; run make setup")
+        raise BadInput(
+            "classifier 'autoattack:resnet18' needs the package pyautoattack; run make setup"
+        )
     folder = Path(str(resources.files("pyautoattack") / "examples"))
     for name in ("resnet.py", "model_test.pt"):
         if not (folder / name).is_file():
-            raise BadInput(f"classifier 'autoattack:resnet18' is not there: the installed pyautoattack lacks '{folder / name}'; run make setup")
+            raise BadInput(
+                f"classifier 'autoattack:resnet18' is not there: the installed pyautoattack lacks '{folder / name}'; run make setup"
+            )
     return folder
 
 
@@ -38,14 +42,20 @@ def examples() -> Path:
 def autoattack(argument: str) -> nn.Module:
     """An undefended ResNet-18 for CIFAR-10, of plain [0,1] images; its source is the pyautoattack package (Croce and Hein 2020)."""
     if argument not in NAMES:
-        raise BadInput(f"classifier 'autoattack:{argument}' is unknown; there are: {', '.join(NAMES)}")
+        raise BadInput(
+            f"classifier 'autoattack:{argument}' is unknown; there are: {', '.join(NAMES)}"
+        )
     folder = examples()
-    spec = importlib.util.spec_from_file_location("pyautoattack_examples_resnet", folder / "resnet.py")
+    spec = importlib.util.spec_from_file_location(
+        "pyautoattack_examples_resnet", folder / "resnet.py"
+    )
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with torch.random.fork_rng(devices=[]):  # the random weights that are made first must not shift anyone's randomness
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the random weights that are made first must not shift anyone's randomness
         net: nn.Module = module.ResNet18()
     net.load_state_dict(torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True))
     return net

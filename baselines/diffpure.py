@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from baselines.unet import Schedule, load
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
 Answer = Callable[[Tensor], Tensor]
 Clip = Callable[[Tensor, float, float], Tensor]
@@ -43,7 +43,10 @@ def descent(schedule: Schedule, top: int, steps: int) -> list[Step]:
         kept, after = schedule.kept[high], schedule.kept[low]
         fresh = 1 - kept / after  # beta of the step
         variance = fresh if schedule.wide else fresh * (1 - after) / (1 - kept)
-        image, here = math.sqrt(after) * fresh / (1 - kept), math.sqrt(kept / after) * (1 - after) / (1 - kept)
+        image, here = (
+            math.sqrt(after) * fresh / (1 - kept),
+            math.sqrt(kept / after) * (1 - after) / (1 - kept),
+        )
         found.append(Step(high - 1, kept, image, here, math.sqrt(variance) if low else 0.0))
     return found
 
@@ -61,13 +64,24 @@ class DiffPure(nn.Module):
     Where `inner` has surrogates, they are behind each: `identity+lse`.
     """
 
-    def __init__(self, inner: nn.Module, unet: nn.Module, schedule: Schedule, *, t: float, steps: int, samples: int) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        unet: nn.Module,
+        schedule: Schedule,
+        *,
+        t: float,
+        steps: int,
+        samples: int,
+    ) -> None:
         super().__init__()
         if not 0 < t <= 1:
             raise BadInput(f"defence 'diffpure': t={t} is not above 0 and at most 1")
         top = max(round(t * (len(schedule.kept) - 1)), 1)
         if not 0 <= steps <= top:
-            raise BadInput(f"defence 'diffpure': steps={steps} is not between 0 (all) and {top}, the steps of t={t}")
+            raise BadInput(
+                f"defence 'diffpure': steps={steps} is not between 0 (all) and {top}, the steps of t={t}"
+            )
         if samples < 1:
             raise BadInput(f"defence 'diffpure': samples={samples} is too small; the least is 1")
         self.inner = inner
@@ -78,9 +92,16 @@ class DiffPure(nn.Module):
         self.steps = descent(schedule, top, steps or top)
         self.few = descent(schedule, top, min(COARSE, len(self.steps)))
         self.samples = samples
-        behind: dict[str, Answer] = {"": inner, **{f"+{name}": answer for name, answer in getattr(inner, "surrogates", {}).items()}}
+        behind: dict[str, Answer] = {
+            "": inner,
+            **{f"+{name}": answer for name, answer in getattr(inner, "surrogates", {}).items()},
+        }
         ways = {"identity": self.identity, "coarse": self.coarse}
-        self.surrogates: dict[str, Answer] = {way + name: partial(self.mean, ways[way], answer) for way in ways for name, answer in behind.items()}
+        self.surrogates: dict[str, Answer] = {
+            way + name: partial(self.mean, ways[way], answer)
+            for way in ways
+            for name, answer in behind.items()
+        }
 
     def purify(self, x: Tensor) -> Tensor:
         """One purification of each image."""
@@ -100,7 +121,11 @@ class DiffPure(nn.Module):
 
     def draws(self, x: Tensor, k: int) -> Tensor:
         """`k` independent predictions (B,k,K); all images, draws and samples go through in flat batches of bounded size."""
-        answers: Tensor = self.several(self.purify, self.inner, x, k * self.samples).unflatten(1, (k, self.samples)).mean(2)
+        answers: Tensor = (
+            self.several(self.purify, self.inner, x, k * self.samples)
+            .unflatten(1, (k, self.samples))
+            .mean(2)
+        )
         return answers
 
     def identity(self, x: Tensor) -> Tensor:
@@ -122,7 +147,9 @@ class DiffPure(nn.Module):
         parts = max(math.ceil(flat.numel() / FLAT.get(x.device.type, FLAT_ELSEWHERE)), 1)
         lean = parts > 1 and x.requires_grad and torch.is_grad_enabled()
         last: Answer = partial(recomputed, answer, use_reentrant=False) if lean else answer
-        logits: Tensor = torch.cat([last(way(part)) for part in flat.tensor_split(parts)]).unflatten(0, (len(x), n))
+        logits: Tensor = torch.cat(
+            [last(way(part)) for part in flat.tensor_split(parts)]
+        ).unflatten(0, (len(x), n))
         return logits
 
     def denoised(self, x: Tensor, steps: list[Step], clip: Clip = torch.clamp) -> Tensor:
@@ -133,7 +160,11 @@ class DiffPure(nn.Module):
         here = math.sqrt(self.kept) * framed + math.sqrt(1 - self.kept) * noise[0]
         lean = here.requires_grad and torch.is_grad_enabled()
         for step, fresh in zip(steps, (*noise[1:], None), strict=True):  # the last one adds none
-            here = recomputed(self.earlier, step, here, fresh, clip, use_reentrant=False) if lean else self.earlier(step, here, fresh, clip)
+            here = (
+                recomputed(self.earlier, step, here, fresh, clip, use_reentrant=False)
+                if lean
+                else self.earlier(step, here, fresh, clip)
+            )
         top, left = (here.shape[2] - height) // 2, (here.shape[3] - width) // 2
         return clip((here[:, :, top : top + height, left : left + width] + 1) / 2, 0, 1)
 
@@ -161,7 +192,9 @@ class DiffPure(nn.Module):
         tall, wide = (size, size) if isinstance(size, int) else size
         _, have, height, width = x.shape
         if have != channels or height > tall or width > wide:
-            raise BadInput(f"defence 'diffpure': its model takes images of {channels}x{tall}x{wide} at most, not {have}x{height}x{width}")
+            raise BadInput(
+                f"defence 'diffpure': its model takes images of {channels}x{tall}x{wide} at most, not {have}x{height}x{width}"
+            )
         if (height, width) == (tall, wide):
             return x
         top, left = (tall - height) // 2, (wide - width) // 2
@@ -190,4 +223,6 @@ def diffpure(
     for CIFAR-10. Attack it with PGD and EOT on its own gradient, which is exact, on `coarse`, which is cheaper (Lee and Kim 2023, arXiv
     2303.09766, who found so that it withstands less than was claimed), and by BPDA (`identity`). Nie et al. (2022), arXiv 2205.07460.
     """
-    return DiffPure(build_inner(classifier, inner), *load(checkpoint), t=t, steps=steps, samples=samples)
+    return DiffPure(
+        build_inner(classifier, inner), *load(checkpoint), t=t, steps=steps, samples=samples
+    )

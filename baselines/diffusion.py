@@ -21,12 +21,20 @@ from baselines.train import attack, rounded
 from baselines.unet import NAME, Schedule, make, schedule_of
 from bench import weights
 from bench.data.sample import load, stratified_order
-from bench.execute import commit, device_of, settle_arithmetic
-from bench.registry import build_classifier, datasets, discover
-from bench.spec import BadInput, Spec, nearest
-from bench.target import right
+from bench.judging.execute import commit, device_of, settle_arithmetic
+from bench.judging.target import right
+from bench.questions.registry import build_classifier, datasets, discover
+from bench.questions.spec import BadInput, Spec, nearest
 
-SHARES = (0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3)  # of the schedule, at which the card states accuracies
+SHARES = (
+    0.05,
+    0.075,
+    0.1,
+    0.125,
+    0.15,
+    0.2,
+    0.3,
+)  # of the schedule, at which the card states accuracies
 PGD = 40  # steps of the attack whose images are purified
 
 
@@ -49,7 +57,10 @@ class Recipe:
     validation: int = 160
 
 
-RECIPES = {"digits": Recipe((32, 32), steps=600), "mnist": Recipe((16, 32, 32), steps=450, lr=2e-3, validation=200)}
+RECIPES = {
+    "digits": Recipe((32, 32), steps=600),
+    "mnist": Recipe((16, 32, 32), steps=450, lr=2e-3, validation=200),
+}
 
 
 def network(recipe: Recipe, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -70,7 +81,12 @@ def network(recipe: Recipe, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 def noising(recipe: Recipe) -> dict[str, Any]:
     """The configuration of the scheduler."""
-    return {"num_train_timesteps": recipe.noising, "beta_start": recipe.beta_start, "beta_end": recipe.beta_end, "beta_schedule": "linear"}
+    return {
+        "num_train_timesteps": recipe.noising,
+        "beta_start": recipe.beta_start,
+        "beta_end": recipe.beta_end,
+        "beta_schedule": "linear",
+    }
 
 
 def loss_of(net: nn.Module, schedule: Schedule, x: Tensor) -> Tensor:
@@ -78,18 +94,28 @@ def loss_of(net: nn.Module, schedule: Schedule, x: Tensor) -> Tensor:
     times = torch.randint(0, len(schedule.kept) - 1, (len(x),), device=x.device)
     kept = torch.tensor(schedule.kept[1:], device=x.device)[times].view(-1, 1, 1, 1)
     noise = torch.randn_like(x)
-    told: Tensor = net(kept.sqrt() * (2 * x - 1) + (1 - kept).sqrt() * noise, times, return_dict=False)[0]
+    told: Tensor = net(
+        kept.sqrt() * (2 * x - 1) + (1 - kept).sqrt() * noise, times, return_dict=False
+    )[0]
     return F.mse_loss(told, noise)
 
 
-def fit(net: nn.Module, schedule: Schedule, x: Tensor, recipe: Recipe, show: Callable[[int, float], None]) -> nn.Module:
+def fit(
+    net: nn.Module,
+    schedule: Schedule,
+    x: Tensor,
+    recipe: Recipe,
+    show: Callable[[int, float], None],
+) -> nn.Module:
     """Train on the images (N,C,H,W) in [0,1]; the average of the late weights, in eval mode. Randomness comes from the global generators.
 
     `show(step, loss)` is told the loss of the last batch ten times.
     """
     net.to(x.device).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
-    schedule_lr = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=recipe.steps, pct_start=0.1)
+    schedule_lr = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.lr, total_steps=recipe.steps, pct_start=0.1
+    )
     average = {k: v.clone() for k, v in net.state_dict().items()}
     every = max(1, recipe.steps // 10)
     for step in range(recipe.steps):
@@ -108,19 +134,25 @@ def fit(net: nn.Module, schedule: Schedule, x: Tensor, recipe: Recipe, show: Cal
 
 
 @torch.no_grad()
-def sweep(net: nn.Module, schedule: Schedule, classifier: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> list[dict[str, float]]:
+def sweep(
+    net: nn.Module, schedule: Schedule, classifier: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+) -> list[dict[str, float]]:
     """The accuracy of `classifier` on purified images and purified adversarial ones, by the share t of the schedule."""
     rows = []
     for t in SHARES:
         built = DiffPure(classifier, net, schedule, t=t, steps=0, samples=1)
-        clean, attacked = (round(right(built(images), y).float().mean().item(), 4) for images in (x, x_adv))
+        clean, attacked = (
+            round(right(built(images), y).float().mean().item(), 4) for images in (x, x_adv)
+        )
         rows.append({"t": t, "clean": clean, "attacked": attacked})
     return rows
 
 
 def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
     if args.dataset not in RECIPES:
-        raise BadInput(f"there is no recipe for a diffusion model of '{args.dataset}'{nearest(args.dataset, RECIPES)}")
+        raise BadInput(
+            f"there is no recipe for a diffusion model of '{args.dataset}'{nearest(args.dataset, RECIPES)}"
+        )
     recipe = RECIPES[args.dataset]
     recipe = replace(recipe, steps=args.steps or recipe.steps)
     discover()
@@ -134,12 +166,16 @@ def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
     torch.manual_seed(args.seed)
     schedule = schedule_of(steps, args.dataset)
     started = time.perf_counter()
-    net = rounded(fit(make(config, args.dataset), schedule, data.x[learnt].to(device), recipe, show))
+    net = rounded(
+        fit(make(config, args.dataset), schedule, data.x[learnt].to(device), recipe, show)
+    )
     seconds = time.perf_counter() - started
 
     x, y, eps = data.x[held].to(device), data.y[held].to(device), facts["eps"]["linf"]
     classifier = build_classifier(facts["roles"]["standard"]).to(device)
-    rows = sweep(net, schedule, classifier, x, attack(classifier, x, y, float(Fraction(eps)), PGD), y)
+    rows = sweep(
+        net, schedule, classifier, x, attack(classifier, x, y, float(Fraction(eps)), PGD), y
+    )
 
     path = (args.out or weights.FOLDER) / f"{args.dataset}-diffusion.safetensors"
     card = {
@@ -154,7 +190,9 @@ def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
         "seed": args.seed,
         "command": shlex.join(["python", "-m", "baselines.diffusion", *argv]),
         "commit": commit(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "seconds": round(seconds, 1),
         "validation": {
@@ -166,7 +204,9 @@ def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
         "licence": "MIT",
     }
     weights.save(path, net.state_dict(), card, half=True)
-    print(f"{path}: {path.stat().st_size / 1024:.0f} KiB, {seconds:.0f} s; held-out accuracy, n={len(held)}, linf {eps}:")
+    print(
+        f"{path}: {path.stat().st_size / 1024:.0f} KiB, {seconds:.0f} s; held-out accuracy, n={len(held)}, linf {eps}:"
+    )
     for row in rows:
         print(f"  t={row['t']}: clean {row['clean']:.4f}, attacked {row['attacked']:.4f}")
 
@@ -178,11 +218,18 @@ def show(step: int, loss: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m baselines.diffusion", description=__doc__)
-    parser.add_argument("--dataset", required=True, help="a dataset that has a recipe, such as digits")
+    parser.add_argument(
+        "--dataset", required=True, help="a dataset that has a recipe, such as digits"
+    )
     parser.add_argument("--steps", type=int, default=0, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--data-dir", type=Path, default=None, help="default: the environment variable BENCH_DATA, or data/")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=None,
+        help="default: the environment variable BENCH_DATA, or data/",
+    )
     parser.add_argument("--out", type=Path, default=None, help="a folder; default: weights/")
     args = parser.parse_args(argv)
     settle_arithmetic()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.labels import unpinned
-from bench.registry import build_classifier, defence
-from bench.spec import BadInput, nearest
+from bench.questions.registry import build_classifier, defence
+from bench.questions.spec import BadInput, nearest
+from bench.results.names import unpinned
 
 Mean = Callable[[Tensor], Tensor]
 
@@ -45,7 +45,9 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[nn.Module], mean: str) -> None:
         super().__init__()
         if len(members) < 2:
-            raise BadInput(f"defence 'ensemble': {len(members)} classifier is no ensemble; join two or more by '+'")
+            raise BadInput(
+                f"defence 'ensemble': {len(members)} classifier is no ensemble; join two or more by '+'"
+            )
         self.members = nn.ModuleList(members)
         self.base = members[0]
         self.mean = mean_named("ensemble", mean)
@@ -57,7 +59,9 @@ class Ensemble(nn.Module):
         answers = [member(x) for member in self.members]
         counts = [answer.shape[1] for answer in answers]
         if len(set(counts)) > 1:
-            raise BadInput(f"defence 'ensemble': the classifiers know {', '.join(map(str, counts))} classes; join those of one dataset")
+            raise BadInput(
+                f"defence 'ensemble': the classifiers know {', '.join(map(str, counts))} classes; join those of one dataset"
+            )
         return torch.stack(answers, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +82,9 @@ def members_of(classifiers: str) -> list[nn.Module]:
     names = classifiers.split("+")
     for name in names:
         if sum(unpinned(other) == unpinned(name) for other in names) > 1:
-            raise BadInput(f"defence 'ensemble': classifiers='{classifiers}' names {unpinned(name)} twice; name each once")
+            raise BadInput(
+                f"defence 'ensemble': classifiers='{classifiers}' names {unpinned(name)} twice; name each once"
+            )
     return [build_classifier(name) for name in names]
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, inside, mirrored
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
 REACH = 4  # standard deviations, beyond which the weights are left out
 
@@ -29,7 +29,9 @@ class Blur(nn.Module):
 
     def along(self, size: int, x: Tensor) -> Tensor:
         """The blur of `size` pixels as a matrix (size,size), the mirror images beyond the edges folded in."""
-        seen = mirrored(size, self.reach, self.reach, x.device).unfold(0, size, 1).T  # (to, offset): the pixel seen there
+        seen = (
+            mirrored(size, self.reach, self.reach, x.device).unfold(0, size, 1).T
+        )  # (to, offset): the pixel seen there
         weights = self.weights.to(x.dtype).expand(size, -1)
         return x.new_zeros(size, size).scatter_add(1, seen, weights)
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, soft_round
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,11 @@ DCT = (
     (4433, -10704, 10704, -4433),
     (2260, -6436, 9633, -11363),
 )
-RGB_TO_YCC = ((19595, 38470, 7471), (-11059, -21709, 32768), (32768, -27439, -5329))  # in units of 2^-16, as the next
+RGB_TO_YCC = (
+    (19595, 38470, 7471),
+    (-11059, -21709, 32768),
+    (32768, -27439, -5329),
+)  # in units of 2^-16, as the next
 CHROMA_TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
 
 
@@ -56,14 +60,18 @@ class Jpeg(nn.Module):
             raise BadInput(f"defence 'jpeg': subsampling={subsampling} is neither 420 nor 444")
         self.halve = subsampling == 420
         scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-        tables = torch.tensor([[int(value) for value in text.split()] for text in (LUMINANCE, CHROMINANCE)])
+        tables = torch.tensor(
+            [[int(value) for value in text.split()] for text in (LUMINANCE, CHROMINANCE)]
+        )
         half = torch.tensor(DCT).double()
         signs = torch.tensor([1.0, -1.0]).repeat(4)[:, None]
         self.tables: Tensor
         self.dct: Tensor
         self.to_ycc: Tensor
         self.to_rgb: Tensor
-        self.register_buffer("tables", ((tables * scale + 50) // 100).clamp(1, 255).view(2, 8, 8).double())
+        self.register_buffer(
+            "tables", ((tables * scale + 50) // 100).clamp(1, 255).view(2, 8, 8).double()
+        )
         self.register_buffer("dct", torch.cat([half, signs * half.flip(1)], 1))
         self.register_buffer("to_ycc", torch.tensor(RGB_TO_YCC).double() / 2**16)
         self.register_buffer("to_rgb", torch.tensor(CHROMA_TO_RGB).double() / 2**16)
@@ -81,11 +89,16 @@ class Jpeg(nn.Module):
         if x.shape[1] != 3:
             return ((self.blocks(levels - 128, 0, rounding, quantise) + 128) / 255).to(x.dtype)
         ycc = torch.einsum("dc,bchw->bdhw", self.to_ycc, levels)
-        luma, chroma = rounding(ycc[:, :1]), rounding(ycc[:, 1:] - 2**-16)  # halves of the chroma go down
+        luma, chroma = (
+            rounding(ycc[:, :1]),
+            rounding(ycc[:, 1:] - 2**-16),
+        )  # halves of the chroma go down
         luma = self.blocks(luma - 128, 0, rounding, quantise) + 128
         if self.halve:
             small = self.blocks(halved(chroma, rounding), 1, rounding, quantise)
-            chroma = doubled(small[..., : -(-height // 2), : -(-width // 2)], rounding)[..., :height, :width]
+            chroma = doubled(small[..., : -(-height // 2), : -(-width // 2)], rounding)[
+                ..., :height, :width
+            ]
         else:
             chroma = self.blocks(chroma, 1, rounding, quantise)
         rgb = luma + rounding(torch.einsum("cd,bdhw->bchw", self.to_rgb, chroma))
@@ -95,7 +108,9 @@ class Jpeg(nn.Module):
         """`levels` (B,C,H,W), centred at 0, through the quantised DCT of each 8x8 block, and back to whole levels in [-128,127]."""
         height, width = levels.shape[2:]
         levels = F.pad(levels, (0, -width % 8, 0, -height % 8), mode="replicate")
-        tiles = levels.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (B,C,rows,columns,8,8)
+        tiles = (
+            levels.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
+        )  # (B,C,rows,columns,8,8)
         waves = rounding(tiles @ self.dct.T / 2**11)
         waves = rounding(self.dct @ waves / 2**15) / 8  # libjpeg has three bits behind the point
         waves = waves / self.tables[table]
@@ -128,14 +143,20 @@ def doubled(levels: Tensor, rounding: Rounding) -> Tensor:
     if levels.shape[3] <= 2:
         return levels.repeat_interleave(2, 2).repeat_interleave(2, 3)
     around = F.pad(levels, (0, 0, 1, 1), mode="replicate")
-    rows = torch.stack([3 * levels + around[..., :-2, :], 3 * levels + around[..., 2:, :]], 3).flatten(2, 3)
+    rows = torch.stack(
+        [3 * levels + around[..., :-2, :], 3 * levels + around[..., 2:, :]], 3
+    ).flatten(2, 3)
     around = F.pad(rows, (1, 1, 0, 0), mode="replicate")
-    columns = torch.stack([3 * rows + around[..., :-2], 3 * rows + around[..., 2:] - 1], 4).flatten(3, 4)
+    columns = torch.stack([3 * rows + around[..., :-2], 3 * rows + around[..., 2:] - 1], 4).flatten(
+        3, 4
+    )
     return rounding(columns / 16)
 
 
 @defence("jpeg")
-def jpeg(*, classifier: str = "@standard", inner: str = "", quality: int = 75, subsampling: int = 420) -> nn.Module:
+def jpeg(
+    *, classifier: str = "@standard", inner: str = "", quality: int = 75, subsampling: int = 420
+) -> nn.Module:
     """Compress the image as JPEG does, decompress it, classify: what Pillow's codec answers, bit for bit, for whole batches at once.
 
     `subsampling` is 420, which is Pillow's own choice, or 444. The codec's rounding has no gradient. Attack it with PGD on its surrogates

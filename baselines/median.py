@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, mirrored
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
 
 class Median(nn.Module):
@@ -25,7 +25,12 @@ class Median(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         before, after = self.window // 2, (self.window - 1) // 2
         rows, columns = (mirrored(size, before, after, x.device) for size in x.shape[2:])
-        patches = x[:, :, rows][..., columns].unfold(2, self.window, 1).unfold(3, self.window, 1).flatten(4)
+        patches = (
+            x[:, :, rows][..., columns]
+            .unfold(2, self.window, 1)
+            .unfold(3, self.window, 1)
+            .flatten(4)
+        )
         return patches.sort(dim=-1, stable=True).values[..., self.window**2 // 2]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from baselines.nets import NETS
 from bench import weights
-from bench.registry import classifier
-from bench.spec import BadInput, nearest
+from bench.questions.registry import classifier
+from bench.questions.spec import BadInput, nearest
 
 
 def build(text: str) -> nn.Module:
@@ -27,25 +27,38 @@ def build(text: str) -> nn.Module:
 def make(arch: Any, text: str) -> nn.Module:
     """The untrained network that `arch` describes; `text` names it in errors."""
     if not isinstance(arch, Mapping) or not isinstance(arch.get("params"), Mapping):
-        raise BadInput(f"the card of '{text}' describes no network: 'arch' must have a name and params")
+        raise BadInput(
+            f"the card of '{text}' describes no network: 'arch' must have a name and params"
+        )
     name = str(arch.get("name"))
     if name not in NETS:
-        raise BadInput(f"weights '{text}' hold a '{name}', which is no classifier{nearest(name, NETS)}")
+        raise BadInput(
+            f"weights '{text}' hold a '{name}', which is no classifier{nearest(name, NETS)}"
+        )
     try:
         return NETS[name](**arch["params"])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"the card of '{text}' describes a '{name}' that cannot be built: {str(error).partition(chr(10))[0]}") from None
+        raise BadInput(
+            f"the card of '{text}' describes a '{name}' that cannot be built: {str(error).partition(chr(10))[0]}"
+        ) from None
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], text: str) -> None:
     """Load `tensors` into `net`; a missing, extra, misshapen or non-finite one is refused."""
     wants = net.state_dict()
-    for what, names in (("lack", wants.keys() - tensors.keys()), ("also hold", tensors.keys() - wants.keys())):
+    for what, names in (
+        ("lack", wants.keys() - tensors.keys()),
+        ("also hold", tensors.keys() - wants.keys()),
+    ):
         if names:
-            raise BadInput(f"weights '{text}' do not fit their card: they {what} {', '.join(sorted(names)[:3])}{' and more' * (len(names) > 3)}")
+            raise BadInput(
+                f"weights '{text}' do not fit their card: they {what} {', '.join(sorted(names)[:3])}{' and more' * (len(names) > 3)}"
+            )
     for name, want in wants.items():
         if tensors[name].shape != want.shape:
-            raise BadInput(f"weights '{text}' do not fit their card: {name} is {tuple(tensors[name].shape)}, not {tuple(want.shape)}")
+            raise BadInput(
+                f"weights '{text}' do not fit their card: {name} is {tuple(tensors[name].shape)}, not {tuple(want.shape)}"
+            )
         if not torch.isfinite(tensors[name]).all():
             raise BadInput(f"weights '{text}' are damaged: {name} is not finite")
     net.load_state_dict(dict(tensors))
@@ -53,8 +66,15 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], text: str) -> None:
 
 def own_classifiers() -> list[str]:
     """The names among the project's weights whose cards describe a classifier."""
-    cards = {name: json.loads((weights.FOLDER / f"{name}.json").read_text()) for name in weights.own_names()}
-    return [name for name, facts in cards.items() if isinstance(facts.get("arch"), dict) and facts["arch"].get("name") in NETS]
+    cards = {
+        name: json.loads((weights.FOLDER / f"{name}.json").read_text())
+        for name in weights.own_names()
+    }
+    return [
+        name
+        for name, facts in cards.items()
+        if isinstance(facts.get("arch"), dict) and facts["arch"].get("name") in NETS
+    ]
 
 
 def ensure_own(argument: str) -> None:

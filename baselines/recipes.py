@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.spec import BadInput, nearest
+from bench.questions.spec import BadInput, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +40,70 @@ class Recipe:
 CNN = {"width": 16, "hidden": 64}
 MLP = {"hidden": 128}
 RESNET = {"width": 32, "depth": 2, "stride": 2}  # 0.7 million parameters
-WIDE = {"width": 64, "depth": 2}  # 2.8 million: a WRN-16-4; a ResNet-18 has 11 million, too many for a file of 10 MB
+WIDE = {
+    "width": 64,
+    "depth": 2,
+}  # 2.8 million: a WRN-16-4; a ResNet-18 has 11 million, too many for a file of 10 MB
 RECIPES = {
     "digits": {
         "standard": Recipe("cnn", CNN),
-        "at": Recipe("cnn", CNN, epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"),  # a tenth above the default eps: more robust at it
+        "at": Recipe(
+            "cnn", CNN, epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"
+        ),  # a tenth above the default eps: more robust at it
         "other": Recipe("mlp", MLP),
         "noise": Recipe("cnn", CNN, epochs=150, noise=0.25),
     },
     "mnist": {
         "standard": Recipe("cnn", CNN, epochs=5, batch=128, average=0.998),
-        "at": Recipe("cnn", CNN, epochs=14, batch=128, lr=4e-3, weight_decay=5e-4, eps="8/25", steps=5, average=0.998),
+        "at": Recipe(
+            "cnn",
+            CNN,
+            epochs=14,
+            batch=128,
+            lr=4e-3,
+            weight_decay=5e-4,
+            eps="8/25",
+            steps=5,
+            average=0.998,
+        ),
         "other": Recipe("mlp", MLP, epochs=5, batch=128, average=0.998),
         "noise": Recipe("cnn", CNN, epochs=8, batch=128, average=0.998, noise=0.25),
     },
     "cifar10-jpeg": {  # the standard one is autoattack:resnet18
-        "at": Recipe("resnet", RESNET, epochs=18, batch=128, lr=4e-3, weight_decay=5e-3, eps="8/255", steps=2, average=0.998, shift=2, flip=True),
-        "other": Recipe("cnn", {"width": 32, "hidden": 128}, epochs=12, batch=128, average=0.998, shift=2, flip=True),
+        "at": Recipe(
+            "resnet",
+            RESNET,
+            epochs=18,
+            batch=128,
+            lr=4e-3,
+            weight_decay=5e-3,
+            eps="8/255",
+            steps=2,
+            average=0.998,
+            shift=2,
+            flip=True,
+        ),
+        "other": Recipe(
+            "cnn",
+            {"width": 32, "hidden": 128},
+            epochs=12,
+            batch=128,
+            average=0.998,
+            shift=2,
+            flip=True,
+        ),
         "wide": Recipe(
-            *("resnet", WIDE), epochs=24, batch=256, lr=3e-3, weight_decay=5e-3, eps="8/255", steps=5, average=0.998, shift=3, flip=True, gpu=True
+            *("resnet", WIDE),
+            epochs=24,
+            batch=256,
+            lr=3e-3,
+            weight_decay=5e-3,
+            eps="8/255",
+            steps=5,
+            average=0.998,
+            shift=3,
+            flip=True,
+            gpu=True,
         ),
     },
 }
@@ -66,7 +111,11 @@ RECIPES = {
 
 def recipe_of(dataset: str, name: str) -> Recipe:
     if dataset not in RECIPES:
-        raise BadInput(f"there is no recipe for classifiers of '{dataset}'{nearest(dataset, RECIPES)}")
+        raise BadInput(
+            f"there is no recipe for classifiers of '{dataset}'{nearest(dataset, RECIPES)}"
+        )
     if name not in RECIPES[dataset]:
-        raise BadInput(f"'{dataset}' has no recipe for a classifier '{name}'; there are: {', '.join(RECIPES[dataset])}")
+        raise BadInput(
+            f"'{dataset}' has no recipe for a classifier '{name}'; there are: {', '.join(RECIPES[dataset])}"
+        )
     return RECIPES[dataset][name]

@@ -11,10 +11,20 @@ from torch import nn
 
 from baselines.zoo import package
 from bench import weights
-from bench.registry import classifier
-from bench.spec import BadInput, nearest
+from bench.questions.registry import classifier
+from bench.questions.spec import BadInput, nearest
 from carso import recipe
-from carso.released import SCENARIOS, Scenario, Shapes, compare, folder, missing, obtain, shapes, sound
+from carso.released import (
+    SCENARIOS,
+    Scenario,
+    Shapes,
+    compare,
+    folder,
+    missing,
+    obtain,
+    shapes,
+    sound,
+)
 
 
 def released_names() -> list[str]:
@@ -79,7 +89,16 @@ def network(scenario: Scenario) -> nn.Module:
     """The untrained network, with the scaling of the images inside."""
     told = recipe.read(scenario.recipe)
     make = package("model_zoo.architectures.dm_wide_resnet").DMWideResNet
-    net: nn.Module = make(num_classes=scenario.classes, depth=28, width=10, activation_fn=nn.SiLU, mean=told.mean, std=told.std)
-    if scenario.recipe == "tinyimagenet200":  # it pools the last 8x8 values, which images of 64x64 have four times
+    net: nn.Module = make(
+        num_classes=scenario.classes,
+        depth=28,
+        width=10,
+        activation_fn=nn.SiLU,
+        mean=told.mean,
+        std=told.std,
+    )
+    if (
+        scenario.recipe == "tinyimagenet200"
+    ):  # it pools the last 8x8 values, which images of 64x64 have four times
         net.relu = nn.Sequential(nn.SiLU(), nn.AdaptiveAvgPool2d(8))
     return net

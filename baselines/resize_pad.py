@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import Transformed
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
 
 class ResizePad(nn.Module):
@@ -20,14 +20,22 @@ class ResizePad(nn.Module):
     def __init__(self, least: float) -> None:
         super().__init__()
         if not 0.1 <= least < 1:
-            raise BadInput(f"defence 'resize-pad': least={least} is not between 0.1 and 1, without 1 itself")
+            raise BadInput(
+                f"defence 'resize-pad': least={least} is not between 0.1 and 1, without 1 itself"
+            )
         self.least = least
 
     def forward(self, x: Tensor) -> Tensor:
         share, down, right = torch.rand(3, len(x), 1, device=x.device, dtype=x.dtype)
         share = self.least + (1 - self.least) * share
         height, width = x.shape[2:]
-        return placed(x, share * height, share * width, (1 - share) * height * down, (1 - share) * width * right)
+        return placed(
+            x,
+            share * height,
+            share * width,
+            (1 - share) * height * down,
+            (1 - share) * width * right,
+        )
 
 
 def placed(x: Tensor, height: Tensor, width: Tensor, top: Tensor, left: Tensor) -> Tensor:
@@ -42,7 +50,9 @@ def placed(x: Tensor, height: Tensor, width: Tensor, top: Tensor, left: Tensor) 
 def stretched(x: Tensor, size: Tensor, start: Tensor) -> Tensor:
     """The rows of images (B,C,H,W) resized to `size` rows from `start` on, both (B,1); black before and after."""
     rows = x.shape[2]
-    centre = torch.arange(rows, device=x.device, dtype=x.dtype) + 0.5 - start  # (B,H), in rows of the resized image
+    centre = (
+        torch.arange(rows, device=x.device, dtype=x.dtype) + 0.5 - start
+    )  # (B,H), in rows of the resized image
     place = (centre * (rows / size) - 0.5).clamp(0, rows - 1)
     first = place.floor()
     share = (place - first)[:, None, :, None]

@@ -12,8 +12,8 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 from carso.model import in_parts
 
 Answer = Callable[[Tensor], Tensor]
@@ -33,16 +33,38 @@ class Smoothing(nn.Module):
     alone, which no abstention flattens; where `inner` has surrogates of its own, `soft+lse` and so on average those.
     """
 
-    def __init__(self, inner: nn.Module, *, sigma: float, samples: int, alpha: float, n0: int, n: int, chunk: int) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        *,
+        sigma: float,
+        samples: int,
+        alpha: float,
+        n0: int,
+        n: int,
+        chunk: int,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.base: nn.Module = getattr(inner, "base", inner)
-        self.sigma, self.samples, self.alpha, self.n0, self.n, self.chunk = sigma, samples, alpha, n0, n, chunk
+        self.sigma, self.samples, self.alpha, self.n0, self.n, self.chunk = (
+            sigma,
+            samples,
+            alpha,
+            n0,
+            n,
+            chunk,
+        )
         self.certificate = {"alpha": alpha, "n": n, "n0": n0, "sigma": sigma}
         self.clear: Tensor
         self.register_buffer("clear", clear_majority(samples, alpha), persistent=False)
-        behind: dict[str, Answer] = {"": inner, **{f"+{name}": answer for name, answer in getattr(inner, "surrogates", {}).items()}}
-        self.surrogates = {f"soft{name}": partial(self.soft, answer) for name, answer in behind.items()}
+        behind: dict[str, Answer] = {
+            "": inner,
+            **{f"+{name}": answer for name, answer in getattr(inner, "surrogates", {}).items()},
+        }
+        self.surrogates = {
+            f"soft{name}": partial(self.soft, answer) for name, answer in behind.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         votes, log_mean = self.tally(self.inner, x, self.samples)
@@ -71,7 +93,9 @@ class Smoothing(nn.Module):
     def tally(self, answer: Answer, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """How many of `n` noisy copies `answer` gives to each class (B,K), and the logarithm of its mean probability (B,K); a NaN is no vote."""
         parts = [self.tally_block(answer, block, n) for block in x.split(self.chunk)]
-        return torch.cat([votes for votes, _ in parts]), torch.cat([log_sum for _, log_sum in parts]) - math.log(n)
+        return torch.cat([votes for votes, _ in parts]), torch.cat(
+            [log_sum for _, log_sum in parts]
+        ) - math.log(n)
 
     def tally_block(self, answer: Answer, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Votes (B,K) and log-sum of probabilities (B,K) for at most `chunk` images."""
@@ -89,7 +113,9 @@ class Smoothing(nn.Module):
     def look(self, answer: Answer, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Votes and log-sum of probabilities over `size` noisy copies of each image, whose noise is drawn in one batch."""
         noise = torch.randn(len(x), size, *x.shape[1:], device=x.device, dtype=x.dtype)
-        logits = torch.cat([answer(part) for part in in_parts((x[:, None] + self.sigma * noise).flatten(0, 1))]).unflatten(0, (len(x), size))
+        logits = torch.cat(
+            [answer(part) for part in in_parts((x[:, None] + self.sigma * noise).flatten(0, 1))]
+        ).unflatten(0, (len(x), size))
         named = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
         votes = named.masked_fill(logits.isnan().any(-1, keepdim=True), 0).sum(1)
         return votes, logits.clamp(-HUGE, HUGE).log_softmax(-1).logsumexp(1)
@@ -130,8 +156,23 @@ def smoothing(
     if not 0 < alpha < 1:
         raise BadInput(f"defence 'smoothing': alpha={alpha} is not between 0 and 1")
     # So many equal votes are needed for an answer (two-sided) and for a radius above 0 (one-sided).
-    needs = {"samples": math.ceil(1 + math.log2(1 / alpha)), "n": math.floor(math.log2(1 / alpha)) + 1, "n0": 1, "chunk": 1}
+    needs = {
+        "samples": math.ceil(1 + math.log2(1 / alpha)),
+        "n": math.floor(math.log2(1 / alpha)) + 1,
+        "n0": 1,
+        "chunk": 1,
+    }
     for (knob, least), value in zip(needs.items(), (samples, n, n0, chunk), strict=True):
         if value < least:
-            raise BadInput(f"defence 'smoothing': {knob}={value} is too small at alpha={alpha}; the least is {least}")
-    return Smoothing(build_inner(classifier, inner), sigma=sigma, samples=samples, alpha=alpha, n0=n0, n=n, chunk=chunk)
+            raise BadInput(
+                f"defence 'smoothing': {knob}={value} is too small at alpha={alpha}; the least is {least}"
+            )
+    return Smoothing(
+        build_inner(classifier, inner),
+        sigma=sigma,
+        samples=samples,
+        alpha=alpha,
+        n0=n0,
+        n=n,
+        chunk=chunk,
+    )

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, inside
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 
-STEP = 1 / math.sqrt(8)  # 8 bounds the squared norm of the differences of neighbours, and its inverse the product of both steps
+STEP = (
+    1 / math.sqrt(8)
+)  # 8 bounds the squared norm of the differences of neighbours, and its inverse the product of both steps
 SLOW = 0.1  # a smaller weight moves what is not kept by less in each step, and the steps of z are lengthened as much, those of the dual shortened
 
 
@@ -51,7 +53,9 @@ class TotalVariation(nn.Module):
         down, right = torch.zeros_like(x), torch.zeros_like(x)
         step, dual_step = STEP * self.longer, STEP / self.longer
         for _ in range(self.steps):
-            down, right = self.bounded(down + dual_step * differences(ahead, 2), right + dual_step * differences(ahead, 3))
+            down, right = self.bounded(
+                down + dual_step * differences(ahead, 2), right + dual_step * differences(ahead, 3)
+            )
             moved = z - step * (adjoint(down, 2) + adjoint(right, 3))
             moved = (moved + step * kept * given) / (1 + step * kept)
             z, ahead = moved, 2 * moved - z
@@ -71,15 +75,29 @@ def differences(z: Tensor, side: int) -> Tensor:
 def adjoint(p: Tensor, side: int) -> Tensor:
     """The transpose of `differences`."""
     kept = p.narrow(side, 0, p.shape[side] - 1)
-    return F.pad(kept, (0, 0, 1, 0) if side == 2 else (1, 0)) - F.pad(kept, (0, 0, 0, 1) if side == 2 else (0, 1))
+    return F.pad(kept, (0, 0, 1, 0) if side == 2 else (1, 0)) - F.pad(
+        kept, (0, 0, 0, 1) if side == 2 else (0, 1)
+    )
 
 
 @defence("tv", stochastic=lambda knobs: float(knobs["keep"]) < 1)
-def tv(*, classifier: str = "@standard", inner: str = "", weight: float = 0.03, steps: int = 40, keep: float = 0.9) -> nn.Module:
+def tv(
+    *,
+    classifier: str = "@standard",
+    inner: str = "",
+    weight: float = 0.03,
+    steps: int = 40,
+    keep: float = 0.9,
+) -> nn.Module:
     """Drop random pixels, put in their place and in the others' what varies least, classify.
 
     `weight` is that of the total variation, `keep` the share of pixels that are not dropped (the paper drops half of them, on larger images;
     1: none, and nothing is random). The gradient is the true one, through all `steps` of the minimisation. Attack it with pgd-eot on that,
     and on the surrogate `identity` (BPDA), whose way back costs nothing. Guo, Rana, Cisse and van der Maaten (2018), arXiv 1711.00117.
     """
-    return Transformed(build_inner(classifier, inner), TotalVariation(weight, steps, keep), identity=True, random=keep < 1)
+    return Transformed(
+        build_inner(classifier, inner),
+        TotalVariation(weight, steps, keep),
+        identity=True,
+        random=keep < 1,
+    )

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.target import draws
+from bench.judging.target import draws
 from carso.model import in_parts
 
 Answer = Callable[[Tensor], Tensor]
@@ -25,7 +25,15 @@ class Transformed(nn.Module):
     each of these, `identity+lse`; without `soft`, they are there behind the transformation itself, `exact+lse`.
     """
 
-    def __init__(self, inner: nn.Module, transform: nn.Module, *, soft: Way | None = None, identity: bool = False, random: bool = False) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        transform: nn.Module,
+        *,
+        soft: Way | None = None,
+        identity: bool = False,
+        random: bool = False,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.base: nn.Module = getattr(inner, "base", inner)
@@ -35,10 +43,16 @@ class Transformed(nn.Module):
         ways: dict[str, Way] = {"identity": self.identity} if soft or identity else {}
         if soft:
             ways["soft"] = soft
-        self.surrogates: dict[str, Answer] = {way: partial(behind_it, ways[way], inner) for way in ways}
+        self.surrogates: dict[str, Answer] = {
+            way: partial(behind_it, ways[way], inner) for way in ways
+        }
         if not soft:
             ways["exact"] = self.purify
-        self.surrogates |= {f"{way}+{name}": partial(behind_it, ways[way], answer) for way in ways for name, answer in answers.items()}
+        self.surrogates |= {
+            f"{way}+{name}": partial(behind_it, ways[way], answer)
+            for way in ways
+            for name, answer in answers.items()
+        }
 
     def purify(self, x: Tensor) -> Tensor:
         """The transformed images, one draw of each where it is random."""
@@ -56,7 +70,9 @@ class Transformed(nn.Module):
         """`k` predictions (B,k,K): behind one transformation where that is not random, else one for each, in flat batches of bounded size."""
         if not self.random:
             return draws(self.inner, self.purify(x), k)
-        several: Tensor = torch.cat([self(part) for part in in_parts(x.repeat_interleave(k, 0))]).unflatten(0, (len(x), k))
+        several: Tensor = torch.cat(
+            [self(part) for part in in_parts(x.repeat_interleave(k, 0))]
+        ).unflatten(0, (len(x), k))
         return several
 
     def identity(self, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.ensemble import mean_named
-from bench.registry import build_inner, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_inner, defence
+from bench.questions.spec import BadInput
 from carso.model import in_parts
 
 
@@ -24,9 +24,15 @@ class Augmented(nn.Module):
     one. BadInput for a knob out of its range, and for a shift as large as the image.
     """
 
-    def __init__(self, inner: nn.Module, samples: int, shift: int, flip: bool, noise: float, mean: str) -> None:
+    def __init__(
+        self, inner: nn.Module, samples: int, shift: int, flip: bool, noise: float, mean: str
+    ) -> None:
         super().__init__()
-        for knob, value, least in (("samples", samples, 1), ("shift", shift, 0), ("noise", noise, 0)):
+        for knob, value, least in (
+            ("samples", samples, 1),
+            ("shift", shift, 0),
+            ("noise", noise, 0),
+        ):
             if not least <= value < math.inf:
                 raise BadInput(f"defence 'tta': {knob}={value} is not {least} or more")
         self.inner = inner
@@ -37,7 +43,10 @@ class Augmented(nn.Module):
         self.noise = noise
         self.mean = mean_named("tta", mean)
         behind: dict[str, Callable[[Tensor], Tensor]] = getattr(inner, "surrogates", {})
-        self.surrogates = {"classifier": self.base, **{f"exact+{name}": partial(self.mean_of, answer) for name, answer in behind.items()}}
+        self.surrogates = {
+            "classifier": self.base,
+            **{f"exact+{name}": partial(self.mean_of, answer) for name, answer in behind.items()},
+        }
 
     def purify(self, x: Tensor) -> Tensor:
         """One random version of each image."""
@@ -62,7 +71,9 @@ class Augmented(nn.Module):
     def draws(self, x: Tensor, k: int) -> Tensor:
         """`k` independent predictions (B,k,K), in one flat batch of all images, draws and versions."""
         logits = self.several(self.inner, x, k * self.samples)
-        answers: Tensor = self.mean(logits.unflatten(1, (k, self.samples)).flatten(0, 1)).unflatten(0, (len(x), k))
+        answers: Tensor = self.mean(logits.unflatten(1, (k, self.samples)).flatten(0, 1)).unflatten(
+            0, (len(x), k)
+        )
         return answers
 
     def mean_of(self, answer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -71,19 +82,25 @@ class Augmented(nn.Module):
     def several(self, answer: Callable[[Tensor], Tensor], x: Tensor, n: int) -> Tensor:
         """Logits (B,n,K) of n versions of each image; the flat batch of all of them goes through in parts of bounded size."""
         flat = x[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
-        logits: Tensor = torch.cat([answer(self.purify(part)) for part in in_parts(flat)]).unflatten(0, (len(x), n))
+        logits: Tensor = torch.cat(
+            [answer(self.purify(part)) for part in in_parts(flat)]
+        ).unflatten(0, (len(x), n))
         return logits
 
     def moved(self, x: Tensor) -> Tensor:
         """Each image shifted, and perhaps mirrored, by its own draw."""
         count, channels, height, width = x.shape
         if self.shift >= min(height, width):
-            raise BadInput(f"defence 'tta': shift={self.shift} is not less than the image's side, {min(height, width)}")
+            raise BadInput(
+                f"defence 'tta': shift={self.shift} is not less than the image's side, {min(height, width)}"
+            )
         down, right = torch.randint(-self.shift, self.shift + 1, (2, count, 1), device=x.device)
         rows = reflected(torch.arange(height, device=x.device) - down, height)
         columns = reflected(torch.arange(width, device=x.device) - right, width)
         if self.flip:
-            columns = torch.where(torch.rand(count, 1, device=x.device) < 0.5, columns.flip(1), columns)
+            columns = torch.where(
+                torch.rand(count, 1, device=x.device) < 0.5, columns.flip(1), columns
+            )
         each = torch.arange(count, device=x.device).view(-1, 1, 1, 1)
         channel = torch.arange(channels, device=x.device).view(1, -1, 1, 1)
         return x[each, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 from baselines.own import fill
 from bench import weights
-from bench.spec import BadInput, nearest
+from bench.questions.spec import BadInput, nearest
 
 NAME = "unet2d"  # what the card of one of ours calls the network
-WANTS = {"prediction_type": ("epsilon", "sample", "v_prediction"), "variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+WANTS = {
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
+}
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")  # of the same forward process
-OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # what diffusers called the layers of an attention before 0.14
+OLD = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}  # what diffusers called the layers of an attention before 0.14
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,14 @@ def load(text: str) -> tuple[nn.Module, Schedule]:
     if path.with_suffix(".json").is_file():
         tensors, card = weights.load(text)
         arch = card.get("arch")
-        if not isinstance(arch, Mapping) or arch.get("name") != NAME or not isinstance(card.get("schedule"), Mapping):
-            raise BadInput(f"weights '{text}' hold no diffusion model: their card does not describe a '{NAME}' with a schedule")
+        if (
+            not isinstance(arch, Mapping)
+            or arch.get("name") != NAME
+            or not isinstance(card.get("schedule"), Mapping)
+        ):
+            raise BadInput(
+                f"weights '{text}' hold no diffusion model: their card does not describe a '{NAME}' with a schedule"
+            )
         net, schedule = make(arch.get("params"), text), schedule_of(card["schedule"], text)
     else:
         weights.pin(text)
@@ -65,7 +79,9 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise BadInput(f"weights file '{path}' is not a safetensors file, or is damaged: {error}") from None
+        raise BadInput(
+            f"weights file '{path}' is not a safetensors file, or is damaged: {error}"
+        ) from None
 
 
 def settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -78,7 +94,9 @@ def settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         file = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if file is None:
             tried = " nor ".join(f"'{folder / name}'" for folder in folders)
-            raise BadInput(f"weights file '{path}' has neither a card '{path.with_suffix('.json').name}' nor {tried} of diffusers")
+            raise BadInput(
+                f"weights file '{path}' has neither a card '{path.with_suffix('.json').name}' nor {tried} of diffusers"
+            )
         try:
             config = json.loads(file.read_text())
         except (OSError, ValueError) as error:
@@ -93,7 +111,11 @@ def settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def modern(name: str) -> str:
     """The name of a tensor as diffusers has it now."""
     *above, layer, kind = ["", *name.split(".")]
-    return ".".join([*above, OLD.get(layer, layer), kind]).removeprefix(".") if "attentions" in above else name
+    return (
+        ".".join([*above, OLD.get(layer, layer), kind]).removeprefix(".")
+        if "attentions" in above
+        else name
+    )
 
 
 def library() -> ModuleType:
@@ -111,17 +133,28 @@ def make(config: Any, text: str) -> nn.Module:
     if not isinstance(config, Mapping):
         raise BadInput(f"the configuration of '{text}' is none")
     size = config.get("sample_size")
-    if not (type(size) is int or (isinstance(size, list) and [type(side) for side in size] == [int, int])):
-        raise BadInput(f"the configuration of '{text}' has sample_size={size}; it must be the side of its images, or two sides")
+    if not (
+        type(size) is int
+        or (isinstance(size, list) and [type(side) for side in size] == [int, int])
+    ):
+        raise BadInput(
+            f"the configuration of '{text}' has sample_size={size}; it must be the side of its images, or two sides"
+        )
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
-        raise BadInput(f"diffusion model '{text}' is conditional on a class; purification needs one that is not")
+        raise BadInput(
+            f"diffusion model '{text}' is conditional on a class; purification needs one that is not"
+        )
     if config.get("in_channels") != config.get("out_channels"):
-        raise BadInput(f"diffusion model '{text}' maps {config.get('in_channels')} channels to {config.get('out_channels')}: they must be the same")
+        raise BadInput(
+            f"diffusion model '{text}' maps {config.get('in_channels')} channels to {config.get('out_channels')}: they must be the same"
+        )
     model = library().UNet2DModel
     try:
         net: nn.Module = model.from_config(dict(config))
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise BadInput(f"the configuration of '{text}' cannot be built: {str(error).partition(chr(10))[0]}") from None
+        raise BadInput(
+            f"the configuration of '{text}' cannot be built: {str(error).partition(chr(10))[0]}"
+        ) from None
     return net
 
 
@@ -131,15 +164,23 @@ def schedule_of(config: Any, text: str) -> Schedule:
     try:
         scheduler = noising.from_config(dict(config))
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise BadInput(f"the schedule of '{text}' cannot be built: {str(error).partition(chr(10))[0]}") from None
+        raise BadInput(
+            f"the schedule of '{text}' cannot be built: {str(error).partition(chr(10))[0]}"
+        ) from None
     facts = scheduler.config
     for key, known in WANTS.items():
         if facts[key] not in known:
-            raise BadInput(f"the schedule of '{text}' has {key}={facts[key]}; it must be {', '.join(known)}")
+            raise BadInput(
+                f"the schedule of '{text}' has {key}={facts[key]}; it must be {', '.join(known)}"
+            )
     if facts["thresholding"]:
-        raise BadInput(f"the schedule of '{text}' has dynamic thresholding, which purification does not")
+        raise BadInput(
+            f"the schedule of '{text}' has dynamic thresholding, which purification does not"
+        )
     kept = (1.0, *scheduler.alphas_cumprod.double().tolist())
     if not all(1 >= one > other > 0 for one, other in pairwise(kept)):
         raise BadInput(f"the schedule of '{text}' does not fall from 1 to above 0")
     clip = float(facts["clip_sample_range"]) if facts["clip_sample"] else 0.0
-    return Schedule(kept, str(facts["prediction_type"]), facts["variance_type"] == "fixed_large", clip)
+    return Schedule(
+        kept, str(facts["prediction_type"]), facts["variance_type"] == "fixed_large", clip
+    )

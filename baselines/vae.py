@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.registry import defence
+from bench.questions.registry import defence
 from carso.aggregate import AGGREGATIONS
 from carso.defence import around, build
 from carso.model import VAE
@@ -16,7 +16,13 @@ from carso.model import VAE
     follows=lambda knobs: {"weights": f"@vae{around(knobs)}"} if knobs["weights"] == "@vae" else {},
     choices={"aggregation": AGGREGATIONS},
 )
-def vae(*, classifier: str = "@robust", weights: str = "@vae", samples: int = 8, aggregation: str = "peel") -> nn.Module:
+def vae(
+    *,
+    classifier: str = "@robust",
+    weights: str = "@vae",
+    samples: int = 8,
+    aggregation: str = "peel",
+) -> nn.Module:
     """Encode the image by a VAE, and classify `samples` reconstructions from its posterior.
 
     What CARSO is without the classifier's representation. Its samples come from the posterior: those of the prior, which CARSO uses, would

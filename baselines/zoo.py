@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from baselines.zoo_files import brief, check, download, models_dir
-from bench import published, weights
-from bench.registry import classifier
-from bench.spec import BadInput, nearest
+from bench import weights
+from bench.questions.registry import classifier
+from bench.questions.spec import BadInput, nearest
+from bench.results import published
 
 DATASETS = ("cifar10", "cifar100")
 SPLIT = ("cifar10", "Linf")  # what a bare name means
@@ -61,10 +62,27 @@ def robustbench(argument: str) -> nn.Module:
         check(bare(argument), path)
     compare_pin(argument)
     try:
-        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), weights_only():
-            net: nn.Module = package("utils").load_model(name, model_dir=models_dir(), dataset=dataset, threat_model=threat)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        raise BadInput(f"classifier 'robustbench:{bare(argument)}' cannot be loaded from {', '.join(map(str, held))}: {brief(error)}") from None
+        with (
+            torch.random.fork_rng(devices=[]),
+            contextlib.redirect_stdout(io.StringIO()),
+            weights_only(),
+        ):
+            net: nn.Module = package("utils").load_model(
+                name, model_dir=models_dir(), dataset=dataset, threat_model=threat
+            )
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise BadInput(
+            f"classifier 'robustbench:{bare(argument)}' cannot be loaded from {', '.join(map(str, held))}: {brief(error)}"
+        ) from None
     return net
 
 
@@ -72,7 +90,11 @@ def compare_pin(argument: str) -> None:
     """Refuse weights that are there, but not those that the pin of `Name@1a2b3c4d` names."""
     _, at, pinned = argument.partition("@")
     if at and (found := digest(argument)) != pinned:
-        why = f"have the digest {found}, not {pinned}" if found else "are in the cache of torch's hub, and take no pin"
+        why = (
+            f"have the digest {found}, not {pinned}"
+            if found
+            else "are in the cache of torch's hub, and take no pin"
+        )
         raise BadInput(f"weights 'robustbench:{bare(argument)}' {why}")
 
 
@@ -115,7 +137,9 @@ def files(argument: str) -> list[Path]:
 
 def places(argument: str) -> list[Path]:
     """All files that the loader reads: `files`, or the one of a model of timm in the cache of torch's hub."""
-    return files(argument) or [Path(torch.hub.get_dir()) / "checkpoints" / address(argument).rpartition("/")[2]]
+    return files(argument) or [
+        Path(torch.hub.get_dir()) / "checkpoints" / address(argument).rpartition("/")[2]
+    ]
 
 
 def sources(argument: str) -> list[str]:
@@ -140,7 +164,11 @@ def address(argument: str) -> str:
 def dicts() -> dict[str, dict[str, dict[str, Any]]]:
     """RobustBench's table: dataset -> threat -> name -> facts, of the CIFAR sets."""
     table = package("model_zoo.models").model_dicts
-    return {d.value: {t.value: dict(models) for t, models in threats.items()} for d, threats in table.items() if d.value in DATASETS}
+    return {
+        d.value: {t.value: dict(models) for t, models in threats.items()}
+        for d, threats in table.items()
+        if d.value in DATASETS
+    }
 
 
 @functools.cache
@@ -151,7 +179,9 @@ def package(module: str) -> ModuleType:
             raise BadInput(f"classifiers of RobustBench need the package {needed}; run make setup")
     refuse_old_copy()
     with stand_ins(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it imports timm by names that are about to go
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # it imports timm by names that are about to go
         return importlib.import_module(f"robustbench.{module}")
 
 
@@ -161,7 +191,9 @@ def refuse_old_copy() -> None:
         if file.suffix == ".py" and file.hash:
             found = hashlib.new(file.hash.mode, Path(str(file.locate())).read_bytes()).digest()
             if base64.urlsafe_b64encode(found).rstrip(b"=").decode() != file.hash.value:
-                raise BadInput(f"the installed package robustbench is mixed with an old copy ({file}); remove .venv/.ready and run make setup")
+                raise BadInput(
+                    f"the installed package robustbench is mixed with an old copy ({file}); remove .venv/.ready and run make setup"
+                )
 
 
 @contextlib.contextmanager
@@ -174,7 +206,9 @@ def stand_ins() -> Iterator[None]:
             held.append(f"autoattack{name}")
     if find_spec("pkg_resources") is None:
         stub = ModuleType("pkg_resources")
-        vars(stub)["resource_filename"] = lambda package, name: str(Path(str(importlib.import_module(package).__file__)).parent / name)
+        vars(stub)["resource_filename"] = lambda package, name: str(
+            Path(str(importlib.import_module(package).__file__)).parent / name
+        )
         sys.modules["pkg_resources"] = stub
         held.append("pkg_resources")
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench.spec import BadInput
+from bench.questions.spec import BadInput
 
 PATIENCE = 20.0  # seconds that a server may be silent
 
@@ -24,7 +24,9 @@ def models_dir() -> Path:
 
 def missing(argument: str, path: Path, reason: str = "") -> BadInput:
     why = f" (their download failed: {reason})" if reason else ""
-    return BadInput(f"weights of 'robustbench:{argument}' are not there: put {path.name} into {path.parent}{why}")
+    return BadInput(
+        f"weights of 'robustbench:{argument}' are not there: put {path.name} into {path.parent}{why}"
+    )
 
 
 def check(argument: str, path: Path) -> None:
@@ -32,7 +34,9 @@ def check(argument: str, path: Path) -> None:
     if not path.is_file():
         raise missing(argument, path)
     if what := defect(path):
-        raise BadInput(f"weights file '{path}' of 'robustbench:{argument}' is {what}; remove it, and fetch it again")
+        raise BadInput(
+            f"weights file '{path}' of 'robustbench:{argument}' is {what}; remove it, and fetch it again"
+        )
 
 
 def download(argument: str, path: Path, source: str) -> None:

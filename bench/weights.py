@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.registry import ROOT
-from bench.spec import BadInput, nearest
+from bench.questions.registry import ROOT
+from bench.questions.spec import BadInput, nearest
 
 FOLDER = ROOT / "weights"
 
@@ -30,7 +30,9 @@ def locate(text: str) -> Path:
     if scheme == "own":
         path = FOLDER / f"{argument}.safetensors"
         if not path.is_file():
-            raise BadInput(f"weights 'own:{argument}' are not there{nearest(argument, own_names())}")
+            raise BadInput(
+                f"weights 'own:{argument}' are not there{nearest(argument, own_names())}"
+            )
         return path
     if scheme != "file":
         raise BadInput(f"weights '{text}' are not own:NAME or file:PATH")
@@ -76,7 +78,9 @@ def card(text: str) -> dict[str, Any]:
         raise BadInput(f"the card '{beside}' is not JSON: {error}") from None
     if not isinstance(read, dict) or read.get("sha256") != digest(path):
         told = str(read.get("sha256"))[:8] if isinstance(read, dict) else "none"
-        raise BadInput(f"weights file '{path}' is not the one that its card describes (sha256 {digest(path)[:8]}, card {told})")
+        raise BadInput(
+            f"weights file '{path}' is not the one that its card describes (sha256 {digest(path)[:8]}, card {told})"
+        )
     return dict(read)
 
 
@@ -90,7 +94,9 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         tensors = load_file(locate(text))
     except SafetensorError as error:
-        raise BadInput(f"weights file '{locate(text)}' is not a safetensors file, or is damaged: {error}") from None
+        raise BadInput(
+            f"weights file '{locate(text)}' is not a safetensors file, or is damaged: {error}"
+        ) from None
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, facts
 
 
@@ -99,7 +105,10 @@ def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any], *, half: bo
     import torch
     from safetensors.torch import save_file
 
-    kept = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()}
+    kept = {
+        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
+        for k, v in tensors.items()
+    }
     assert all(bool(torch.isfinite(v).all()) for v in kept.values() if v.is_floating_point())
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")

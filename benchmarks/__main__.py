@@ -16,4 +16,6 @@ apgd.main()
 if find_spec("torchattacks") and find_spec("foolbox"):
     attacks.main()
 else:
-    print("benchmarks.attacks needs the extra 'compare': .venv/bin/uv pip install torchattacks==3.5.1 foolbox==3.3.4, then robustbench again")
+    print(
+        "benchmarks.attacks needs the extra 'compare': .venv/bin/uv pip install torchattacks==3.5.1 foolbox==3.3.4, then robustbench again"
+    )

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import registry
 from bench.data.sample import Dataset, load
-from bench.execute import device_of
-from bench.norms import to_ball
-from bench.spec import BadInput, Spec, ThreatModel, parse_eps
-from bench.target import Target, right
+from bench.judging.execute import device_of
+from bench.judging.norms import to_ball
+from bench.judging.target import Target, right
+from bench.questions import registry
+from bench.questions.spec import BadInput, Spec, ThreatModel, parse_eps
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 Run = Callable[[Target, Dataset, ThreatModel], Tensor]
@@ -38,7 +38,13 @@ Run = Callable[[Target, Dataset, ThreatModel], Tensor]
 def ours(args: argparse.Namespace) -> Run:
     make = registry.attacks.get("apgd").make
     return lambda target, data, threat: make(
-        target, data.x.clone(), data.y.clone(), threat, loss="ce+targeted", steps=args.steps, targets=min(args.targets, data.classes - 1)
+        target,
+        data.x.clone(),
+        data.y.clone(),
+        threat,
+        loss="ce+targeted",
+        steps=args.steps,
+        targets=min(args.targets, data.classes - 1),
     )
 
 
@@ -46,12 +52,20 @@ def pair(args: argparse.Namespace) -> Run:
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
     def run(target: Target, data: Dataset, threat: ThreatModel) -> Tensor:
-        facts: dict[str, Any] = {"norm": NAMES[threat.norm], "eps": float(threat.eps), "n_iter": args.steps, "seed": 0, "device": target.device}
+        facts: dict[str, Any] = {
+            "norm": NAMES[threat.norm],
+            "eps": float(threat.eps),
+            "n_iter": args.steps,
+            "seed": 0,
+            "device": target.device,
+        }
         facts |= {"use_largereps": threat.norm == "l1", "logger": logging.getLogger("auto-attack")}
         x_adv = data.x.clone()
         for attack in (
             APGDAttack(target, loss="ce", **facts),
-            APGDAttack_targeted(target, n_target_classes=min(args.targets, data.classes - 1), **facts),
+            APGDAttack_targeted(
+                target, n_target_classes=min(args.targets, data.classes - 1), **facts
+            ),
         ):
             rows = right(target(x_adv), data.y).nonzero().squeeze(1)
             if len(rows):
@@ -65,7 +79,14 @@ def whole(args: argparse.Namespace) -> Run:
     from pyautoattack import AutoAttack
 
     def run(target: Target, data: Dataset, threat: ThreatModel) -> Tensor:
-        front = AutoAttack(target, norm=NAMES[threat.norm], eps=float(threat.eps), seed=0, device=target.device, version="standard")
+        front = AutoAttack(
+            target,
+            norm=NAMES[threat.norm],
+            eps=float(threat.eps),
+            seed=0,
+            device=target.device,
+            version="standard",
+        )
         front.square.n_queries = args.queries
         x_adv: Tensor = front.run_standard_evaluation(data.x, data.y)[0]
         return x_adv.to(target.device)
@@ -83,9 +104,21 @@ def clock(device: torch.device) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in (("n", 200), ("steps", 100), ("targets", 9), ("queries", 5000), ("processes", 1)):
+    for name, default in (
+        ("n", 200),
+        ("steps", 100),
+        ("targets", 9),
+        ("queries", 5000),
+        ("processes", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, text in (("dataset", "digits"), ("norm", ""), ("eps", ""), ("roles", "robust,standard"), ("device", "auto")):
+    for name, text in (
+        ("dataset", "digits"),
+        ("norm", ""),
+        ("eps", ""),
+        ("roles", "robust,standard"),
+        ("device", "auto"),
+    ):
         parser.add_argument(f"--{name}", default=text)
     parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args(argv)
@@ -130,14 +163,22 @@ def measure(job: Job) -> Part:
     data = replace(data, x=data.x[job.rows].to(device), y=data.y[job.rows].to(device))
     model = registry.build_classifier(job.classifier).to(device)
     leaf = data.x.clone().requires_grad_()
-    torch.autograd.grad(model(leaf).sum(), leaf)  # whoever comes first would pay for the loading of the GPU's libraries
-    target, run = Target(model, classes=data.classes, device=device).eval(), ATTACKS[job.attack](job.args)
+    torch.autograd.grad(
+        model(leaf).sum(), leaf
+    )  # whoever comes first would pay for the loading of the GPU's libraries
+    target, run = (
+        Target(model, classes=data.classes, device=device).eval(),
+        ATTACKS[job.attack](job.args),
+    )
     torch.manual_seed(0)
     start = clock(device)
     made = run(target, data, threat).detach()
     seconds, calls = clock(device) - start, target.forwards + 2 * target.backwards
     with torch.no_grad():
-        each = [right(model(to_ball(one, data.x, threat.norm, float(threat.eps))), data.y) for one in (made if made.dim() == 5 else [made])]
+        each = [
+            right(model(to_ball(one, data.x, threat.norm, float(threat.eps))), data.y)
+            for one in (made if made.dim() == 5 else [made])
+        ]
     return Part(torch.stack(each).all(0).cpu(), calls, seconds)
 
 
@@ -145,7 +186,10 @@ def compare(args: argparse.Namespace) -> None:
     registry.discover()
     facts = registry.datasets.get(args.dataset).facts
     norm = args.norm or facts["norm"]
-    threat, device = ThreatModel(norm, parse_eps(args.eps or facts["eps"][norm])), device_of(args.device)
+    threat, device = (
+        ThreatModel(norm, parse_eps(args.eps or facts["eps"][norm])),
+        device_of(args.device),
+    )
     if args.n < 1:
         raise BadInput(f"n={args.n} must be 1 or more")
     if args.processes < 1 or (args.processes > 1 and device != "cpu"):
@@ -154,17 +198,34 @@ def compare(args: argparse.Namespace) -> None:
     size = args.n if args.processes == 1 else -(-args.n // (4 * args.processes))
     parts = [slice(i, i + size) for i in range(0, args.n, size)]
     attacks = list(ATTACKS)[: None if args.queries else 2]
-    jobs = [Job(args, threat, device, name, attack, rows) for name in names for attack in attacks for rows in parts]
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{args.processes} process{'es' * (args.processes > 1)} of one thread"
-    print(f"{args.dataset} n={args.n}, {norm} {threat.eps}, {args.steps} steps, {args.targets} targets, torch {torch.__version__}, {where}")
-    print(f"{'attack':<32}{'classifier':<24}{'robust':>8}{'differ':>8}{'calls':>9}{'seconds':>9}{'calls x':>9}{'seconds x':>11}")
+    jobs = [
+        Job(args, threat, device, name, attack, rows)
+        for name in names
+        for attack in attacks
+        for rows in parts
+    ]
+    where = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{args.processes} process{'es' * (args.processes > 1)} of one thread"
+    )
+    print(
+        f"{args.dataset} n={args.n}, {norm} {threat.eps}, {args.steps} steps, {args.targets} targets, torch {torch.__version__}, {where}"
+    )
+    print(
+        f"{'attack':<32}{'classifier':<24}{'robust':>8}{'differ':>8}{'calls':>9}{'seconds':>9}{'calls x':>9}{'seconds x':>11}"
+    )
     with get_context("spawn").Pool(args.processes) if args.processes > 1 else nullcontext() as pool:
         found = pool.imap(measure, jobs) if pool else map(measure, jobs)
         for name in names:
             first = None
             for attack in attacks:
                 got = [next(found) for _ in parts]
-                row = Part(torch.cat([part.stands for part in got]), sum(part.calls for part in got), sum(part.seconds for part in got))
+                row = Part(
+                    torch.cat([part.stands for part in got]),
+                    sum(part.calls for part in got),
+                    sum(part.seconds for part in got),
+                )
                 first = first or row
                 text = f"{attack:<32}{name:<24}{row.stands.float().mean():>8.3f}{int((row.stands != first.stands).sum()):>8}"
                 text += f"{row.calls / args.n:>9.0f}{row.seconds:>9.2f}{row.calls / first.calls:>9.2f}{row.seconds / first.seconds:>11.2f}"

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from carso import CARSO, Layout, Purifier
 from carso.representation import shapes, taps
 
-BOUND = 1.15  # times the passes of the classifier and the purifier's own: what a prediction may cost
+BOUND = (
+    1.15  # times the passes of the classifier and the purifier's own: what a prediction may cost
+)
 Run = Callable[[], object]
 
 
@@ -32,7 +34,9 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(o)
         self.conv2 = nn.Conv2d(o, o, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(o)
-        self.shortcut = nn.Identity() if stride == 1 and i == o else nn.Conv2d(i, o, 1, stride, bias=False)
+        self.shortcut = (
+            nn.Identity() if stride == 1 and i == o else nn.Conv2d(i, o, 1, stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.bn1(self.conv1(x)))
@@ -40,8 +44,23 @@ class Block(nn.Module):
 
 
 def resnet18(width: int) -> nn.Sequential:
-    blocks = [Block(i * width, o * width, s) for i, o, s in ((1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1))]
-    stem, head = nn.Conv2d(3, width, 3, 1, 1, bias=False), (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10))
+    blocks = [
+        Block(i * width, o * width, s)
+        for i, o, s in (
+            (1, 1, 1),
+            (1, 1, 1),
+            (1, 2, 2),
+            (2, 2, 1),
+            (2, 4, 2),
+            (4, 4, 1),
+            (4, 8, 2),
+            (8, 8, 1),
+        )
+    ]
+    stem, head = (
+        nn.Conv2d(3, width, 3, 1, 1, bias=False),
+        (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10)),
+    )
     return nn.Sequential(stem, *blocks, *head)
 
 
@@ -67,13 +86,20 @@ def timed(run: Run) -> tuple[float, float]:
 def rounds(runs: Mapping[str, Run], repeats: int) -> dict[str, Times]:
     """Each run once per round, in turn; the first round warms up and does not count."""
     found = [{name: timed(run) for name, run in runs.items()} for _ in range(repeats + 1)][1:]
-    return {name: Times(tuple(one[name][0] for one in found), tuple(one[name][1] for one in found)) for name in runs}
+    return {
+        name: Times(tuple(one[name][0] for one in found), tuple(one[name][1] for one in found))
+        for name in runs
+    }
 
 
 def ratios(found: Mapping[str, Times], samples: int, clock: str) -> list[float]:
     """Per round: the prediction over `samples`+1 passes of the bare classifier and the purifier's own."""
-    whole, bare, own, other = (getattr(found[name], clock) for name in ("prediction", "classifier", "condition", "decoder"))
-    return [w / ((samples + 1) * b + o + p) for w, b, o, p in zip(whole, bare, own, other, strict=True)]
+    whole, bare, own, other = (
+        getattr(found[name], clock) for name in ("prediction", "classifier", "condition", "decoder")
+    )
+    return [
+        w / ((samples + 1) * b + o + p) for w, b, o, p in zip(whole, bare, own, other, strict=True)
+    ]
 
 
 def backward(f: Callable[..., Tensor], *inputs: Tensor) -> Run:
@@ -92,7 +118,10 @@ def acceptance(name: str, defence: CARSO, x: Tensor, repeats: int) -> None:
         c = defence.latent(x)
 
     def decoder(v: Tensor) -> Tensor:
-        return defence.decode(torch.randn(len(v) * samples, defence.latent_dim, device=v.device), v.repeat_interleave(samples, 0))
+        return defence.decode(
+            torch.randn(len(v) * samples, defence.latent_dim, device=v.device),
+            v.repeat_interleave(samples, 0),
+        )
 
     found = rounds(
         {
@@ -103,7 +132,9 @@ def acceptance(name: str, defence: CARSO, x: Tensor, repeats: int) -> None:
         },
         repeats,
     )
-    print(f"{name}: {len(x)} images of {x.shape[2]}x{x.shape[3]}, {samples} samples, forward and backward, medians of {repeats} rounds")
+    print(
+        f"{name}: {len(x)} images of {x.shape[2]}x{x.shape[3]}, {samples} samples, forward and backward, medians of {repeats} rounds"
+    )
     for what, note in (
         ("prediction", ""),
         ("classifier", f", bare, of which a prediction takes {samples + 1}"),
@@ -124,46 +155,69 @@ def alternatives(defence: CARSO, x: Tensor, draws: int, repeats: int) -> None:
     samples = defence.samples
 
     def each(v: Tensor, together: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        return defence.aggregate(together(torch.randn(len(v), defence.latent_dim, samples, device=v.device), defence.latent(v)))
+        return defence.aggregate(
+            together(
+                torch.randn(len(v), defence.latent_dim, samples, device=v.device), defence.latent(v)
+            )
+        )
 
     def one(z: Tensor, c: Tensor) -> Tensor:
         return defence.classify(defence.decode(z, c))
 
     runs: dict[str, Callable[[Tensor], Tensor]] = {
         "prediction": defence,
-        "a loop over the samples": lambda v: each(v, lambda z, c: torch.stack([one(z[..., e], c) for e in range(samples)], 1)),
-        "torch.vmap over the samples": lambda v: each(v, lambda z, c: torch.vmap(lambda e: one(e, c), in_dims=2, out_dims=1)(z)),
+        "a loop over the samples": lambda v: each(
+            v, lambda z, c: torch.stack([one(z[..., e], c) for e in range(samples)], 1)
+        ),
+        "torch.vmap over the samples": lambda v: each(
+            v, lambda z, c: torch.vmap(lambda e: one(e, c), in_dims=2, out_dims=1)(z)
+        ),
         "draws": lambda v: defence.draws(v, draws),
         "separate predictions": lambda v: torch.stack([defence(v) for _ in range(draws)], 1),
     }
     found = rounds({name: backward(f, x) for name, f in runs.items()}, repeats)
-    cost = {name: statistics.median(times.wall if x.is_cuda else times.cpu) for name, times in found.items()}
+    cost = {
+        name: statistics.median(times.wall if x.is_cuda else times.cpu)
+        for name, times in found.items()
+    }
     for name in ("a loop over the samples", "torch.vmap over the samples"):
-        print(f"  {found[name].text()}  {name}: {cost[name] / cost['prediction']:.2f} of the prediction")
+        print(
+            f"  {found[name].text()}  {name}: {cost[name] / cost['prediction']:.2f} of the prediction"
+        )
     print(f"  {found['draws'].text()}  draws(x, {draws})")
     times = f"{cost['separate predictions'] / cost['draws']:.2f}"
-    print(f"  {found['separate predictions'].text()}  {draws} separate predictions: {times} of draws(x, {draws})")
+    print(
+        f"  {found['separate predictions'].text()}  {draws} separate predictions: {times} of draws(x, {draws})"
+    )
 
 
 def resnet(images: int, samples: int) -> tuple[CARSO, Tensor]:
     base = resnet18(64).eval().requires_grad_(False)
     layers = tuple(f"{i}.conv2" for i in range(1, 7))
     layout = Layout(
-        (3, 32, 32), shapes(base, (3, 32, 32), layers), (0.5,) * 3, (0.25,) * 3, bottleneck=128, latent=64, decoder=(128, 128, 64, 64, 32)
+        (3, 32, 32),
+        shapes(base, (3, 32, 32), layers),
+        (0.5,) * 3,
+        (0.25,) * 3,
+        bottleneck=128,
+        latent=64,
+        decoder=(128, 128, 64, 64, 32),
     )
     return CARSO(base, Purifier(layout, layers), samples), torch.rand(images, 3, 32, 32)
 
 
 def digits(images: int, samples: int) -> tuple[CARSO, Tensor]:
     from bench.data.sample import load
-    from bench.registry import build_classifier, discover
-    from bench.spec import Spec
+    from bench.questions.registry import build_classifier, discover
+    from bench.questions.spec import Spec
     from bench.weights import locate
     from carso import checkpoint
 
     discover()
     purifier, _ = checkpoint.load(locate("own:digits-carso"))
-    return CARSO(build_classifier("own:digits-at"), purifier, samples), load(Spec("digits", (("n", images),))).x
+    return CARSO(build_classifier("own:digits-at"), purifier, samples), load(
+        Spec("digits", (("n", images),))
+    ).x
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the order of the weights that `bench.target.placed` gives a model on a CPU is worth: channels last against channels first.
+"""What the order of the weights that `bench.judging.target.placed` gives a model on a CPU is worth: channels last against channels first.
 
     python -m benchmarks.layout [--images 100] [--repeats 5]
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from bench import registry
-from bench.plan import Request, plan
-from bench.target import placed
+from bench.judging.target import placed
+from bench.questions import registry
+from bench.questions.plan import Request, plan
 from benchmarks.parts import begin, two_ways
 
 CASES = (
@@ -26,13 +26,23 @@ CASES = (
 
 def main() -> None:
     args = begin(__doc__, 100)
-    print(f"{args.images} images, medians of {args.repeats} rounds, one CPU thread, torch {torch.__version__}")
+    print(
+        f"{args.images} images, medians of {args.repeats} rounds, one CPU thread, torch {torch.__version__}"
+    )
     for dataset, name, shape in CASES:
-        spec = plan([Request(dataset=dataset, defences=(name,), attacks=("none",))]).cells[0].defence
-        first, last = registry.build_defence(spec), placed(registry.build_defence(spec), torch.device("cpu"))
+        spec = (
+            plan([Request(dataset=dataset, defences=(name,), attacks=("none",))]).cells[0].defence
+        )
+        first, last = (
+            registry.build_defence(spec),
+            placed(registry.build_defence(spec), torch.device("cpu")),
+        )
         x = torch.rand(args.images, *shape)
         for way, a, b in two_ways(first, last, x, args.repeats):
-            print(f"{dataset} {name}, {way}: {a:.0f} ms channels first, {b:.0f} ms last: {a / b:.2f} times as long", flush=True)
+            print(
+                f"{dataset} {name}, {way}: {a:.0f} ms channels first, {b:.0f} ms last: {a / b:.2f} times as long",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

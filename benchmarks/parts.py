@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.registry import build_classifier, discover
+from bench.questions.registry import build_classifier, discover
 from benchmarks.carso_samples import Run, backward, rounds
 from carso.model import in_parts
 
@@ -45,7 +45,9 @@ def begin(doc: str, images: int) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def two_ways(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], x: Tensor, repeats: int) -> Iterator[tuple[str, float, float]]:
+def two_ways(
+    a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], x: Tensor, repeats: int
+) -> Iterator[tuple[str, float, float]]:
     """Of a forward pass, and of a forward and a backward one: its name, and the median milliseconds of CPU time that each of the two takes."""
     for way, make in (("forward", forward), ("forward and backward", backward)):
         found = rounds({"a": make(a, x), "b": make(b, x)}, repeats)
@@ -61,9 +63,13 @@ def main() -> None:
         def parted(images: Tensor, model: Callable[[Tensor], Tensor] = model) -> Tensor:
             return torch.cat([model(part) for part in in_parts(images)])
 
-        print(f"{name}: {args.images} images, in {len(in_parts(x))} parts, medians of {args.repeats} rounds, one CPU thread")
+        print(
+            f"{name}: {args.images} images, in {len(in_parts(x))} parts, medians of {args.repeats} rounds, one CPU thread"
+        )
         for way, whole, parts in two_ways(model, parted, x, args.repeats):
-            print(f"  {way}: {whole:.0f} ms at once, {parts:.0f} ms in parts: {whole / parts:.2f} times as long")
+            print(
+                f"  {way}: {whole:.0f} ms at once, {parts:.0f} ms in parts: {whole / parts:.2f} times as long"
+            )
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.attacks.via_autoattack import NAMES, Seen, seed
 from bench.data.sample import folder
-from bench.evaluate import batches, judge, prepare, select_and_judge
-from bench.execute import device_of
-from bench.plan import Request, plan
-from bench.spec import BadInput, Cell, ThreatModel
-from bench.statistics import Estimate, estimate
-from bench.streams import stream
-from bench.target import Target, right
+from bench.judging.evaluate import batches, judge, prepare, select_and_judge
+from bench.judging.execute import device_of
+from bench.judging.randomness import stream
+from bench.judging.target import Target, right
+from bench.questions import registry
+from bench.questions.plan import Request, plan
+from bench.questions.spec import BadInput, Cell, ThreatModel
+from bench.results.statistics import Estimate, estimate
 
 LOSSES = ("ce", "dlr")
 
@@ -47,7 +47,9 @@ class Scores:
     same: float
 
 
-def adversaries(target: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, eot: int) -> tuple[Tensor, Tensor]:
+def adversaries(
+    target: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, eot: int
+) -> tuple[Tensor, Tensor]:
     """What the library's two attacks would return for every example (2,B,C,H,W), and all candidates that this bench takes from them (5,B,C,H,W).
 
     An attack of the library returns its last iterate that a single draw called wrong, and the image itself where there was none. The candidates
@@ -93,8 +95,12 @@ def bookkeeping(model: nn.Module, x: Tensor, y: Tensor, tried: Tensor) -> tuple[
 def score(cell: Cell, steps: int, eot: int, repeats: int, device: str, data_dir: Path) -> Scores:
     """Attack the defence of `cell`, and score the adversaries in all of the ways."""
     at = torch.device(device)
-    bench = prepare(cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, str(data_dir))
-    target = Target(bench.defence, stochastic=bench.stochastic, classes=bench.data.classes, device=at)
+    bench = prepare(
+        cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, str(data_dir)
+    )
+    target = Target(
+        bench.defence, stochastic=bench.stochastic, classes=bench.data.classes, device=at
+    )
     counted, again = (torch.zeros(repeats) for _ in range(2))
     clean: list[int] = []
     correct: list[int] = []
@@ -116,15 +122,35 @@ def score(cell: Cell, steps: int, eot: int, repeats: int, device: str, data_dir:
                     again[repeat] += right(bench.defence(kept), y).sum().item() / n
         correct += found["correct"].tolist()
         selected += found["selected"].sum().item() / (n * cell.select)
-    return Scores(estimate(clean, cell.draws), tuple(counted.tolist()), tuple(again.tolist()), estimate(correct, cell.draws), selected)
+    return Scores(
+        estimate(clean, cell.draws),
+        tuple(counted.tolist()),
+        tuple(again.tolist()),
+        estimate(correct, cell.draws),
+        selected,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    numbers = (("n", 200), ("seed", 0), ("steps", 100), ("eot", 20), ("select", 32), ("draws", 64), ("repeats", 100))
+    numbers = (
+        ("n", 200),
+        ("seed", 0),
+        ("steps", 100),
+        ("eot", 20),
+        ("select", 32),
+        ("draws", 64),
+        ("repeats", 100),
+    )
     for name, default in numbers:
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, text in (("defences", "carso,tta"), ("dataset", "digits"), ("norm", None), ("eps", None), ("device", "auto")):
+    for name, text in (
+        ("defences", "carso,tta"),
+        ("dataset", "digits"),
+        ("norm", None),
+        ("eps", None),
+        ("device", "auto"),
+    ):
         parser.add_argument(f"--{name}", default=text)
     parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args(argv)
@@ -139,23 +165,49 @@ def compare(args: argparse.Namespace) -> None:
     logging.getLogger("auto-attack").addHandler(logging.NullHandler())
     registry.discover()
     names = tuple(args.defences.split(","))
-    asked = {"dataset": args.dataset, "norm": args.norm, "eps": args.eps, "n": args.n, "seed": args.seed, "draws": args.draws, "select": args.select}
-    cells = [cell for cell in plan([Request(defences=names, attacks=("autoattack",), **asked)]).cells if cell.attack.name != "none"]
+    asked = {
+        "dataset": args.dataset,
+        "norm": args.norm,
+        "eps": args.eps,
+        "n": args.n,
+        "seed": args.seed,
+        "draws": args.draws,
+        "select": args.select,
+    }
+    cells = [
+        cell
+        for cell in plan([Request(defences=names, attacks=("autoattack",), **asked)]).cells
+        if cell.attack.name != "none"
+    ]
     for cell in cells:
         if not registry.is_stochastic(cell.defence):
-            raise BadInput(f"defence '{cell.defence.name}' answers the same at every call: there is nothing to compare")
+            raise BadInput(
+                f"defence '{cell.defence.name}' answers the same at every call: there is nothing to compare"
+            )
     least = min(args.steps, args.eot, args.repeats)
     if least < 1:
         raise BadInput(f"steps, eot and repeats must be 1 or more; got {least}")
     threat, device = cells[0].threat, device_of(args.device)
-    print(f"{args.dataset} n={args.n}, {threat.norm} {threat.eps}, seed {args.seed}; {args.steps} steps of {args.eot} draws on {'+'.join(LOSSES)};")
-    print(f"{args.select} selection and {args.draws} evaluation draws, {args.repeats} repeats of single draws; torch {torch.__version__}, {device}")
-    print(f"{'defence':<24}{'clean':>7}{'counted (sd)':>16}{'again (sd)':>16}{'split [95%]':>24}{'chosen on':>11}")
+    print(
+        f"{args.dataset} n={args.n}, {threat.norm} {threat.eps}, seed {args.seed}; {args.steps} steps of {args.eot} draws on {'+'.join(LOSSES)};"
+    )
+    print(
+        f"{args.select} selection and {args.draws} evaluation draws, {args.repeats} repeats of single draws; torch {torch.__version__}, {device}"
+    )
+    print(
+        f"{'defence':<24}{'clean':>7}{'counted (sd)':>16}{'again (sd)':>16}{'split [95%]':>24}{'chosen on':>11}"
+    )
     for cell in cells:
         got = score(cell, args.steps, args.eot, args.repeats, device, folder(args.data_dir))
-        singles = (f"{mean:.3f} ({spread:.3f})" for mean, spread in map(spread_of, (got.counted, got.again)))
+        singles = (
+            f"{mean:.3f} ({spread:.3f})"
+            for mean, spread in map(spread_of, (got.counted, got.again))
+        )
         split = f"{got.split.mean:.3f} [{got.split.lo:.3f}, {got.split.hi:.3f}]"
-        print(f"{cell.defence.name:<24}{got.clean.mean:>7.3f}{next(singles):>16}{next(singles):>16}{split:>24}{got.same:>11.3f}", flush=True)
+        print(
+            f"{cell.defence.name:<24}{got.clean.mean:>7.3f}{next(singles):>16}{next(singles):>16}{split:>24}{got.same:>11.3f}",
+            flush=True,
+        )
 
 
 def spread_of(values: Sequence[float]) -> tuple[float, float]:

@@ -47,9 +47,21 @@ def medians(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 def one_by_one(a: Adversaries, f: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Each of the four adversaries by itself."""
     m = int(len(x) * a.share / 4)
-    parts = list(zip(torch.split(x[-4 * m :], m), torch.split(y[-4 * m :], m), (a.weak, a.strong) * 2, strict=True))
-    made = [pgd(f, u, v, u.new_full((m, 1, 1, 1), e), steps=a.steps, step=a.step) for u, v, e in parts[:2]]
-    return torch.cat([x[: -4 * m], *made, *(fgsm(f, u, v, u.new_full((m, 1, 1, 1), e)) for u, v, e in parts[2:])])
+    parts = list(
+        zip(
+            torch.split(x[-4 * m :], m),
+            torch.split(y[-4 * m :], m),
+            (a.weak, a.strong) * 2,
+            strict=True,
+        )
+    )
+    made = [
+        pgd(f, u, v, u.new_full((m, 1, 1, 1), e), steps=a.steps, step=a.step)
+        for u, v, e in parts[:2]
+    ]
+    return torch.cat(
+        [x[: -4 * m], *made, *(fgsm(f, u, v, u.new_full((m, 1, 1, 1), e)) for u, v, e in parts[2:])]
+    )
 
 
 def by_backward(a: Adversaries, f: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -68,7 +80,10 @@ def measure(name: str, f: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, repea
     a = Adversaries.of(recipe)
     purifier = new_purifier(f, (x.shape[1], x.shape[2], x.shape[3]), recipe).to(x.device).train()
     optimiser = Lookahead(purifier.parameters(), recipe.lr_start)
-    trainable, last = copy.deepcopy(f).requires_grad_(True), copy.deepcopy(f).to(memory_format=torch.channels_last)
+    trainable, last = (
+        copy.deepcopy(f).requires_grad_(True),
+        copy.deepcopy(f).to(memory_format=torch.channels_last),
+    )
     mixed = a.deal(f, x, y)
 
     def attack(classifier: nn.Module, context: AbstractContextManager[object]) -> Tensor:
@@ -104,7 +119,10 @@ def measure(name: str, f: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, repea
     )
     made, rest = took.pop("as trained"), took["representation"] + took["purifier"]
     print(f"{name}: batches of {len(x)}, {a.steps} steps of PGD, step {made + rest:.0f} ms")
-    print(f"  adversaries {made:.0f} ms, {made / (made + rest):.0%}; representation {took.pop('representation') / (made + rest):.0%}", end="; ")
+    print(
+        f"  adversaries {made:.0f} ms, {made / (made + rest):.0%}; representation {took.pop('representation') / (made + rest):.0%}",
+        end="; ",
+    )
     print(f"purifier {took.pop('purifier') / (made + rest):.0%}")
     for other, taken in took.items():
         print(f"  adversaries {other}: {taken / made:.2f} times as long")
@@ -112,8 +130,8 @@ def measure(name: str, f: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, repea
 
 def main() -> None:
     from bench.data.sample import load
-    from bench.registry import build_classifier, discover
-    from bench.spec import Spec
+    from bench.questions.registry import build_classifier, discover
+    from bench.questions.spec import Spec
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, default in (("batch", 64), ("width", 32), ("repeats", 5)):
@@ -125,10 +143,27 @@ def main() -> None:
     discover()
     recipe = read("digits")
     data = load(Spec("digits", (("n", recipe.batch),)), split="train")
-    measure("digits", build_classifier("own:digits-at").to(device), recipe, data.x.to(device), data.y.to(device), 4 * args.repeats)
+    measure(
+        "digits",
+        build_classifier("own:digits-at").to(device),
+        recipe,
+        data.x.to(device),
+        data.y.to(device),
+        4 * args.repeats,
+    )
     jpeg = replace(read("cifar10-jpeg"), layers=tuple(f"{i}.conv2" for i in range(1, 7)))
-    x, y = torch.rand(args.batch, 3, 32, 32, device=device), torch.randint(10, (args.batch,), device=device)
-    measure(f"ResNet-18 of width {args.width}", resnet18(args.width).to(device), jpeg, x, y, args.repeats)
+    x, y = (
+        torch.rand(args.batch, 3, 32, 32, device=device),
+        torch.randint(10, (args.batch,), device=device),
+    )
+    measure(
+        f"ResNet-18 of width {args.width}",
+        resnet18(args.width).to(device),
+        jpeg,
+        x,
+        y,
+        args.repeats,
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ class Adversaries:
     @staticmethod
     def of(recipe: Recipe) -> Adversaries:
         """As the recipe says; with `eps_unit` std the two strengths, not the step, are those of the code that trained the released weights."""
-        weak, strong, step = (strength(key, getattr(recipe, key)) for key in ("eps_weak", "eps_strong", "pgd_step"))
+        weak, strong, step = (
+            strength(key, getattr(recipe, key)) for key in ("eps_weak", "eps_strong", "pgd_step")
+        )
         unit = 1.0 if recipe.eps_unit == "pixel" else sum(recipe.std) / len(recipe.std)
         return Adversaries(recipe.adversarial, weak / unit, strong / unit, recipe.pgd_steps, step)
 
@@ -42,7 +44,9 @@ class Adversaries:
         return torch.cat([clean, by_pgd, fgsm(classifier, for_fgsm, y[-2 * m :], eps)])
 
 
-def pgd(classifier: nn.Module, x: Tensor, y: Tensor, eps: Tensor, *, steps: int, step: float) -> Tensor:
+def pgd(
+    classifier: nn.Module, x: Tensor, y: Tensor, eps: Tensor, *, steps: int, step: float
+) -> Tensor:
     """Signed ascent of the cross-entropy from a uniform start in the box; eps (B,1,1,1); the last iterate, in the box and in [0,1]."""
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)

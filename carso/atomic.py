@@ -19,7 +19,10 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
         _sync(fresh)
         os.replace(fresh, path)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors writes by itself, and hides the system's error in its text
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # safetensors writes by itself, and hides the system's error in its text
         raise OSError(f"'{path}' cannot be written: {error}") from error
     finally:
         with suppress(OSError):

@@ -26,7 +26,9 @@ def pixels(x: Tensor) -> Tensor:
 
 def check(x: Tensor) -> None:
     """ValueError where packed or float images are not finite, or outside of [0,1]."""
-    if x.dtype != torch.uint8 and not all(bool(((part >= 0) & (part <= 1)).all()) for part in torch.split(x, CHUNK)):
+    if x.dtype != torch.uint8 and not all(
+        bool(((part >= 0) & (part <= 1)).all()) for part in torch.split(x, CHUNK)
+    ):
         raise ValueError("the training images hold values that are not finite, or outside of [0,1]")
 
 
@@ -37,4 +39,8 @@ def batches(n: int, batch: int, *, seed: int, rank: int = 0, count: int = 1) -> 
     would be a single image, of which there are no batch statistics.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return [torch.tensor_split(chosen, count)[rank] for chosen in torch.split(order, batch) if len(chosen) >= 2 * count]
+    return [
+        torch.tensor_split(chosen, count)[rank]
+        for chosen in torch.split(order, batch)
+        if len(chosen) >= 2 * count
+    ]

@@ -32,7 +32,9 @@ def fingerprint(classifier: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(classifier.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -53,16 +55,23 @@ def rebuild(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Purifier:
         raise ValueError(f"the card describes a '{card.get('arch')}', not a carso.Purifier")
     purifier = Purifier(Layout.from_json(card["layout"]), card["layers"])
     want = purifier.state_dict()
-    odd = sorted(set(want) ^ set(tensors)) or sorted(k for k in want if want[k].shape != tensors[k].shape)
+    odd = sorted(set(want) ^ set(tensors)) or sorted(
+        k for k in want if want[k].shape != tensors[k].shape
+    )
     if odd:
-        raise ValueError(f"the purifier's tensors do not fit its layout: {', '.join(odd[:3])}{' and more' if len(odd) > 3 else ''}")
+        raise ValueError(
+            f"the purifier's tensors do not fit its layout: {', '.join(odd[:3])}{' and more' if len(odd) > 3 else ''}"
+        )
     purifier.load_state_dict({k: v.to(want[k].dtype) for k, v in tensors.items()})
     return purifier.requires_grad_(False).eval()
 
 
 def check(card: Mapping[str, Any], classifier: nn.Module) -> None:
     """ValueError where the purifier reads the representation of another classifier; an unconditional VAE reads none, and fits any."""
-    if card["kind"] == "carso" and (found := fingerprint(classifier)) != card["classifier_fingerprint"]:
+    if (
+        card["kind"] == "carso"
+        and (found := fingerprint(classifier)) != card["classifier_fingerprint"]
+    ):
         raise ValueError(
             f"the purifier was made for another classifier: {card.get('classifier', 'its own')}, fingerprint {card['classifier_fingerprint'][:8]}; "
             f"this one's is {found[:8]}"
@@ -78,7 +87,9 @@ def save(path: Path, purifier: Purifier, facts: Mapping[str, Any], *, half: bool
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     if bad := [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]:
-        raise ValueError(f"the purifier is not finite: {bad[0]}{' in half precision' if half else ''}; nothing is written")
+        raise ValueError(
+            f"the purifier is not finite: {bad[0]}{' in half precision' if half else ''}; nothing is written"
+        )
     digest = ""
 
     def write(fresh: Path) -> None:
@@ -88,7 +99,10 @@ def save(path: Path, purifier: Purifier, facts: Mapping[str, Any], *, half: bool
 
     replace(path, write)
     card = {**facts, "sha256": digest}
-    replace(path.with_suffix(".json"), lambda fresh: _write(fresh, json.dumps(card, indent=1, sort_keys=True) + "\n"))
+    replace(
+        path.with_suffix(".json"),
+        lambda fresh: _write(fresh, json.dumps(card, indent=1, sort_keys=True) + "\n"),
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -103,16 +117,26 @@ def load(path: Path) -> tuple[Purifier, dict[str, Any]]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         tensors = load_file(path)
     except OSError as error:
-        raise ValueError(f"purifier '{path}' cannot be read: {error.filename or path}: {error.strerror or error}") from None
+        raise ValueError(
+            f"purifier '{path}' cannot be read: {error.filename or path}: {error.strerror or error}"
+        ) from None
     except (json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"purifier '{path}' or its card is damaged: {error}") from None
     if card.get("sha256") != digest:
-        raise ValueError(f"purifier '{path}' is not the one that its card describes (sha256 {digest[:8]}, card {str(card.get('sha256'))[:8]})")
+        raise ValueError(
+            f"purifier '{path}' is not the one that its card describes (sha256 {digest[:8]}, card {str(card.get('sha256'))[:8]})"
+        )
     return rebuild(tensors, card), card
 
 
 def load_released(
-    name: str, classifier: nn.Module, *, samples: int = 8, aggregation: str = "peel", final: nn.Module | None = None, folder: Path | None = None
+    name: str,
+    classifier: nn.Module,
+    *,
+    samples: int = 8,
+    aggregation: str = "peel",
+    final: nn.Module | None = None,
+    folder: Path | None = None,
 ) -> CARSO:
     """The authors' purifier `name` (cifar10, cifar100, tinyimagenet200, cifar10-own, cifar100-own) around its classifier: images to logits.
 
@@ -148,23 +172,38 @@ def from_released(
     given. No shape tells heights and widths of the taps: `condition` checks their channels, and how many values they have together.
     ValueError, one line, names what is missing, left over, misshapen or not finite.
     """
-    held = {"repr_compressors": repr_compressors, "repr_fcn_compressor": repr_fcn_compressor, "decoder": decoder}
+    held = {
+        "repr_compressors": repr_compressors,
+        "repr_fcn_compressor": repr_fcn_compressor,
+        "decoder": decoder,
+    }
     extra = dict(training_parts or {})
     if extra and set(extra) != set(released.TRAINING):
-        raise ValueError(f"training_parts holds {', '.join(sorted(extra))}; it takes all of {', '.join(released.TRAINING)}, or is left out")
+        raise ValueError(
+            f"training_parts holds {', '.join(sorted(extra))}; it takes all of {', '.join(released.TRAINING)}, or is left out"
+        )
     return _assemble(_layout({**held, **extra}, len(layers), mean, std), layers, {**held, **extra})
 
 
-def _layout(held: Mapping[str, Mapping[str, Tensor]], count: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Layout:
+def _layout(
+    held: Mapping[str, Mapping[str, Tensor]],
+    count: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Layout:
     def shape(part: str, key: str, rank: int) -> torch.Size:
         if key not in held[part]:
             raise ValueError(f"{part} lacks {key}")
         if held[part][key].ndim != rank:
-            raise ValueError(f"{part} holds {key} of the shape {tuple(held[part][key].shape)}, not of {rank} dimensions")
+            raise ValueError(
+                f"{part} holds {key} of the shape {tuple(held[part][key].shape)}, not of {rank} dimensions"
+            )
         return held[part][key].shape
 
     def many(part: str, pattern: str) -> int:
-        return 1 + max((int(found[1]) for key in held[part] if (found := re.match(pattern, key))), default=-1)
+        return 1 + max(
+            (int(found[1]) for key in held[part] if (found := re.match(pattern, key))), default=-1
+        )
 
     if (taps := many("repr_compressors", r"(\d+)\.")) != count or not count:
         raise ValueError(f"repr_compressors is of {taps} taps, and layers names {count}")
@@ -176,13 +215,22 @@ def _layout(held: Mapping[str, Mapping[str, Tensor]], count: int, mean: Sequence
     rows, columns = shape("decoder", "0.1.weight", 2)
     seed = math.isqrt(rows // max(maps[0], 1))
     if columns <= c:
-        raise ValueError(f"decoder holds 0.1.weight of {columns} columns, too few for a condition of {c} values and a latent")
+        raise ValueError(
+            f"decoder holds 0.1.weight of {columns} columns, too few for a condition of {c} values and a latent"
+        )
     if seed**2 * maps[0] != rows or last[2] not in (2, 3) or seed < 4 - last[2]:
-        raise ValueError(f"decoder makes no square image: 0.1.weight has {rows} rows for {maps[0]} channels, the last kernel is {tuple(last[2:])}")
-    side = (seed if last[2] == 3 else seed - 1) << stages  # every stage doubles n, or, towards a last kernel of 2, n-1
+        raise ValueError(
+            f"decoder makes no square image: 0.1.weight has {rows} rows for {maps[0]} channels, the last kernel is {tuple(last[2:])}"
+        )
+    side = (
+        seed if last[2] == 3 else seed - 1
+    ) << stages  # every stage doubles n, or, towards a last kernel of 2, n-1
     widths = []
     if "input_compressor" in held:
-        widths = [shape("input_compressor", f"{i}.0.weight", 4)[0] for i in range(many("input_compressor", r"(\d+)\."))]
+        widths = [
+            shape("input_compressor", f"{i}.0.weight", 4)[0]
+            for i in range(many("input_compressor", r"(\d+)\."))
+        ]
         if not widths:
             raise ValueError("input_compressor lacks 0.0.weight")
     return Layout(
@@ -200,8 +248,12 @@ def _layout(held: Mapping[str, Mapping[str, Tensor]], count: int, mean: Sequence
     )
 
 
-def _assemble(layout: Layout, layers: Sequence[str], held: Mapping[str, Mapping[str, Tensor]]) -> Purifier:
-    with torch.device("meta"):  # no time and no random numbers for weights that are replaced at once
+def _assemble(
+    layout: Layout, layers: Sequence[str], held: Mapping[str, Mapping[str, Tensor]]
+) -> Purifier:
+    with torch.device(
+        "meta"
+    ):  # no time and no random numbers for weights that are replaced at once
         purifier = Purifier(layout, layers)
     for part, module in released.modules(purifier).items():
         released.compare(part, released.shapes(held[part]), released.shapes(module.state_dict()))

@@ -32,4 +32,11 @@ class Clock:
         """On a GPU this waits until it is done."""
         if self.marks:
             self.marks[-1].synchronize()
-        return self.total + sum(float(a.elapsed_time(b)) for a, b in zip(self.marks[::2], self.marks[1::2], strict=True)) / 1000
+        return (
+            self.total
+            + sum(
+                float(a.elapsed_time(b))
+                for a, b in zip(self.marks[::2], self.marks[1::2], strict=True)
+            )
+            / 1000
+        )

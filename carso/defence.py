@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from bench import weights as files
-from bench.registry import build_classifier, defence
-from bench.spec import BadInput, Value
+from bench.questions.registry import build_classifier, defence
+from bench.questions.spec import BadInput, Value
 from bench.weights import locate, pin
 from carso import released
 from carso.aggregate import AGGREGATIONS
@@ -19,7 +19,9 @@ from carso.model import CARSO
 CONDITIONS = ("layers", "logits", "none")
 
 
-def build(make: type[CARSO], kind: str, classifier: str, weights: str, samples: int, aggregation: str) -> CARSO:
+def build(
+    make: type[CARSO], kind: str, classifier: str, weights: str, samples: int, aggregation: str
+) -> CARSO:
     """The classifier and the purifier that the two texts name, wrapped; BadInput where they do not belong together."""
     pin(weights)
     base = build_classifier(classifier)
@@ -36,10 +38,16 @@ def build(make: type[CARSO], kind: str, classifier: str, weights: str, samples: 
 def scenario_of(classifier: str) -> str:
     """The released purifier that was made around the classifier of this name, pinned or not; BadInput names the classifiers that have one."""
     bare = classifier.partition("@")[0]
-    known = {f"robustbench:{one.robustbench}": name for name, one in released.SCENARIOS.items() if one.robustbench}
+    known = {
+        f"robustbench:{one.robustbench}": name
+        for name, one in released.SCENARIOS.items()
+        if one.robustbench
+    }
     known |= {f"released:{name}": name for name in released.with_purifier()}
     if bare not in known:
-        raise BadInput(f"carso[weights=released]: the authors released no purifier for the classifier '{bare}'; they did for {', '.join(known)}")
+        raise BadInput(
+            f"carso[weights=released]: the authors released no purifier for the classifier '{bare}'; they did for {', '.join(known)}"
+        )
     return known[bare]
 
 
@@ -58,7 +66,10 @@ def digest(knobs: Mapping[str, Value]) -> str | None:
     """8 hex digits of the released files that these knobs ask for, of their SHA-256 in the order of `PARTS`; None for others, or a missing file."""
     if str(knobs["weights"]).partition("@")[0] != "released":
         return None
-    paths = [released.folder() / file for file in released.files(scenario_of(str(knobs["classifier"]))).values()]
+    paths = [
+        released.folder() / file
+        for file in released.files(scenario_of(str(knobs["classifier"]))).values()
+    ]
     if not all(path.is_file() for path in paths):
         return None
     return hashlib.sha256("".join(files.digest(path) for path in paths).encode()).hexdigest()[:8]
@@ -74,7 +85,9 @@ def build_released(classifier: str, pinned: str, samples: int, aggregation: str)
     """The authors' purifier around their classifier; BadInput where a file is missing, damaged, or, where `pinned` says which, another one."""
     name = scenario_of(classifier)
     try:
-        made = load_released(name, build_classifier(classifier), samples=samples, aggregation=aggregation)
+        made = load_released(
+            name, build_classifier(classifier), samples=samples, aggregation=aggregation
+        )
     except BadInput:
         raise
     except ValueError as error:
@@ -90,7 +103,9 @@ def follows(knobs: Mapping[str, Value]) -> dict[str, str]:
         return {}
     if knobs["condition"] == "none":
         return {"weights": f"@vae{around(knobs)}"}
-    return {"weights": f"@carso{around(knobs)}{'-logits' if knobs['condition'] == 'logits' else ''}"}
+    return {
+        "weights": f"@carso{around(knobs)}{'-logits' if knobs['condition'] == 'logits' else ''}"
+    }
 
 
 def around(knobs: Mapping[str, Value]) -> str:
@@ -110,7 +125,12 @@ def around(knobs: Mapping[str, Value]) -> str:
     choices={"condition": CONDITIONS, "aggregation": AGGREGATIONS},
 )
 def carso(
-    *, classifier: str = "@robust", weights: str = "@carso", samples: int = 8, aggregation: str = "peel", condition: str = "layers"
+    *,
+    classifier: str = "@robust",
+    weights: str = "@carso",
+    samples: int = 8,
+    aggregation: str = "peel",
+    condition: str = "layers",
 ) -> nn.Module:
     """Reconstruct the image from the classifier's representation of it, `samples` times, and classify the reconstructions.
 
@@ -122,15 +142,23 @@ def carso(
     scheme, _, pinned = weights.partition("@")
     if scheme == "released":
         if condition != "layers":
-            raise BadInput(f"carso[condition={condition},weights=released]: the authors' purifiers read layers")
+            raise BadInput(
+                f"carso[condition={condition},weights=released]: the authors' purifiers read layers"
+            )
         return build_released(classifier, pinned, samples, aggregation)
-    made = build(CARSO, "vae" if condition == "none" else "carso", classifier, weights, samples, aggregation)
+    made = build(
+        CARSO, "vae" if condition == "none" else "carso", classifier, weights, samples, aggregation
+    )
     if condition == "logits" and made.purifier.layers != (last := last_layer(made.base),):
-        raise BadInput(f"carso[condition=logits,weights={weights}]: that purifier reads {', '.join(made.purifier.layers)}, not '{last}'")
+        raise BadInput(
+            f"carso[condition=logits,weights={weights}]: that purifier reads {', '.join(made.purifier.layers)}, not '{last}'"
+        )
     return made
 
 
 def last_layer(classifier: nn.Module) -> str:
     """The name of the classifier's last full layer, whose outputs are its logits."""
-    names: list[str] = [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
+    names: list[str] = [
+        name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)
+    ]
     return names[-1]

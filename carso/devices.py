@@ -92,7 +92,13 @@ def _in_float32(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
 
 
 def choose(
-    kind: str = "auto", *, devices: str = "1", nodes: int = 1, strategy: str = "auto", precision: str = "32-true", half: bool = False
+    kind: str = "auto",
+    *,
+    devices: str = "1",
+    nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    half: bool = False,
 ) -> Devices:
     """What the command's flags ask for; ValueError where it is not there. Fabric only where one device in float32 is not all.
 
@@ -100,13 +106,21 @@ def choose(
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and not gpus:
-        raise ValueError("device 'cuda' was asked for, but there is no GPU; use --device cpu or auto")
+        raise ValueError(
+            "device 'cuda' was asked for, but there is no GPU; use --device cpu or auto"
+        )
     on_gpu = kind != "cpu" and gpus > 0
-    count = (gpus if on_gpu else 1) if devices == "auto" else int(devices) if devices.isdecimal() else 0
+    count = (
+        (gpus if on_gpu else 1) if devices == "auto" else int(devices) if devices.isdecimal() else 0
+    )
     if count < 1 or nodes < 1:
-        raise ValueError(f"--devices {devices} and --nodes {nodes} must be numbers above 0 (or --devices auto)")
+        raise ValueError(
+            f"--devices {devices} and --nodes {nodes} must be numbers above 0 (or --devices auto)"
+        )
     if on_gpu and count > gpus:
-        raise ValueError(f"--devices {count} were asked for, but there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'} here")
+        raise ValueError(
+            f"--devices {count} were asked for, but there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'} here"
+        )
     if precision == "tf32" and not on_gpu:
         raise ValueError("--precision tf32 needs a GPU; use 32-true or bf16-mixed")
     if on_gpu:
@@ -116,9 +130,20 @@ def choose(
         return Devices(torch.device("cuda" if on_gpu else "cpu"), half=half)
     from lightning.fabric import Fabric
 
-    for package in ("lightning.fabric", "lightning.pytorch"):  # the second carries what the first has to say
+    for package in (
+        "lightning.fabric",
+        "lightning.pytorch",
+    ):  # the second carries what the first has to say
         logging.getLogger(package).setLevel(logging.WARNING)
-    mixed: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if precision == "bf16-mixed" else "32-true"
+    mixed: Literal["bf16-mixed", "32-true"] = (
+        "bf16-mixed" if precision == "bf16-mixed" else "32-true"
+    )
     way = "ddp" if count * nodes > 1 else strategy
-    fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=count, num_nodes=nodes, strategy=way, precision=mixed)
+    fabric = Fabric(
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=count,
+        num_nodes=nodes,
+        strategy=way,
+        precision=mixed,
+    )
     return Processes(fabric, count * nodes, half=half)

@@ -31,7 +31,14 @@ class Refused(OSError):
     """What came, or would come, is not the file: another try would bring the same."""
 
 
-def fetch(url: str, path: Path, *, sha256: str = "", check: Callable[[Path], None] | None = None, waits: Sequence[float] = WAITS) -> None:
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    sha256: str = "",
+    check: Callable[[Path], None] | None = None,
+    waits: Sequence[float] = WAITS,
+) -> None:
     """Download `url` (http or https) to `path`, which is then whole and checked, or not there at all.
 
     What has come lies beside it in a file `*.part`, which stays when the connection breaks or the user interrupts: the next call goes on from
@@ -72,9 +79,15 @@ def download(url: str, path: Path, waits: Sequence[float]) -> Path:
 def attempt(url: str, path: Path) -> Path:
     """One try, from where the last one ended."""
     held = max(parts(path), key=lambda part: part.stat().st_size, default=None)
-    start = max(held.stat().st_size - 1, 0) if held else 0  # one byte again: of a part that is whole a server has nothing more to give
+    start = (
+        max(held.stat().st_size - 1, 0) if held else 0
+    )  # one byte again: of a part that is whole a server has nothing more to give
     answer = connect(url, start)
-    if answer and answer.status == 206 and (part_of(path, answer) != held or first_byte(answer) != start):  # of another version of the file
+    if (
+        answer
+        and answer.status == 206
+        and (part_of(path, answer) != held or first_byte(answer) != start)
+    ):  # of another version of the file
         answer.close()
         answer = None
     answer = answer or connect(url, 0)
@@ -91,7 +104,9 @@ def attempt(url: str, path: Path) -> Path:
 
 def connect(url: str, start: int) -> HTTPResponse | None:
     """The server's answer to a request for the bytes from `start` on; None where it has no such bytes."""
-    asked = request.Request(url, headers={"User-Agent": "carso", **({"Range": f"bytes={start}-"} if start else {})})
+    asked = request.Request(
+        url, headers={"User-Agent": "carso", **({"Range": f"bytes={start}-"} if start else {})}
+    )
     if urlsplit(url).scheme not in ("http", "https"):
         raise Refused(f"{url} is not http or https")
     try:
@@ -99,11 +114,15 @@ def connect(url: str, start: int) -> HTTPResponse | None:
     except HTTPError as error:
         if error.code == 416 and start:
             return None
-        raise (Broken if error.code in LATER else Refused)(f"the server answers {error.code} {error.reason}") from None
+        raise (Broken if error.code in LATER else Refused)(
+            f"the server answers {error.code} {error.reason}"
+        ) from None
     except Refused:
         raise
     except (OSError, HTTPException) as error:
-        raise Broken(str(error.reason if isinstance(error, URLError) else error) or type(error).__name__) from None
+        raise Broken(
+            str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
+        ) from None
     if answer.headers.get_content_type() == "text/html":
         answer.close()
         raise Refused("what comes is a web page, not the file")
@@ -113,7 +132,9 @@ def connect(url: str, start: int) -> HTTPResponse | None:
 class WebOnly(request.HTTPRedirectHandler):
     """Follows redirections to http and https only."""
 
-    def redirect_request(self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> request.Request | None:
+    def redirect_request(
+        self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> request.Request | None:
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise Refused(f"the server redirects to {newurl}, which is not http or https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -126,7 +147,9 @@ def parts(path: Path) -> list[Path]:
 def part_of(path: Path, answer: HTTPResponse) -> Path:
     """Where the answer's bytes go: the name tells the server's version of the file, so that no two versions are ever joined."""
     tag, date = answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")
-    if not date and (not tag or tag.startswith("W/")):  # nothing tells versions apart, and nothing goes on from this
+    if not date and (
+        not tag or tag.startswith("W/")
+    ):  # nothing tells versions apart, and nothing goes on from this
         tag = os.urandom(8).hex()
     mark = hashlib.sha256(f"{tag} {date} {length(answer)}".encode()).hexdigest()[:8]
     return path.with_name(f"{path.name}.{mark}.part")
@@ -134,7 +157,11 @@ def part_of(path: Path, answer: HTTPResponse) -> Path:
 
 def length(answer: HTTPResponse) -> int | None:
     """Bytes of the whole file, where the server tells."""
-    text = str(answer.headers.get("Content-Range", "")).rpartition("/")[2] if answer.status == 206 else str(answer.headers.get("Content-Length", ""))
+    text = (
+        str(answer.headers.get("Content-Range", "")).rpartition("/")[2]
+        if answer.status == 206
+        else str(answer.headers.get("Content-Length", ""))
+    )
     return int(text) if text.isdigit() else None
 
 
@@ -173,13 +200,28 @@ def progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int
     """What to call with every number of bytes that came."""
     if not sys.stderr.isatty():
         size = f"{total / 1e6:.1f} MB" if total is not None else "size unknown"
-        sys.stderr.write(f"downloading {name} ({size}{f', from {start / 1e6:.1f} MB on' if start else ''})\n")
+        sys.stderr.write(
+            f"downloading {name} ({size}{f', from {start / 1e6:.1f} MB on' if start else ''})\n"
+        )
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, completed=start)
         yield lambda count: bar.advance(task, count)

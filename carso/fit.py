@@ -67,12 +67,24 @@ def fit(
     check(x)
     devices = devices or Devices(x.device)
     if not batches(len(x), recipe.batch, seed=0, count=devices.count):
-        raise ValueError(f"{len(x)} training images in batches of {recipe.batch} on {devices.count} device(s) give no batch of 2 images each")
+        raise ValueError(
+            f"{len(x)} training images in batches of {recipe.batch} on {devices.count} device(s) give no batch of 2 images each"
+        )
     classifier.requires_grad_(False).eval()
     state = checkpoint.load() if checkpoint and checkpoint.epochs() else None
     seed = int(torch.randint(2**62, ()).item())
     model = devices.wrap(purifier.train())
-    run = _Run(purifier, model, classifier, x, y, recipe, devices, state.seed if state else seed, Lookahead(purifier.parameters(), recipe.lr))
+    run = _Run(
+        purifier,
+        model,
+        classifier,
+        x,
+        y,
+        recipe,
+        devices,
+        state.seed if state else seed,
+        Lookahead(purifier.parameters(), recipe.lr),
+    )
     if state:
         run.restore(state)
         state = None  # as large as four purifiers
@@ -114,12 +126,25 @@ class _Run:
     def epoch(self, epoch: int) -> Epoch:
         recipe, devices, optimiser = self.recipe, self.devices, self.optimiser
         started, clock = time.perf_counter(), Clock(self.x.device)
-        lr = learning_rate(epoch, recipe.epochs, start=recipe.lr_start, base=recipe.lr, final=recipe.lr_final, warmup=recipe.warmup)
+        lr = learning_rate(
+            epoch,
+            recipe.epochs,
+            start=recipe.lr_start,
+            base=recipe.lr,
+            final=recipe.lr_final,
+            warmup=recipe.warmup,
+        )
         beta = recipe.beta * beta_at(epoch, recipe.epochs, recipe.lag)
         adversaries = Adversaries.of(recipe)
         sums, images = torch.zeros(2, dtype=torch.float64, device=self.x.device), 0
         torch.manual_seed(self.stream("training", epoch))
-        for chosen in batches(len(self.x), recipe.batch, seed=self.stream("order", epoch, 0), rank=devices.rank, count=devices.count):
+        for chosen in batches(
+            len(self.x),
+            recipe.batch,
+            seed=self.stream("order", epoch, 0),
+            rank=devices.rank,
+            count=devices.count,
+        ):
             chosen = chosen.to(self.x.device, non_blocking=True)
             clean, labels = pixels(self.x[chosen]), self.y[chosen]
             with clock, devices.attacking():
@@ -128,8 +153,12 @@ class _Run:
                 representation = taps(self.classifier, mixed, self.purifier.layers)
             rec, mu, logvar = self.model(mixed, representation)
             # Before the loss, which on a GPU would end the process at a NaN.
-            if devices.any(~torch.isfinite(rec.detach().sum() + divergence(mu.detach(), logvar.detach()))):
-                raise FloatingPointError(f"training diverged in epoch {epoch}: the loss is not finite; lower lr (now {recipe.lr:g})")
+            if devices.any(
+                ~torch.isfinite(rec.detach().sum() + divergence(mu.detach(), logvar.detach()))
+            ):
+                raise FloatingPointError(
+                    f"training diverged in epoch {epoch}: the loss is not finite; lower lr (now {recipe.lr:g})"
+                )
             total, reconstruction, kl = elbo(rec, clean, mu, logvar, beta)
             optimiser.set_lr(recipe.lr_start if optimiser.steps < PLAIN else lr)
             optimiser.zero_grad()
@@ -138,7 +167,15 @@ class _Run:
             sums += torch.stack([reconstruction, kl]).detach()
             images += len(chosen)
         reconstruction, kl = (devices.sum(sums) / devices.sum(sums.new_tensor(images))).tolist()
-        return Epoch(epoch, lr, beta, reconstruction, kl, round(time.perf_counter() - started, 3), round(clock.seconds(), 3))
+        return Epoch(
+            epoch,
+            lr,
+            beta,
+            reconstruction,
+            kl,
+            round(time.perf_counter() - started, 3),
+            round(clock.seconds(), 3),
+        )
 
     def kept(self) -> Purifier:
         """A copy with the slow weights, as training would leave it here."""
@@ -150,21 +187,34 @@ class _Run:
 
     def restore(self, state: State) -> None:
         """ValueError where the tensors are not this run's."""
-        weights = {name.removeprefix("purifier."): value for name, value in state.tensors.items() if name.startswith("purifier.")}
+        weights = {
+            name.removeprefix("purifier."): value
+            for name, value in state.tensors.items()
+            if name.startswith("purifier.")
+        }
         try:
             self.purifier.load_state_dict(weights)
             self.optimiser.restore(state.tensors, state.steps)
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"the checkpoint does not fit the purifier: {' '.join(str(error).split())[:200]}") from None
+            raise ValueError(
+                f"the checkpoint does not fit the purifier: {' '.join(str(error).split())[:200]}"
+            ) from None
         self.history.extend(state.history)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """By the first process; where it cannot, all of them stop."""
         failed: Exception | None = None
         if self.devices.rank == 0:
-            weights = {f"purifier.{name}": value for name, value in self.purifier.state_dict().items()}
+            weights = {
+                f"purifier.{name}": value for name, value in self.purifier.state_dict().items()
+            }
             try:
-                state = State({**weights, **self.optimiser.state()}, self.optimiser.steps, self.seed, self.history)
+                state = State(
+                    {**weights, **self.optimiser.state()},
+                    self.optimiser.steps,
+                    self.seed,
+                    self.history,
+                )
                 checkpoint.save(state, self.recipe.epochs)
             except (OSError, FloatingPointError) as error:
                 failed = error
@@ -172,12 +222,23 @@ class _Run:
             raise failed or OSError("the first process could not write the checkpoint")
 
 
-def wrap(classifier: nn.Module, purifier: Purifier, samples: int = 8, aggregation: str = "peel") -> CARSO:
+def wrap(
+    classifier: nn.Module, purifier: Purifier, samples: int = 8, aggregation: str = "peel"
+) -> CARSO:
     """The defence that a purifier is for: CARSO, or the unconditional VAE where it has no taps."""
     return (CARSO if purifier.layers else VAE)(classifier, purifier, samples, aggregation)
 
 
-def validate(defence: CARSO, x: Tensor, y: Tensor, eps: float, *, steps: int = 20, draws: int = 4, batch: int = 256) -> tuple[float, float]:
+def validate(
+    defence: CARSO,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    steps: int = 20,
+    draws: int = 4,
+    batch: int = 256,
+) -> tuple[float, float]:
     """(clean, attacked) accuracy of the whole defence, in [0,1]: a quick check, not the bench's number.
 
     The attack is linf PGD on the margin of the `lse` surrogate, with fresh samples at every step; accuracies are means of `draws` fresh draws.

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 
-def elbo(x_rec: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+def elbo(
+    x_rec: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """(total, reconstruction, kl): reconstruction + beta * kl, each a sum over the batch and all pixels or latent dimensions.
 
     x_rec in (0,1) and the clean x in [0,1], both (B,C,H,W); mu and logvar (B,D). The reconstruction term is the binary cross-entropy,

@@ -20,7 +20,9 @@ FLAT_ELSEWHERE = 2**22
 
 def in_parts(flat: Tensor) -> tuple[Tensor, ...]:
     """Images (N,C,H,W) in parts of that size, one at least."""
-    return flat.tensor_split(max(math.ceil(flat.numel() / FLAT.get(flat.device.type, FLAT_ELSEWHERE)), 1))
+    return flat.tensor_split(
+        max(math.ceil(flat.numel() / FLAT.get(flat.device.type, FLAT_ELSEWHERE)), 1)
+    )
 
 
 class CARSO(nn.Module):
@@ -35,7 +37,13 @@ class CARSO(nn.Module):
     """
 
     def __init__(
-        self, classifier: nn.Module, purifier: Purifier, samples: int = 8, aggregation: str = "peel", *, final: nn.Module | None = None
+        self,
+        classifier: nn.Module,
+        purifier: Purifier,
+        samples: int = 8,
+        aggregation: str = "peel",
+        *,
+        final: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if samples < 0:
@@ -84,7 +92,9 @@ class CARSO(nn.Module):
         if not self.samples:
             return self.aggregate(self._logits(self._noise(c, 1), c))[:, None].expand(-1, k, -1)
         logits = self._logits(self._noise(c, k * self.samples), c)
-        answers: Tensor = self.aggregate(logits.unflatten(1, (k, self.samples)).flatten(0, 1)).unflatten(0, (len(x), k))
+        answers: Tensor = self.aggregate(
+            logits.unflatten(1, (k, self.samples)).flatten(0, 1)
+        ).unflatten(0, (len(x), k))
         return answers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +103,12 @@ class CARSO(nn.Module):
     @property
     def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Differentiable stand-ins for an attacker: `lse` has PeeL's very decisions and bounded gradients, the others approximate."""
-        return {"lse": self._lse, "mean-logit": self._mean_logit, "mean-latent": self._mean_latent, "classifier": self.base}
+        return {
+            "lse": self._lse,
+            "mean-logit": self._mean_logit,
+            "mean-latent": self._mean_latent,
+            "classifier": self.base,
+        }
 
     def _lse(self, x: Tensor) -> Tensor:
         return AGGREGATIONS["lse"](self.sample_logits(x))
@@ -112,10 +127,18 @@ class CARSO(nn.Module):
     def _logits(self, z: Tensor, c: Tensor) -> Tensor:
         """(B,n,K) of z (B,n,D) and c (B,C), in flat batches of all images and samples: a map over the samples takes nearly twice as long."""
         n = z.shape[1]
-        together = max(FLAT.get(c.device.type, FLAT_ELSEWHERE) // math.prod(self.purifier.layout.image), 1)
+        together = max(
+            FLAT.get(c.device.type, FLAT_ELSEWHERE) // math.prod(self.purifier.layout.image), 1
+        )
         parts = max(-(-len(c) * n // together), 1)
-        pairs = zip(z.flatten(0, 1).tensor_split(parts), c.repeat_interleave(n, 0).tensor_split(parts), strict=True)
-        logits: Tensor = torch.cat([self.classify(self.decode(*pair)) for pair in pairs]).unflatten(0, (len(c), n))
+        pairs = zip(
+            z.flatten(0, 1).tensor_split(parts),
+            c.repeat_interleave(n, 0).tensor_split(parts),
+            strict=True,
+        )
+        logits: Tensor = torch.cat([self.classify(self.decode(*pair)) for pair in pairs]).unflatten(
+            0, (len(c), n)
+        )
         return logits
 
 

@@ -45,7 +45,11 @@ class Lookahead:
         """What `restore` needs besides parameters and number of steps: the slow weights and RAdam's moments, numbered as the parameters are."""
         kept = {f"slow.{i}": slow for i, slow in enumerate(self.slow)}
         for i, parameter in enumerate(self.parameters):
-            kept |= {f"{name}.{i}": value for name, value in self.inner.state[parameter].items() if name != "step"}
+            kept |= {
+                f"{name}.{i}": value
+                for name, value in self.inner.state[parameter].items()
+                if name != "step"
+            }
         return kept
 
     @torch.no_grad()
@@ -55,7 +59,9 @@ class Lookahead:
         for i, (parameter, slow) in enumerate(zip(self.parameters, self.slow, strict=True)):
             slow.copy_(kept[f"slow.{i}"])
             if steps:
-                moments = {name: torch.empty_like(parameter).copy_(kept[f"{name}.{i}"]) for name in MOMENTS}
+                moments = {
+                    name: torch.empty_like(parameter).copy_(kept[f"{name}.{i}"]) for name in MOMENTS
+                }
                 self.inner.state[parameter] = {"step": torch.tensor(float(steps)), **moments}
 
     @torch.no_grad()
@@ -63,7 +69,9 @@ class Lookahead:
         torch._foreach_copy_([p.detach() for p in self.parameters], self.slow)
 
 
-def learning_rate(epoch: int, epochs: int, *, start: float, base: float, final: float, warmup: float) -> float:
+def learning_rate(
+    epoch: int, epochs: int, *, start: float, base: float, final: float, warmup: float
+) -> float:
     """Linear from `start` to `base` in the first `warmup` share of the epochs, constant for as long, then linear to `final` after the last."""
     rise = int(warmup * epochs)
     if epoch < rise:

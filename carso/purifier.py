@@ -46,15 +46,29 @@ class Layout:
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.image[0] or len(self.std) != self.image[0] or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each of the {self.image[0]} channels, std above 0")
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} must have one value for each of the {self.image[0]} channels, std above 0"
+            )
         if self.last_kernel not in (2, 3) or self.padding not in (0, 1):
-            raise ValueError(f"last_kernel={self.last_kernel} must be 2 or 3, and padding={self.padding} 0 or 1")
-        if self.blocks < 0 or min(self.latent, self.bottleneck, *self.encoder, *self.decoder) < 1 or not self.decoder:
-            raise ValueError("blocks must be 0 or more; latent, bottleneck, and the channels of encoder and decoder at least 1")
+            raise ValueError(
+                f"last_kernel={self.last_kernel} must be 2 or 3, and padding={self.padding} 0 or 1"
+            )
+        if (
+            self.blocks < 0
+            or min(self.latent, self.bottleneck, *self.encoder, *self.decoder) < 1
+            or not self.decoder
+        ):
+            raise ValueError(
+                "blocks must be 0 or more; latent, bottleneck, and the channels of encoder and decoder at least 1"
+            )
         if any(tap[:1] == (None,) or (len(tap) != 3 and None in tap) for tap in self.taps):
-            raise ValueError(f"taps {self.taps}: only the height and the width of a tap can be unknown")
+            raise ValueError(
+                f"taps {self.taps}: only the height and the width of a tap can be unknown"
+            )
         if self.known != (self.flat == 0):
-            raise ValueError(f"flat={self.flat} is counted where the taps' shapes are known, and must be given where they are not")
+            raise ValueError(
+                f"flat={self.flat} is counted where the taps' shapes are known, and must be given where they are not"
+            )
         for i, tap in enumerate(self.taps):
             self._large_enough(i, tap)
 
@@ -69,10 +83,13 @@ class Layout:
     def check(self, got: Sequence[tuple[int, ...]]) -> None:
         """ValueError where taps of the shapes `got` (without the batch) are not those of the layout."""
         same = len(got) == len(self.taps) and all(
-            len(a) == len(b) and all(m in (n, None) for m, n in zip(a, b, strict=True)) for a, b in zip(self.taps, got, strict=True)
+            len(a) == len(b) and all(m in (n, None) for m, n in zip(a, b, strict=True))
+            for a, b in zip(self.taps, got, strict=True)
         )
         if not same or not got:
-            raise ValueError(f"the purifier was made for taps of the shapes {self.taps}, the classifier gives {tuple(got)}")
+            raise ValueError(
+                f"the purifier was made for taps of the shapes {self.taps}, the classifier gives {tuple(got)}"
+            )
         if not self.known:
             for i, tap in enumerate(got):
                 self._large_enough(i, tap)
@@ -105,7 +122,9 @@ class Layout:
     @property
     def total(self) -> int:
         """The number of values of the compressed taps: what the bottleneck reads."""
-        return self.flat or self.count([tuple(n for n in tap if n is not None) for tap in self.taps])
+        return self.flat or self.count(
+            [tuple(n for n in tap if n is not None) for tap in self.taps]
+        )
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -124,7 +143,9 @@ class Layout:
         """ValueError where a field is missing or unknown."""
         names = {f.name for f in fields(Layout)}
         if odd := (names ^ set(data)) - {"flat"}:
-            raise ValueError(f"the purifier's layout lacks or has unknown fields: {', '.join(sorted(odd))}")
+            raise ValueError(
+                f"the purifier's layout lacks or has unknown fields: {', '.join(sorted(odd))}"
+            )
         return Layout(**{k: _frozen(v) for k, v in data.items()})
 
 
@@ -140,7 +161,9 @@ class Cat(nn.Module):
 
 
 def conv(i: int, o: int, stride: int, padding: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(i, o, 3, stride, padding, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.2))
+    return nn.Sequential(
+        nn.Conv2d(i, o, 3, stride, padding, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.2)
+    )
 
 
 def full(i: int, o: int) -> nn.Sequential:
@@ -150,7 +173,9 @@ def full(i: int, o: int) -> nn.Sequential:
 def double(i: int, o: int, before: tuple[int, int], after: tuple[int, int]) -> nn.Sequential:
     """Transposed convolution from a map of size `before` to `after`: 2n-1 or, with an output padding of 1, 2n."""
     extra = (after[0] - 2 * before[0] + 1, after[1] - 2 * before[1] + 1)
-    return nn.Sequential(nn.ConvTranspose2d(i, o, 3, 2, 1, extra, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.2))
+    return nn.Sequential(
+        nn.ConvTranspose2d(i, o, 3, 2, 1, extra, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.2)
+    )
 
 
 class Purifier(nn.Module):
@@ -168,7 +193,9 @@ class Purifier(nn.Module):
         channels, h, w = layout.image
         d, c = layout.latent, layout.condition
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(layout, name)).view(-1, 1, 1), persistent=False)
+            self.register_buffer(
+                name, torch.tensor(getattr(layout, name)).view(-1, 1, 1), persistent=False
+            )
 
         self.compressors = nn.ModuleList(self._compressor(tap) for tap in layout.taps)
         self.bottleneck = nn.Sequential(Cat(), full(layout.total, c)) if layout.taps else None
@@ -184,7 +211,9 @@ class Purifier(nn.Module):
         sizes, maps = layout.sizes, layout.decoder
         seed = (maps[0], *sizes[0])
         self.decoder = nn.Sequential(
-            nn.Sequential(Cat(), nn.Linear(d + c, prod(seed)), nn.LeakyReLU(0.2), nn.Unflatten(1, seed)),
+            nn.Sequential(
+                Cat(), nn.Linear(d + c, prod(seed)), nn.LeakyReLU(0.2), nn.Unflatten(1, seed)
+            ),
             *(double(maps[i], maps[i + 1], sizes[i], sizes[i + 1]) for i in range(len(maps) - 1)),
             nn.ConvTranspose2d(maps[-1], channels, layout.last_kernel, 1, 1),
             nn.Sigmoid(),
@@ -206,7 +235,9 @@ class Purifier(nn.Module):
     def encode(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar (B,D) of the posterior of z; c (B,0) where there are no taps. ValueError where the purifier has no encoder."""
         if not self.layout.encoder:
-            raise ValueError("this purifier has no encoder, and can only decode: the released files lack the parts that only training needs")
+            raise ValueError(
+                "this purifier has no encoder, and can only decode: the released files lack the parts that only training needs"
+            )
         h = self.joint((self.encoder((x - self.mean) / self.std), c))
         return self.mu(h), self.logvar(h)
 

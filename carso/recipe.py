@@ -49,7 +49,17 @@ class Recipe:
 
     def layout(self, image: tuple[int, int, int], taps: tuple[tuple[int, ...], ...]) -> Layout:
         """The purifier's layout for these images and taps; ValueError where it cannot be built."""
-        names = ("mean", "std", "blocks", "padding", "bottleneck", "latent", "encoder", "decoder", "last_kernel")
+        names = (
+            "mean",
+            "std",
+            "blocks",
+            "padding",
+            "bottleneck",
+            "latent",
+            "encoder",
+            "decoder",
+            "last_kernel",
+        )
         return Layout(image, taps, **{name: getattr(self, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +73,9 @@ def read(name: str, kind: str = "carso", changes: Mapping[str, str] | None = Non
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        raise ValueError(f"recipe '{name}' is unknown{_near(name, sorted(p.stem for p in FOLDER.glob('*.toml')))}")
+        raise ValueError(
+            f"recipe '{name}' is unknown{_near(name, sorted(p.stem for p in FOLDER.glob('*.toml')))}"
+        )
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -91,7 +103,13 @@ def _parse(key: str, text: str, want: str) -> Any:
         items = [item.strip().strip("\"'") for item in text.strip("[] ").split(",") if item.strip()]
         return [_parse(key, item, want[6:].partition(",")[0]) for item in items]
     try:
-        return {"true": True, "false": False}[text] if want == "bool" else int(text) if want == "int" else float(text)
+        return (
+            {"true": True, "false": False}[text]
+            if want == "bool"
+            else int(text)
+            if want == "int"
+            else float(text)
+        )
     except (KeyError, ValueError):
         raise ValueError(f"recipe field {key}='{text}' is not of the type {want}") from None
 
@@ -104,20 +122,32 @@ def _typed(key: str, value: Any, want: str) -> Any:
         return float(value)
     elif type(value).__name__ == want:
         return value
-    raise ValueError(f"recipe field {key}={value!r} is not of the type {want.replace('tuple', 'list')}")
+    raise ValueError(
+        f"recipe field {key}={value!r} is not of the type {want.replace('tuple', 'list')}"
+    )
 
 
 def _sane(recipe: Recipe) -> None:
     for key in ("eps_weak", "eps_strong", "pgd_step", "validation_eps"):
         strength(key, getattr(recipe, key))
     if recipe.eps_unit not in ("pixel", "std"):
-        raise ValueError(f"recipe field eps_unit='{recipe.eps_unit}' is unknown; there are: pixel, std")
+        raise ValueError(
+            f"recipe field eps_unit='{recipe.eps_unit}' is unknown; there are: pixel, std"
+        )
     for key in ("epochs", "batch", "lr", "pgd_steps"):
         if getattr(recipe, key) <= 0:
             raise ValueError(f"recipe field {key}={getattr(recipe, key)} must be above 0")
-    for key, most in (("adversarial", 1.0), ("warmup", 0.5), ("lag", 0.75), ("beta", float("inf")), ("validation", 10**9)):
+    for key, most in (
+        ("adversarial", 1.0),
+        ("warmup", 0.5),
+        ("lag", 0.75),
+        ("beta", float("inf")),
+        ("validation", 10**9),
+    ):
         if not 0 <= getattr(recipe, key) <= most:
-            raise ValueError(f"recipe field {key}={getattr(recipe, key)} must be from 0 to {most:g}")
+            raise ValueError(
+                f"recipe field {key}={getattr(recipe, key)} must be from 0 to {most:g}"
+            )
 
 
 def strength(key: str, text: str) -> float:

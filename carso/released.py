@@ -31,7 +31,9 @@ class Scenario:
     recipe: str  # of carso/recipes: layers, sizes, scaling of the image
     classes: int
     classifier: str
-    purifier: str = ""  # what the names of its three files have in common; empty where none was released
+    purifier: str = (
+        ""  # what the names of its three files have in common; empty where none was released
+    )
     robustbench: str = ""  # what that library calls the same classifier
 
 
@@ -68,9 +70,15 @@ SCENARIOS = {
         "cifar_100_ownwrn2810/WRN_28_10_cifar100_07476.safetensors",
         "cifar_100_ownwrn2810/wrn_28_10_cifar_100_own_2025",
     ),
-    "cifar10-gowal": Scenario("cifar10", 10, "cifar_10_gowalwrn2810/cifar10_linf_wrn28-10_with.safetensors"),
-    "cifar10-rebuffi": Scenario("cifar10", 10, "cifar_10_rebuffiwrn2810/cifar10_linf_wrn28-10_cutmix_ddpm_v2.safetensors"),
-    "cifar100-rebuffi": Scenario("cifar100", 100, "cifar_100_rebuffiwrn2810/cifar100_linf_wrn28-10_cutmix_ddpm.safetensors"),
+    "cifar10-gowal": Scenario(
+        "cifar10", 10, "cifar_10_gowalwrn2810/cifar10_linf_wrn28-10_with.safetensors"
+    ),
+    "cifar10-rebuffi": Scenario(
+        "cifar10", 10, "cifar_10_rebuffiwrn2810/cifar10_linf_wrn28-10_cutmix_ddpm_v2.safetensors"
+    ),
+    "cifar100-rebuffi": Scenario(
+        "cifar100", 100, "cifar_100_rebuffiwrn2810/cifar100_linf_wrn28-10_cutmix_ddpm.safetensors"
+    ),
 }
 
 
@@ -98,12 +106,18 @@ def layout(name: str) -> Layout:
     told = recipe.read(scenario(name).recipe)
     side = 64 if told.last_kernel == 3 else 32
     groups = [int(layer.split(".")[1]) for layer in told.layers]
-    return replace(told.layout((3, side, side), tuple((160 << g, side >> g, side >> g) for g in groups)), encoder=())
+    return replace(
+        told.layout((3, side, side), tuple((160 << g, side >> g, side >> g) for g in groups)),
+        encoder=(),
+    )
 
 
 def modules(purifier: Purifier) -> dict[str, nn.Module]:
     """A purifier's parts by the authors' names for them, each with their key names."""
-    parts: dict[str, nn.Module | None] = {"repr_compressors": purifier.compressors, "repr_fcn_compressor": purifier.bottleneck}
+    parts: dict[str, nn.Module | None] = {
+        "repr_compressors": purifier.compressors,
+        "repr_fcn_compressor": purifier.bottleneck,
+    }
     parts["decoder"] = purifier.decoder
     if purifier.layout.encoder:
         parts |= {"input_compressor": purifier.encoder, "joint_fcn_compressor": purifier.joint}
@@ -134,7 +148,10 @@ def ensure(name: str) -> None:
     found = files(name)
     with torch.device("meta"):
         parts = modules(Purifier(layout(name), layers(name)))
-    obtain(f"purifier 'released:{name}'", {found[part]: shapes(parts[part].state_dict()) for part in PARTS})
+    obtain(
+        f"purifier 'released:{name}'",
+        {found[part]: shapes(parts[part].state_dict()) for part in PARTS},
+    )
 
 
 def obtain(what: str, wanted: Mapping[str, Shapes]) -> None:
@@ -147,7 +164,12 @@ def obtain(what: str, wanted: Mapping[str, Shapes]) -> None:
         try:
             fetch(BASE + file, path, check=partial(check, want=want))
         except (OSError, ValueError) as error:
-            raise missing(what, wanted, folder(), f" (the download of {path.name} failed: {' '.join(str(error).split())})") from None
+            raise missing(
+                what,
+                wanted,
+                folder(),
+                f" (the download of {path.name} failed: {' '.join(str(error).split())})",
+            ) from None
 
 
 def missing(what: str, wanted: Iterable[str], top: Path, why: str = "") -> ValueError:
@@ -167,9 +189,14 @@ def check(path: Path, want: Shapes) -> None:
 
 def compare(what: str, found: Shapes, want: Shapes) -> None:
     """ValueError, one line, that names what is missing, left over, or of another shape."""
-    for how, names in (("lacks", want.keys() - found.keys()), ("also holds", found.keys() - want.keys())):
+    for how, names in (
+        ("lacks", want.keys() - found.keys()),
+        ("also holds", found.keys() - want.keys()),
+    ):
         if names:
-            raise ValueError(f"{what} {how} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+            raise ValueError(
+                f"{what} {how} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            )
     for key, shape in want.items():
         if found[key] != shape:
             raise ValueError(f"{what} holds {key} of the shape {found[key]}, not {shape}")

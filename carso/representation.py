@@ -25,7 +25,9 @@ def taps(classifier: nn.Module, x: Tensor, layers: Collection[str]) -> tuple[Ten
 
             def keep(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 if not isinstance(output, Tensor):
-                    raise ValueError(f"layer '{name}' returns a {type(output).__name__}, not a tensor")
+                    raise ValueError(
+                        f"layer '{name}' returns a {type(output).__name__}, not a tensor"
+                    )
                 seen.add(name)
                 found.append(output.clone())
 
@@ -42,13 +44,23 @@ def find(classifier: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]
     known = dict(classifier.named_modules())
     for name in layers:
         if not name or name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [n for n in known if n][:12]
-            raise ValueError(f"the classifier has no layer '{name}'; near it: {', '.join(near) or 'none'}")
+            near = (
+                difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+                or [n for n in known if n][:12]
+            )
+            raise ValueError(
+                f"the classifier has no layer '{name}'; near it: {', '.join(near) or 'none'}"
+            )
     return {name: known[name] for name in layers}
 
 
-def shapes(classifier: nn.Module, image: Sequence[int], layers: Collection[str]) -> tuple[tuple[int, ...], ...]:
+def shapes(
+    classifier: nn.Module, image: Sequence[int], layers: Collection[str]
+) -> tuple[tuple[int, ...], ...]:
     """The shapes of the taps of one image (C,H,W), without the batch dimension."""
     like = next((p for p in classifier.parameters()), torch.empty(0))
     with torch.no_grad():
-        return tuple(tuple(r.shape[1:]) for r in taps(classifier, torch.zeros(1, *image, device=like.device), layers))
+        return tuple(
+            tuple(r.shape[1:])
+            for r in taps(classifier, torch.zeros(1, *image, device=like.device), layers)
+        )

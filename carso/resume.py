@@ -52,7 +52,9 @@ class Checkpoint:
     and after the last; 0: never, the curve alone.
     """
 
-    def __init__(self, path: Path, curve: Path, question: Mapping[str, Any], *, every: int = 1) -> None:
+    def __init__(
+        self, path: Path, curve: Path, question: Mapping[str, Any], *, every: int = 1
+    ) -> None:
         self.path, self.curve, self.every = path, curve, every
         self.question: dict[str, Any] = json.loads(json.dumps(question))
 
@@ -66,9 +68,13 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            return State(tensors, facts["steps"], facts["seed"], [Epoch(**row) for row in facts["history"]])
+            return State(
+                tensors, facts["steps"], facts["seed"], [Epoch(**row) for row in facts["history"]]
+            )
         except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise ValueError(f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh") from None
+            raise ValueError(
+                f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh"
+            ) from None
 
     def _facts(self) -> dict[str, Any]:
         try:
@@ -76,20 +82,40 @@ class Checkpoint:
                 facts: dict[str, Any] = json.loads((file.metadata() or {})["training"])
             found = facts["question"]
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh") from None
+            raise ValueError(
+                f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh"
+            ) from None
         if odd := next(_differences(found, self.question), ""):
-            raise ValueError(f"checkpoint '{self.path}' is of another run: {odd}; remove it, start anew with --fresh, or give another --out")
+            raise ValueError(
+                f"checkpoint '{self.path}' is of another run: {odd}; remove it, start anew with --fresh, or give another --out"
+            )
         return facts
 
     def save(self, state: State, epochs: int) -> None:
         """After an epoch of a run of `epochs`. OSError where the disk is full or the like; FloatingPointError where the state is not finite."""
         done = len(state.history)
         if self.every and (done % self.every == 0 or done == epochs):
-            if bad := [name for name, value in state.tensors.items() if not bool(torch.isfinite(value).all())]:
-                raise FloatingPointError(f"training diverged in epoch {done - 1}: {bad[0]} is not finite")
-            facts = {"question": self.question, "steps": state.steps, "seed": state.seed, "history": [asdict(row) for row in state.history]}
-            tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
-            replace(self.path, lambda fresh: save_file(tensors, fresh, metadata={"training": json.dumps(facts)}))
+            if bad := [
+                name
+                for name, value in state.tensors.items()
+                if not bool(torch.isfinite(value).all())
+            ]:
+                raise FloatingPointError(
+                    f"training diverged in epoch {done - 1}: {bad[0]} is not finite"
+                )
+            facts = {
+                "question": self.question,
+                "steps": state.steps,
+                "seed": state.seed,
+                "history": [asdict(row) for row in state.history],
+            }
+            tensors = {
+                name: value.detach().cpu().contiguous() for name, value in state.tensors.items()
+            }
+            replace(
+                self.path,
+                lambda fresh: save_file(tensors, fresh, metadata={"training": json.dumps(facts)}),
+            )
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in state.history)
         replace(self.curve, lambda fresh: _write(fresh, lines))
 

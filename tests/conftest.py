@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import registry
+from bench.questions import registry
 
 TOYS = Path(__file__).parent / "toys.py"
 

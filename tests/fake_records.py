@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from bench.record import Certificate, Cost, Env, Flag, Record
-from bench.spec import Cell, Spec, ThreatModel
+from bench.questions.spec import Cell, Spec, ThreatModel
+from bench.results.record import Certificate, Cost, Env, Flag, Record
 
-ACCESS = {"square": "score", "spsa": "score", "boundary": "decision", "hopskipjump": "decision", "transfer": "transfer"}
+ACCESS = {
+    "square": "score",
+    "spsa": "score",
+    "boundary": "decision",
+    "hopskipjump": "decision",
+    "transfer": "transfer",
+}
 
 
 def cell(
@@ -51,7 +57,9 @@ def record(
         selected=tuple(same if selected is None else selected),
         margin=tuple(margin or (0.0,) * n),
         correct=tuple(correct),
-        distance=tuple(distance or ((0.0 if asked.attack.name == "none" else float(asked.threat.eps)),) * n),
+        distance=tuple(
+            distance or ((0.0 if asked.attack.name == "none" else float(asked.threat.eps)),) * n
+        ),
         strayed=tuple(strayed or (0.0,) * n),
         cost=cost or Cost(),
         flags=tuple(flags),

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.data.sample import Dataset, load
-from bench.evaluate import evaluate
-from bench.labels import CHECKS
-from bench.norms import NORMS
-from bench.plan import Request, plan
-from bench.spec import Cell, Spec, ThreatModel
-from bench.streams import stream
-from bench.target import PARTS, Target, draws
+from bench.judging.evaluate import evaluate
+from bench.judging.norms import NORMS
+from bench.judging.randomness import stream
+from bench.judging.target import PARTS, Target, draws
+from bench.questions import registry
+from bench.questions.plan import Request, plan
+from bench.questions.spec import Cell, Spec, ThreatModel
+from bench.results.names import CHECKS
 from tests.conftest import TOYS
 
 registry.discover((TOYS,))
@@ -26,7 +26,9 @@ CPU = torch.device("cpu")
 INFINITE = {"gallery-peel-naive"}
 SAMPLE = Spec.of("digits", {"n": 12})
 DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.startswith("toy"))
-ATTACKS = sorted(entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy")))
+ATTACKS = sorted(
+    entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy"))
+)
 # a few steps of everything: the battery asks whether an attack keeps the rules, the attack's own tests whether it is strong
 SHORT = {
     "examples": 2,
@@ -78,13 +80,17 @@ def near(one: Tensor, other: Tensor, within: float) -> bool:
     return bool(((one - other).abs() <= within * other.abs().clamp_min(1)).all())
 
 
-def test_logits_have_the_right_shape_type_and_are_finite(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_logits_have_the_right_shape_type_and_are_finite(
+    built: tuple[Spec, nn.Module], data: Dataset
+) -> None:
     spec, module = built
     logits = answer(module, data.x)
     assert logits.shape == (len(data.x), data.classes)
     assert logits.dtype == torch.float32
     assert bool(logits.isfinite().all()) != (spec.name in INFINITE)
-    edges = torch.stack([torch.zeros_like(data.x[0]), torch.ones_like(data.x[0]), torch.full_like(data.x[0], 0.5)])
+    edges = torch.stack(
+        [torch.zeros_like(data.x[0]), torch.ones_like(data.x[0]), torch.full_like(data.x[0], 0.5)]
+    )
     assert not answer(module, edges).isnan().any()
     assert answer(module, edges).isfinite().all() or spec.name in INFINITE
 
@@ -96,7 +102,9 @@ def test_it_is_as_random_as_it_says(built: tuple[Spec, nn.Module], data: Dataset
     assert torch.equal(one, other) != registry.is_stochastic(spec)
 
 
-def test_randomness_is_fresh_for_each_example_and_call(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_randomness_is_fresh_for_each_example_and_call(
+    built: tuple[Spec, nn.Module], data: Dataset
+) -> None:
     spec, module = built
     same, heard = data.x[:1].expand(4, -1, -1, -1).contiguous(), audible(spec, module)
     with stream(CPU, 0), torch.no_grad():
@@ -112,7 +120,9 @@ def test_randomness_is_fresh_for_each_example_and_call(built: tuple[Spec, nn.Mod
         assert near(several, several[:, :1], 1e-4)
 
 
-def test_draws_have_the_same_distribution_as_calls(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_draws_have_the_same_distribution_as_calls(
+    built: tuple[Spec, nn.Module], data: Dataset
+) -> None:
     spec, module = built
     if not registry.is_stochastic(spec):
         assert near(draws(module, data.x, 2)[:, 0], answer(module, data.x), 1e-4)
@@ -138,7 +148,9 @@ def test_an_empty_batch_gets_an_empty_answer(built: tuple[Spec, nn.Module], data
         assert draws(built[1], data.x[:0], 3).shape == (0, 3, data.classes)
 
 
-def test_it_leaves_its_input_its_weights_and_the_random_state_alone(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_it_leaves_its_input_its_weights_and_the_random_state_alone(
+    built: tuple[Spec, nn.Module], data: Dataset
+) -> None:
     spec, module = built
     before = {name: value.clone() for name, value in module.state_dict().items()}
     x, given = data.x.clone(), data.x.clone()
@@ -152,7 +164,9 @@ def test_it_leaves_its_input_its_weights_and_the_random_state_alone(built: tuple
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_its_gradient_lives_or_a_surrogate_is_declared(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_its_gradient_lives_or_a_surrogate_is_declared(
+    built: tuple[Spec, nn.Module], data: Dataset
+) -> None:
     _, module = built
     x = data.x.clone().requires_grad_()
     ways = [module, *getattr(module, "surrogates", {}).values()]
@@ -161,13 +175,23 @@ def test_its_gradient_lives_or_a_surrogate_is_declared(built: tuple[Spec, nn.Mod
         with stream(CPU, 0):
             logits = way(x)
         gap = logits.topk(2).values
-        grad = torch.autograd.grad((gap[:, 0] - gap[:, 1]).sum(), x, allow_unused=True)[0] if logits.requires_grad else None
-        alive.append(grad is not None and bool(grad.isfinite().all()) and bool((grad.flatten(1) != 0).any(1).float().mean() > 0.9))
+        grad = (
+            torch.autograd.grad((gap[:, 0] - gap[:, 1]).sum(), x, allow_unused=True)[0]
+            if logits.requires_grad
+            else None
+        )
+        alive.append(
+            grad is not None
+            and bool(grad.isfinite().all())
+            and bool((grad.flatten(1) != 0).any(1).float().mean() > 0.9)
+        )
     assert any(alive)
     assert all(alive[1:])
 
 
-def test_declared_parts_are_what_the_contract_says(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_declared_parts_are_what_the_contract_says(
+    built: tuple[Spec, nn.Module], data: Dataset
+) -> None:
     _, module = built
     parts = [name for name in PARTS if getattr(module, name, None) is not None]
     with stream(CPU, 0), torch.no_grad():
@@ -186,10 +210,19 @@ def test_declared_parts_are_what_the_contract_says(built: tuple[Spec, nn.Module]
 
 def short_of(attack: str) -> Spec:
     entry = registry.attacks.get(attack)
-    params = {knob: min(value, SHORT[knob]) if knob in SHORT else value for knob, value in entry.knobs.items()}
+    params = {
+        knob: min(value, SHORT[knob]) if knob in SHORT else value
+        for knob, value in entry.knobs.items()
+    }
     if "attack" in params:
         params["attack"] = str(short_of(params["attack"]))
-    return Spec.of(attack, {knob: "own:digits-standard" if value == "@standard" else value for knob, value in params.items()})
+    return Spec.of(
+        attack,
+        {
+            knob: "own:digits-standard" if value == "@standard" else value
+            for knob, value in params.items()
+        },
+    )
 
 
 def short_cell(attack: str, norm: str, defence: str) -> Cell:
@@ -210,14 +243,20 @@ CASES = [
 
 
 @pytest.mark.parametrize(("attack", "norm", "defence"), CASES)
-def test_an_attack_answers_within_the_rules_and_again_the_same(attack: str, norm: str, defence: str) -> None:
+def test_an_attack_answers_within_the_rules_and_again_the_same(
+    attack: str, norm: str, defence: str
+) -> None:
     cell = short_cell(attack, norm, defence)
     record = evaluate(cell)
     assert max(record.strayed) <= 0.0, "an attack of ours proposes inside the ball and the box"
     assert -1.0 not in record.strayed, "an attack of ours proposes finite images"
     assert max(record.distance) <= float(cell.threat.eps) * (1 + 1e-5) + 1e-6
     again = evaluate(cell)
-    assert (again.correct, again.margin, again.cost.forwards) == (record.correct, record.margin, record.cost.forwards)
+    assert (again.correct, again.margin, again.cost.forwards) == (
+        record.correct,
+        record.margin,
+        record.cost.forwards,
+    )
     if attack == "none":
         assert record.cost.forwards == 0
     else:
@@ -230,7 +269,12 @@ def test_an_attack_says_what_it_costs_and_keeps_to_it(attack: str) -> None:
     spec, data = short_of(attack), load(SAMPLE)
     for stochastic in (True,) if entry.facts["needs_stochastic"] else (False, True):
         model = registry.build_classifier("own:digits-standard")
-        target = Target(model, access=entry.facts["access"].replace("transfer", "white-box"), stochastic=stochastic, classes=data.classes)
+        target = Target(
+            model,
+            access=entry.facts["access"].replace("transfer", "white-box"),
+            stochastic=stochastic,
+            classes=data.classes,
+        )
         norm = "linf" if "linf" in entry.facts["norms"] else min(entry.facts["norms"])
         threat = ThreatModel(norm, Fraction(registry.datasets.get("digits").facts["eps"][norm]))
         with stream(CPU, 0):
@@ -245,7 +289,9 @@ def test_every_attack_beats_doing_nothing_on_the_undefended_classifier() -> None
     for name in ATTACKS:
         if name in ("none", *CHECKS) or registry.attacks.get(name).facts["needs_stochastic"]:
             continue
-        clean, cell = plan([Request(defences=("undefended",), attacks=(name,), n=12, budget="quick")]).cells
+        clean, cell = plan(
+            [Request(defences=("undefended",), attacks=(name,), n=12, budget="quick")]
+        ).cells
         if evaluate(cell).accuracy >= evaluate(clean).accuracy:
             idle.append(name)
     assert not idle

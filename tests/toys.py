@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import attack, build_classifier, classifier, dataset, defence
+from bench.questions.registry import attack, build_classifier, classifier, dataset, defence
 
 ALL = {"linf", "l2", "l1", "l0"}
 SIZE = 40
@@ -33,7 +33,14 @@ def toy(split: str, data_dir: Path) -> Dataset:
     return dataset_of("toy", x.view(SIZE, 1, 2, 3), (side > 0).long(), classes=2)
 
 
-@dataset("toy-grey", norm="linf", eps={"linf": "1/10"}, n=24, budget="quick", roles={"standard": "toy:net", "robust": "toy:net"})
+@dataset(
+    "toy-grey",
+    norm="linf",
+    eps={"linf": "1/10"},
+    n=24,
+    budget="quick",
+    roles={"standard": "toy:net", "robust": "toy:net"},
+)
 def toy_grey(split: str, data_dir: Path) -> Dataset:
     """Grey images of 8x8 whose first pixel says the class: 0.1 or 0.9, which eps 1/10 does not change into each other."""
     x = torch.full((24, 1, 8, 8), 0.5)
@@ -84,7 +91,9 @@ def net() -> nn.Module:
     """Random features of 8x8 images under a linear head, always the same; nearly linear, so that gradients lead straight to what is planted."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.Softplus(), nn.Linear(128, 2)).requires_grad_(False)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 128), nn.Softplus(), nn.Linear(128, 2)
+        ).requires_grad_(False)
 
 
 @classifier("toy", names=lambda: ["linear", "net"])
@@ -126,7 +135,9 @@ def toy_linear(*, classifier: str = "@standard") -> nn.Module:
 @defence("toy-coin", stochastic=True)
 def toy_coin(*, classifier: str = "@standard", p: float = 0.5) -> nn.Module:
     """Answers as the linear model with probability `p` for each example and call, and the opposite otherwise."""
-    return Wrapped(lambda logits, x: torch.where(torch.rand(len(x), 1, device=x.device) < p, logits, -logits))
+    return Wrapped(
+        lambda logits, x: torch.where(torch.rand(len(x), 1, device=x.device) < p, logits, -logits)
+    )
 
 
 @defence("toy-hidden-coin")
@@ -144,7 +155,9 @@ def toy_nan_logits(*, classifier: str = "@standard") -> nn.Module:
 @defence("toy-nan-gradient")
 def toy_nan_gradient(*, classifier: str = "@standard") -> nn.Module:
     """The linear model with a forward that is its own, bit for bit, and a gradient that is NaN everywhere."""
-    return Wrapped(lambda logits, x: logits + 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None])
+    return Wrapped(
+        lambda logits, x: logits + 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None]
+    )
 
 
 @defence("toy-rounded")
@@ -159,7 +172,13 @@ def on_grid(x: Tensor) -> Tensor:
     return (away - away[:, :1]).abs().amax(1) < 1e-6
 
 
-@attack("toy-exact", norms={"linf"}, access="white-box", family="gradient", calls=lambda knobs, stochastic: 3)
+@attack(
+    "toy-exact",
+    norms={"linf"},
+    access="white-box",
+    family="gradient",
+    calls=lambda knobs, stochastic: 3,
+)
 def toy_exact(model: Any, x: Tensor, y: Tensor, threat: Any, *, scale: float = 1.0) -> Tensor:
     """One sign step of `scale` times eps: optimal against the linear model."""
     x.requires_grad_()
@@ -173,7 +192,10 @@ def toy_exact(model: Any, x: Tensor, y: Tensor, threat: Any, *, scale: float = 1
 def toy_several(model: Any, x: Tensor, y: Tensor, threat: Any) -> dict[str, Tensor]:
     """Two routes: half of an optimal step, twice over, and for the first half of the box alone a whole one."""
     half, whole = toy_exact(model, x, y, threat, scale=0.5), toy_exact(model, x.detach(), y, threat)
-    return {"half": torch.stack([half, half]), "whole": torch.where(y[:, None, None, None] == 0, whole, x.detach())}
+    return {
+        "half": torch.stack([half, half]),
+        "whole": torch.where(y[:, None, None, None] == 0, whole, x.detach()),
+    }
 
 
 @attack("liar-leaves", norms=ALL, access="score", family="score")
@@ -247,7 +269,9 @@ def spy_parts(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
 
 
 @attack("toy-transfer", norms={"linf"}, access="transfer", family="transfer")
-def toy_transfer(model: Any, x: Tensor, y: Tensor, threat: Any, *, source: str = "@standard") -> Tensor:
+def toy_transfer(
+    model: Any, x: Tensor, y: Tensor, threat: Any, *, source: str = "@standard"
+) -> Tensor:
     """The exact step on the surrogate."""
     return toy_exact(model, x, y, threat)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from baselines.ensemble import Mean
 from baselines.tta import Augmented
-from bench.registry import build_classifier, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_classifier, defence
+from bench.questions.spec import BadInput
 from carso import aggregate
 
 
@@ -47,7 +47,9 @@ class NaivePeel(Augmented):
     def __init__(self, inner: nn.Module, samples: int, noise: float) -> None:
         super().__init__(inner, samples, 0, False, noise, "logit")
         self.mean = aggregate.peel_naive
-        self.surrogates = {name: partial(self.through, aggregate.named(name)) for name in ("lse", "logit")} | {"classifier": self.base}
+        self.surrogates = {
+            name: partial(self.through, aggregate.named(name)) for name in ("lse", "logit")
+        } | {"classifier": self.base}
 
     def through(self, aggregation: Mean, x: Tensor) -> Tensor:
         return aggregation(self.per_draw(x))

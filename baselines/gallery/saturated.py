@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from baselines.gallery.spoiled import Spoiled
-from bench.registry import build_classifier, defence
+from bench.questions.registry import build_classifier, defence
 
 
 @defence("gallery-scaled")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from baselines.transform import Transformed
-from bench.registry import build_classifier, defence
-from bench.spec import BadInput
+from bench.questions.registry import build_classifier, defence
+from bench.questions.spec import BadInput
 
 ACTIVATIONS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.silu, F.gelu}
 Way = Callable[[Tensor, Tensor], Tensor]
@@ -64,13 +64,19 @@ class KWinners(nn.Module):
             raise BadInput(f"defence 'gallery-kwta': keep={keep} is not above 0 and at most 1")
         self.base = base
         self.keep = keep
-        self.surrogates = {"identity": partial(self.answer, through), "soft": partial(self.answer, soft), "classifier": base}
+        self.surrogates = {
+            "identity": partial(self.answer, through),
+            "soft": partial(self.answer, soft),
+            "classifier": base,
+        }
 
     def answer(self, way: Way, x: Tensor) -> Tensor:
         with Winners(self.keep, way) as winners:
             logits: Tensor = self.base(x)
         if not winners.met:
-            raise BadInput("defence 'gallery-kwta': the classifier has none of the activations ReLU, SiLU and GELU")
+            raise BadInput(
+                "defence 'gallery-kwta': the classifier has none of the activations ReLU, SiLU and GELU"
+            )
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +108,9 @@ def kwta(*, classifier: str = "@standard", keep: float = 0.2) -> nn.Module:
 
 
 @defence("gallery-shattered")
-def shattered(*, classifier: str = "@standard", size: float = 0.02, rate: float = 2000.0) -> nn.Module:
+def shattered(
+    *, classifier: str = "@standard", size: float = 0.02, rate: float = 2000.0
+) -> nn.Module:
     """Broken on purpose: a fine ripple of height `size` on every pixel, whose slope drowns the classifier's: a gradient of random sign.
 
     Broken by BPDA (surrogate `identity`), and by attacks without gradients.

@@ -15,7 +15,12 @@ class Spoiled(nn.Module):
     `presoftmax` gives the logits as they were. Surrogates: those given, and `classifier`, the bare one.
     """
 
-    def __init__(self, base: nn.Module, spoil: Callable[[Tensor, Tensor], Tensor], surrogates: Mapping[str, Answer] | None = None) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        spoil: Callable[[Tensor, Tensor], Tensor],
+        surrogates: Mapping[str, Answer] | None = None,
+    ) -> None:
         super().__init__()
         self.base = base
         self.spoil = spoil

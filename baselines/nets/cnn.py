@@ -14,7 +14,9 @@ class Cnn(nn.Module):
     Nothing is pooled over the whole image: the few pixels of a digit count where they are.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int = 16, hidden: int = 64) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, *, width: int = 16, hidden: int = 64
+    ) -> None:
         super().__init__()
         channels, height, across = shape
         self.pool = 2 if min(height, across) >= 20 else 1
@@ -27,7 +29,9 @@ class Cnn(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.conv3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-        self.fc = nn.Linear(2 * width * (height // 2 // self.pool) * (across // 2 // self.pool), hidden)
+        self.fc = nn.Linear(
+            2 * width * (height // 2 // self.pool) * (across // 2 // self.pool), hidden
+        )
         self.logits = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outer)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(inner, outer, 1, stride=stride, bias=False) if inner != outer else None
+        self.shortcut = (
+            nn.Conv2d(inner, outer, 1, stride=stride, bias=False) if inner != outer else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(x))
@@ -32,7 +34,15 @@ class ResNet(nn.Module):
     each of `depth` blocks (`layer1.0.conv2`); `logits` (K). `stride` 2 costs a quarter: for training without a GPU.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int = 16, depth: int = 2, stride: int = 1) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        width: int = 16,
+        depth: int = 2,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
@@ -41,7 +51,16 @@ class ResNet(nn.Module):
         self.stem = nn.Conv2d(shape[0], width, 2 + stride, stride=stride, padding=1, bias=False)
         widths = (width, width, 2 * width, 4 * width)
         layers = [
-            nn.Sequential(*(Block(widths[i] if k == 0 else widths[i + 1], widths[i + 1], 2 if i and k == 0 else 1) for k in range(depth)))
+            nn.Sequential(
+                *(
+                    Block(
+                        widths[i] if k == 0 else widths[i + 1],
+                        widths[i + 1],
+                        2 if i and k == 0 else 1,
+                    )
+                    for k in range(depth)
+                )
+            )
             for i in range(3)
         ]
         self.layer1, self.layer2, self.layer3 = layers
@@ -49,7 +68,9 @@ class ResNet(nn.Module):
         self.logits = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))  # a third faster on a CPU
+        h = self.stem(
+            ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        )  # a third faster on a CPU
         h = self.layer3(self.layer2(self.layer1(h)))
         logits: Tensor = self.logits(F.relu(self.norm(h)).mean((2, 3)))
         return logits

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from bench.attacks.draws import same_noise
 from bench.attacks.gradient import SURE, climb, passes
 from bench.attacks.losses import TARGETED, gradients_at_once
-from bench.attacks.runs import TARGETS, runs
-from bench.registry import attack
-from bench.spec import BadInput, ThreatModel, nearest
-from bench.target import Target, margin, right
+from bench.judging.target import Target, margin, right
+from bench.questions.registry import attack
+from bench.questions.runs import TARGETS, runs
+from bench.questions.spec import BadInput, ThreatModel, nearest
 
 MOST = 16  # routes that are tried; `calls` is their number's bound
 DISTANCES = ("latent", "purifier")
@@ -30,7 +30,9 @@ SMOOTHING = 0.25  # standard deviation of the noise of `smoothed`, relative to e
     choices={"loss": TARGETED},
     later={"only", "targets"},
     calls=lambda knobs, stochastic: (
-        (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST) * (passes(knobs) + 4 + SURE * 3 * runs(knobs)) + 2 * SURE
+        (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST)
+        * (passes(knobs) + 4 + SURE * 3 * runs(knobs))
+        + 2 * SURE
     ),
 )
 def adaptive(
@@ -63,9 +65,19 @@ def adaptive(
     An example is left alone once a candidate fooled the defence, in ten draws in a row where that is stochastic; where a route was not tried its
     candidate is the image itself. Tramer et al. 2020, arXiv:2002.08347; Athalye et al. 2018, arXiv:1802.00420.
     """
-    knobs = {"loss": loss, "steps": steps, "restarts": restarts, "step": step, "wide": wide, "momentum": momentum, "targets": targets}
+    knobs = {
+        "loss": loss,
+        "steps": steps,
+        "restarts": restarts,
+        "step": step,
+        "wide": wide,
+        "momentum": momentum,
+        "targets": targets,
+    }
     names = chosen(routes(model), only)
-    lent = list(surrogates(model).values())[: (MOST - len(names)) // 2] if not only else []  # so that `calls` holds, with each for both of the two
+    lent = (
+        list(surrogates(model).values())[: (MOST - len(names)) // 2] if not only else []
+    )  # so that `calls` holds, with each for both of the two
     run = Run(model, x, y, threat, knobs, eot, lent)
     return {name: run.by(name) for name in names}
 
@@ -95,7 +107,9 @@ def chosen(names: list[str], only: str) -> list[str]:
     wanted = [name.strip() for name in only.split("+")] if only else names
     for name in wanted:
         if name not in names:
-            raise BadInput(f"adaptive[only={only}]: this defence has no route '{name}'{nearest(name, names)}")
+            raise BadInput(
+                f"adaptive[only={only}]: this defence has no route '{name}'{nearest(name, names)}"
+            )
     return [name for name in names if name in wanted]
 
 
@@ -113,9 +127,24 @@ class Run:
     """What the routes share: the examples, the strongest candidate of each so far, and which of them still stand."""
 
     def __init__(
-        self, model: Target, x: Tensor, y: Tensor, threat: ThreatModel, knobs: dict[str, Any], eot: int, lent: Sequence[Callable[[Tensor], Tensor]]
+        self,
+        model: Target,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        knobs: dict[str, Any],
+        eot: int,
+        lent: Sequence[Callable[[Tensor], Tensor]],
     ) -> None:
-        self.model, self.x, self.y, self.threat, self.knobs, self.eot, self.lent = model, x, y, threat, knobs, eot, lent
+        self.model, self.x, self.y, self.threat, self.knobs, self.eot, self.lent = (
+            model,
+            x,
+            y,
+            threat,
+            knobs,
+            eot,
+            lent,
+        )
         self.best = x.clone()
         hits, gap = self.score(x.unsqueeze(0), y)
         self.fewest, self.widest = hits[0], gap[0]
@@ -137,7 +166,9 @@ class Run:
         best = torch.where(tied, gap, -torch.inf).argmax(0)
         here = torch.arange(len(rows), device=self.x.device)
         made[rows], hits, gap = tried[best, here], hits[best, here], gap[best, here]
-        better = (hits < self.fewest[rows]) | ((hits == self.fewest[rows]) & (gap > self.widest[rows]))
+        better = (hits < self.fewest[rows]) | (
+            (hits == self.fewest[rows]) & (gap > self.widest[rows])
+        )
         won = rows[better]
         self.best[won], self.fewest[won], self.widest[won] = made[won], hits[better], gap[better]
         return made
@@ -146,10 +177,16 @@ class Run:
         """The candidates (m,R,C,H,W) of the route for the examples `rows` (R,)."""
         stand_in, labels = self.stand_in(name, rows)
         start = self.best[rows] if name == "warm" else None
-        knobs = self.knobs | ({"loss": "margin"} if name in DISTANCES else {})  # a distance has no cross-entropy
+        knobs = self.knobs | (
+            {"loss": "margin"} if name in DISTANCES else {}
+        )  # a distance has no cross-entropy
         eot = self.eot if stand_in.stochastic else 1
-        own: dict[str, Any] = {"spare": True, "stand_ins": self.stand_ins} if stand_in is self.model else {}
-        return climb(stand_in, self.x[rows], labels, self.threat, start=start, eot=eot, **own, **knobs)
+        own: dict[str, Any] = (
+            {"spare": True, "stand_ins": self.stand_ins} if stand_in is self.model else {}
+        )
+        return climb(
+            stand_in, self.x[rows], labels, self.threat, start=start, eot=eot, **own, **knobs
+        )
 
     @torch.no_grad()
     def score(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,16 +210,28 @@ class Run:
         if name == "presoftmax":
             return self.wrap(model.presoftmax), y
         if name == "identity":
-            return self.wrap(lambda images: model.classify(images + (model.purify(images) - images).detach())), y
+            return self.wrap(
+                lambda images: model.classify(images + (model.purify(images) - images).detach())
+            ), y
         if name == "mean-logit":
             return self.wrap(lambda images: model.per_draw(images).mean(1)), y
         if name == "fixed-noise":
             return self.wrap(Frozen(model), random=False), y
         if name == "smoothed":
-            size = SMOOTHING * float(self.threat.eps) * (1.0 if self.threat.norm == "linf" else self.x[0].numel() ** -0.5)
-            return self.wrap(lambda images: model(images + size * torch.randn_like(images)), random=True), y
+            size = (
+                SMOOTHING
+                * float(self.threat.eps)
+                * (1.0 if self.threat.norm == "linf" else self.x[0].numel() ** -0.5)
+            )
+            return self.wrap(
+                lambda images: model(images + size * torch.randn_like(images)), random=True
+            ), y
         if name in DISTANCES:
-            towards = self.neighbours(model.latent, rows) if name == "latent" else away(model.purify, self.x[rows])
+            towards = (
+                self.neighbours(model.latent, rows)
+                if name == "latent"
+                else away(model.purify, self.x[rows])
+            )
             return self.wrap(towards), torch.zeros_like(y)
         return model, y
 
@@ -199,17 +248,30 @@ class Run:
         if random is None:
             two = self.x[:2]
             with torch.no_grad():
-                random = not torch.equal(call(two), call(two)) if not isinstance(call, Distance) else call.random
-        return Target(Through(call), classes=self.model.classes, stochastic=random, device=self.model.device)
+                random = (
+                    not torch.equal(call(two), call(two))
+                    if not isinstance(call, Distance)
+                    else call.random
+                )
+        return Target(
+            Through(call), classes=self.model.classes, stochastic=random, device=self.model.device
+        )
 
     @torch.no_grad()
     def neighbours(self, latent: Callable[[Tensor], Tensor], rows: Tensor) -> Distance:
         """The distance of `latent` from that of the nearest image of the batch with another label; from the image's own where there is none."""
         codes = latent(self.x).flatten(1)
-        apart = torch.cdist(codes[rows], codes).masked_fill(self.y[rows].unsqueeze(1) == self.y.unsqueeze(0), torch.inf)
+        apart = torch.cdist(codes[rows], codes).masked_fill(
+            self.y[rows].unsqueeze(1) == self.y.unsqueeze(0), torch.inf
+        )
         least, nearest = apart.min(1)
         goals = torch.where(least.isfinite().unsqueeze(1), codes[nearest], codes[rows])
-        return Distance(latent, goals, nearer=True, random=not torch.equal(latent(self.x[:2]).flatten(1), codes[:2]))
+        return Distance(
+            latent,
+            goals,
+            nearer=True,
+            random=not torch.equal(latent(self.x[:2]).flatten(1), codes[:2]),
+        )
 
 
 def away(purify: Callable[[Tensor], Tensor], x: Tensor) -> Distance:
@@ -222,7 +284,9 @@ def away(purify: Callable[[Tensor], Tensor], x: Tensor) -> Distance:
 class Distance:
     """A distance as if it were two logits (B,2): under the label 0, their margin rises as `call` comes nearer to the goals, or goes away."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor], goals: Tensor, *, nearer: bool, random: bool) -> None:
+    def __init__(
+        self, call: Callable[[Tensor], Tensor], goals: Tensor, *, nearer: bool, random: bool
+    ) -> None:
         self.call, self.goals, self.sign, self.random = call, goals, 1.0 if nearer else -1.0, random
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bench.attacks.losses import TARGETED, Loss, answers, at_once, likely, loss_named, mean_logits
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
-from bench.attacks.runs import TARGETS, runs
 from bench.attacks.stepsizes import Halving, Sparsity, meet
-from bench.norms import NORMS, per_example, to_ball
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target, margin, right
+from bench.judging.norms import NORMS, per_example, to_ball
+from bench.judging.target import Target, margin, right
+from bench.questions.registry import attack
+from bench.questions.runs import TARGETS, runs
+from bench.questions.spec import ThreatModel
 
 Ask = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 CONFIRMED = 100  # wrong draws in a row after which an example is done with: one that is right in 3% of draws gets there in 5 cases of 100
@@ -70,7 +70,19 @@ def apgd(
     Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208.
     """
     run = radii(threat.norm, float(threat.eps), steps, wide)
-    return search(model, x, y, threat, run, loss=loss, restarts=restarts, targets=targets, rho=rho, from_x=from_x, precision=precision)
+    return search(
+        model,
+        x,
+        y,
+        threat,
+        run,
+        loss=loss,
+        restarts=restarts,
+        targets=targets,
+        rho=rho,
+        from_x=from_x,
+        precision=precision,
+    )
 
 
 @attack(
@@ -105,7 +117,20 @@ def apgd_eot(
     holds for apgd on a stochastic defence too. The other knobs and the candidates are those of apgd. Athalye et al. 2018, arXiv:1707.07397.
     """
     run = radii(threat.norm, float(threat.eps), steps, wide)
-    return search(model, x, y, threat, run, loss=loss, restarts=restarts, targets=targets, rho=rho, from_x=from_x, precision=precision, eot=eot)
+    return search(
+        model,
+        x,
+        y,
+        threat,
+        run,
+        loss=loss,
+        restarts=restarts,
+        targets=targets,
+        rho=rho,
+        from_x=from_x,
+        precision=precision,
+        eot=eot,
+    )
 
 
 def search(
@@ -137,16 +162,27 @@ def search(
     for name in names:
         ask = partial(answer, model, loss_named(name), eot)
         kept, scores = x.repeat(3, 1, 1, 1, 1), x.new_full((3, len(x)), -torch.inf)
-        waiting = [(aim, from_x and restart == 0) for aim in (aims if name == "targeted" else aims[:1]) for restart in range(restarts)]
+        waiting = [
+            (aim, from_x and restart == 0)
+            for aim in (aims if name == "targeted" else aims[:1])
+            for restart in range(restarts)
+        ]
         while waiting and alive.any():
             who = alive.nonzero().squeeze(1)
             width = max(1, at_once(x, eot) // len(who))
             group, waiting = waiting[:width], waiting[width:]
-            starts = torch.cat([begin(x, threat.norm, stages[0][0], still)[who] for _, still in group])
+            starts = torch.cat(
+                [begin(x, threat.norm, stages[0][0], still)[who] for _, still in group]
+            )
             goals = torch.cat([aim[who] for aim, _ in group])
-            images, gains = climb(ask, x, y, threat, starts, goals, who.repeat(len(group)), alive, stages, rho, enough)
+            images, gains = climb(
+                ask, x, y, threat, starts, goals, who.repeat(len(group)), alive, stages, rho, enough
+            )
             best, run = gains.unflatten(1, (len(group), len(who))).max(1)  # (3,left)
-            found = images[torch.arange(3, device=x.device).unsqueeze(1), run * len(who) + torch.arange(len(who), device=x.device)]
+            found = images[
+                torch.arange(3, device=x.device).unsqueeze(1),
+                run * len(who) + torch.arange(len(who), device=x.device),
+            ]
             better = best >= scores[:, who]
             scores[:, who] = torch.where(better, best, scores[:, who])
             kept[:, who] = torch.where(better[..., None, None, None], found, kept[:, who])
@@ -178,9 +214,18 @@ def climb(
     strongest, best_gap, wrongs = x_adv.clone(), lowest.clone(), torch.zeros_like(y)
     for stage, (radius, count) in enumerate(stages):
         here = to_ball(x_adv, x, norm, radius)
-        before, x_adv, grad, best_grad = here.clone(), here.clone(), torch.zeros_like(x), torch.zeros_like(x)
+        before, x_adv, grad, best_grad = (
+            here.clone(),
+            here.clone(),
+            torch.zeros_like(x),
+            torch.zeros_like(x),
+        )
         value, best_loss, rises = lowest.clone(), lowest.clone(), torch.zeros_like(y)
-        plan = Sparsity(x, here, radius, count, fresh=stage == 0) if norm == "l1" else Halving(x, norm, radius, count, rho)
+        plan = (
+            Sparsity(x, here, radius, count, fresh=stage == 0)
+            if norm == "l1"
+            else Halving(x, norm, radius, count, rho)
+        )
         for i in range(count + 1):
             now = here[left]
             if i:
@@ -208,7 +253,9 @@ def climb(
     return torch.stack([here, x_adv, strongest]), torch.stack([best_gap, best_loss, best_gap])
 
 
-def answer(model: Target, loss: Loss, eot: int, x_adv: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def answer(
+    model: Target, loss: Loss, eot: int, x_adv: Tensor, y: Tensor, aim: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradient, loss and margin, each the mean over `eot` draws, and whether all draws are wrong.
 
     Asked in parts of fixed size. The margin is positive wherever all draws are wrong, so that a tie that counts as wrong is kept as such, and on a
@@ -216,11 +263,20 @@ def answer(model: Target, loss: Loss, eot: int, x_adv: Tensor, y: Tensor, aim: T
     """
     size, parts = at_once(x_adv, eot), []
     given = torch.stack([y, aim], 1) if loss is TARGETED["targeted"] else y
-    for images, names, said in zip(x_adv.split(size), y.split(size), given.split(size), strict=True):
+    for images, names, said in zip(
+        x_adv.split(size), y.split(size), given.split(size), strict=True
+    ):
         grad, value, logits = answers(model, images, said, loss, eot)
         labels = names.unsqueeze(1).expand(-1, eot)
-        wrong, gap = confirmed(model, images, names, ~right(logits, labels).any(1)), margin(logits, labels).mean(1).to(x_adv)
-        gap = torch.where(wrong, gap.clamp_min(torch.finfo(gap.dtype).tiny), gap if model.stochastic else gap.clamp_max(0))
+        wrong, gap = (
+            confirmed(model, images, names, ~right(logits, labels).any(1)),
+            margin(logits, labels).mean(1).to(x_adv),
+        )
+        gap = torch.where(
+            wrong,
+            gap.clamp_min(torch.finfo(gap.dtype).tiny),
+            gap if model.stochastic else gap.clamp_max(0),
+        )
         parts.append((grad, value.to(x_adv), gap, wrong))
     grads, values, gaps, wrongs = (torch.cat(found) for found in zip(*parts, strict=True))
     return grads, values, gaps, wrongs
@@ -230,7 +286,11 @@ def begin(x: Tensor, norm: str, radius: float, still: bool) -> Tensor:
     """Where a run starts: the image itself, or a point of the ball, in l1 the nearest one to a Gaussian around the image, which is sparse."""
     if still:
         return x
-    return meet(x + torch.randn_like(x), x, radius) if norm == "l1" else x + NORMS[norm].random_start(x, radius)
+    return (
+        meet(x + torch.randn_like(x), x, radius)
+        if norm == "l1"
+        else x + NORMS[norm].random_start(x, radius)
+    )
 
 
 def radii(norm: str, eps: float, steps: int, wide: float = 0.0) -> list[tuple[float, int]]:
@@ -240,4 +300,8 @@ def radii(norm: str, eps: float, steps: int, wide: float = 0.0) -> list[tuple[fl
     """
     wide = wide or (3 if norm == "l1" else 1)
     part = min(math.ceil(0.3 * steps), (steps - 1) // 2) if wide > 1 else 0
-    return [(wide * eps, part), ((wide + 1) / 2 * eps, part), (eps, steps - 2 * part)] if part else [(eps, steps)]
+    return (
+        [(wide * eps, part), ((wide + 1) / 2 * eps, part), (eps, steps - 2 * part)]
+        if part
+        else [(eps, steps)]
+    )

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bench.attacks.draws import draw_margins
 from bench.attacks.losses import margins, rows_at_once
-from bench.norms import NORMS, per_example
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.norms import NORMS, per_example
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 BISECTIONS = 10  # queries from the start to the boundary in `boundary`
 GRID = 10  # step sizes that `hopskipjump` tries at once, each half the one before
@@ -34,11 +34,21 @@ MEETING = 1 + STARTS + BISECTIONS  # the most queries that `boundary` asks befor
     access="decision",
     family="decision",
     minimal=True,
-    calls=lambda knobs, stochastic: (2 * knobs["steps"] + MEETING) * (knobs["eot"] if stochastic else 1),
+    calls=lambda knobs, stochastic: (
+        (2 * knobs["steps"] + MEETING) * (knobs["eot"] if stochastic else 1)
+    ),
     later={"eot"},
 )
 def boundary(
-    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 25000, spherical: float = 0.01, source: float = 0.01, eot: int = 1
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 25000,
+    spherical: float = 0.01,
+    source: float = 0.01,
+    eot: int = 1,
 ) -> Tensor:
     """A random walk on the misclassified side: a step on the sphere around the image, then one towards it, each kept if still misclassified.
 
@@ -51,7 +61,9 @@ def boundary(
     norm, eps, draws = NORMS[threat.norm], float(threat.eps), eot if model.stochastic else 1
     z, found, _ = start(model, x, y, threat.norm, draws)
     z = bisect(model, x, y, z, threat.norm, found, BISECTIONS, draws)
-    around, inward = (torch.full((len(x),), first, device=x.device) for first in (spherical, source))
+    around, inward = (
+        torch.full((len(x),), first, device=x.device) for first in (spherical, source)
+    )
     for _ in range(steps):
         rows = (found & ((norm.distance(z - x) > eps) | model.stochastic)).nonzero().squeeze(1)
         if not len(rows):
@@ -81,9 +93,14 @@ def patch(delta: Tensor, radius: Tensor, share: Tensor) -> Tensor:
     """A random step on the linf sphere: a square with `share` (B,) of the pixels goes to plus or minus the radius, channel by channel."""
     batch, channels, height, width = delta.shape
     side = (share * height * width).sqrt().round().clamp(1, min(height, width)).view(-1, 1)
-    top, left = ((torch.rand(batch, 1, device=delta.device) * (size - side + 1)).floor() for size in (height, width))
+    top, left = (
+        (torch.rand(batch, 1, device=delta.device) * (size - side + 1)).floor()
+        for size in (height, width)
+    )
     rows, columns = (torch.arange(size, device=delta.device) for size in (height, width))
-    mask = ((rows >= top) & (rows < top + side)).view(-1, 1, height, 1) & ((columns >= left) & (columns < left + side)).view(-1, 1, 1, width)
+    mask = ((rows >= top) & (rows < top + side)).view(-1, 1, height, 1) & (
+        (columns >= left) & (columns < left + side)
+    ).view(-1, 1, 1, width)
     sign = torch.randint(2, (batch, channels, 1, 1), device=delta.device) * 2 - 1
     return torch.where(mask, sign * radius, delta)
 
@@ -92,16 +109,22 @@ def shrink(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
     """The perturbation projected onto the ball of each example's own `radius` (B,1,1,1)."""
     if norm == "linf":
         return delta.clamp(-radius, radius)
-    return delta * (radius / per_example(NORMS[norm].distance(delta), delta).clamp_min(1e-12)).clamp_max(1)
+    return delta * (
+        radius / per_example(NORMS[norm].distance(delta), delta).clamp_min(1e-12)
+    ).clamp_max(1)
 
 
 def reach(z: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
     """The point at distance eps in the direction of `z`: a point on the boundary is wrong by no more than rounding, or half of the time."""
     delta = z - x
-    return (x + delta * per_example(eps / NORMS[norm].distance(delta).clamp_min(1e-12), x)).clamp(0, 1)
+    return (x + delta * per_example(eps / NORMS[norm].distance(delta).clamp_min(1e-12), x)).clamp(
+        0, 1
+    )
 
 
-def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+def keep(
+    model: Target, proposal: Tensor, here: Tensor, y: Tensor, draws: int
+) -> tuple[Tensor, Tensor]:
     """The proposal where it is misclassified, and whether it is, as 0 and 1."""
     wrong = fooled(model, proposal.unsqueeze(1), y, draws).squeeze(1)
     return torch.where(per_example(wrong, here), proposal, here), wrong.to(here.dtype)
@@ -116,7 +139,16 @@ def keep(model: Target, proposal: Tensor, here: Tensor, y: Tensor, draws: int) -
     calls=lambda knobs, stochastic: knobs["queries"],
     later={"eot"},
 )
-def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 25000, initial: int = 100, eot: int = 1) -> Tensor:
+def hopskipjump(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    queries: int = 25000,
+    initial: int = 100,
+    eot: int = 1,
+) -> Tensor:
     """Steps along a normal of the boundary estimated from labels, each followed by a bisection back to it.
 
     The i-th estimate asks `initial`*sqrt(i) queries, 10000 at most; the step size is the largest of ten, each half the one before, that
@@ -144,28 +176,66 @@ def hopskipjump(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, que
             break
         centre, here, names = x[rows], z[rows], y[rows]
         radius = norm.distance(here - centre)
-        uphill = norm.steepest(normal(model, here, names, radius / values if i > 1 else torch.full_like(radius, 0.1), count, ways))
+        uphill = norm.steepest(
+            normal(
+                model,
+                here,
+                names,
+                radius / values if i > 1 else torch.full_like(radius, 0.1),
+                count,
+                ways,
+            )
+        )
         lengths = (radius / math.sqrt(i)).unsqueeze(1) * 0.5 ** torch.arange(GRID, device=x.device)
-        tries = (here.unsqueeze(1) + lengths[:, :, None, None, None] * uphill.unsqueeze(1)).clamp(0, 1)
+        tries = (here.unsqueeze(1) + lengths[:, :, None, None, None] * uphill.unsqueeze(1)).clamp(
+            0, 1
+        )
         wrong = fooled(model, tries, names, draws)
         first = wrong.int().argmax(1)  # the largest step that stays misclassified
-        stepped = torch.where(per_example(wrong.any(1), here), tries[torch.arange(len(rows), device=x.device), first], here)
-        z[rows] = bisect(model, centre, names, stepped, threat.norm, torch.ones_like(names, dtype=torch.bool), halvings, draws)
+        stepped = torch.where(
+            per_example(wrong.any(1), here),
+            tries[torch.arange(len(rows), device=x.device), first],
+            here,
+        )
+        z[rows] = bisect(
+            model,
+            centre,
+            names,
+            stepped,
+            threat.norm,
+            torch.ones_like(names, dtype=torch.bool),
+            halvings,
+            draws,
+        )
         radius = norm.distance(z - x)
         best = torch.where(per_example(radius < best_radius, x), z, best)
         best_radius = torch.minimum(radius, best_radius)
     return torch.stack([best, reach(best, x, threat.norm, eps), z])
 
 
-def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, ways: Callable[[Tensor, int], Tensor]) -> Tensor:
+def normal(
+    model: Target,
+    here: Tensor,
+    y: Tensor,
+    delta: Tensor,
+    count: int,
+    ways: Callable[[Tensor, int], Tensor],
+) -> Tensor:
     """The direction (B,C,H,W) in which misclassification becomes more likely, from `count` labels at `delta` (B,) times random directions.
 
     `ways(here, some)` -> (B,some,C,H,W) draws them.
     """
-    total, labels, directions, done = torch.zeros_like(here), torch.zeros_like(delta), torch.zeros_like(here), 0
+    total, labels, directions, done = (
+        torch.zeros_like(here),
+        torch.zeros_like(delta),
+        torch.zeros_like(here),
+        0,
+    )
     while done < count:
         some = min(count - done, max(1, rows_at_once(here) // len(here)))
-        asked = (here.unsqueeze(1) + delta[:, None, None, None, None] * ways(here, some)).clamp(0, 1)
+        asked = (here.unsqueeze(1) + delta[:, None, None, None, None] * ways(here, some)).clamp(
+            0, 1
+        )
         way = (asked - here.unsqueeze(1)) / (delta + 1e-8)[:, None, None, None, None]
         sign = (margins(model, asked, y) >= 0).to(here.dtype) * 2 - 1
         total += (sign[:, :, None, None, None] * way).sum(1)
@@ -173,14 +243,20 @@ def normal(model: Target, here: Tensor, y: Tensor, delta: Tensor, count: int, wa
         directions += way.sum(1)
         done += some
     share = labels / count
-    baseline = torch.where(share.abs() == 1, 0, share)  # a constant label says nothing about a baseline
+    baseline = torch.where(
+        share.abs() == 1, 0, share
+    )  # a constant label says nothing about a baseline
     return total - per_example(baseline, here) * directions
 
 
 def sphere(x: Tensor, count: int, norm: str) -> Tensor:
     """Directions (B,count,C,H,W) of length one, uniform for l2, else of uniform values."""
     shape = (len(x), count, *x.shape[1:])
-    way = torch.randn(shape, device=x.device) if norm == "l2" else 2 * torch.rand(shape, device=x.device) - 1
+    way = (
+        torch.randn(shape, device=x.device)
+        if norm == "l2"
+        else 2 * torch.rand(shape, device=x.device) - 1
+    )
     length: Tensor = way.flatten(2).norm(dim=2).clamp_min(1e-12)
     return way / length[:, :, None, None, None]
 
@@ -190,7 +266,9 @@ def fooled(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor:
     return (draw_margins(model, images, y, draws) < 0).sum(2) * 2 < draws
 
 
-def start(model: Target, x: Tensor, y: Tensor, norm: str, draws: int = 1) -> tuple[Tensor, Tensor, int]:
+def start(
+    model: Target, x: Tensor, y: Tensor, norm: str, draws: int = 1
+) -> tuple[Tensor, Tensor, int]:
     """A misclassified point for each example: itself, the nearest image of the batch with another label, or noise (uniform, or black and white).
 
     Returns the points (B,C,H,W), whether there is one (B,), and the queries per example, of `draws` draws each, that it took. Without one
@@ -198,9 +276,13 @@ def start(model: Target, x: Tensor, y: Tensor, norm: str, draws: int = 1) -> tup
     """
     with torch.no_grad():
         votes = (model.draws(x, draws) if draws > 1 else model(x).unsqueeze(1)).sum(1)
-    passes = votes.T[y] * 2 < draws  # (B,B): the images that would be misclassified if they had the label of the row
+    passes = (
+        votes.T[y] * 2 < draws
+    )  # (B,B): the images that would be misclassified if they had the label of the row
     wrong = passes.diagonal()
-    distance = torch.stack([NORMS[norm].distance(x - one) for one in x]).masked_fill(~passes, torch.inf)
+    distance = torch.stack([NORMS[norm].distance(x - one) for one in x]).masked_fill(
+        ~passes, torch.inf
+    )
     least, nearest = distance.min(1)
     found = wrong | least.isfinite()
     z = torch.where(per_example(wrong | ~least.isfinite(), x), x, x[nearest])
@@ -216,7 +298,16 @@ def start(model: Target, x: Tensor, y: Tensor, norm: str, draws: int = 1) -> tup
     return z, found, used
 
 
-def bisect(model: Target, x: Tensor, y: Tensor, z: Tensor, norm: str, active: Tensor, halvings: int, draws: int = 1) -> Tensor:
+def bisect(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    norm: str,
+    active: Tensor,
+    halvings: int,
+    draws: int = 1,
+) -> Tensor:
     """The nearest misclassified point on the path from `z` to `x` along the norm's projections.
 
     It asks `halvings` queries, of `draws` draws each, per example that is `active`.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.attacks.losses import at_once, margins
-from bench.streams import seeded
-from bench.target import Target, margin
+from bench.judging.randomness import seeded
+from bench.judging.target import Target, margin
 
 
 @torch.no_grad()

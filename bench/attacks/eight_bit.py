@@ -9,15 +9,17 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from bench.attacks.checks import passes
-from bench.norms import to_ball
-from bench.registry import attack as register
-from bench.registry import attack_inside, attacks
-from bench.spec import Spec, ThreatModel
-from bench.target import Target
+from bench.checks.registrations import passes
+from bench.judging.norms import to_ball
+from bench.judging.target import Target
+from bench.questions.registry import attack as register
+from bench.questions.registry import attack_inside, attacks
+from bench.questions.spec import Spec, ThreatModel
 
 STEPS = 255  # from 0 to 1
-ROUNDING = 2e-5  # of a step: what float32 makes of two images that are a whole number of steps apart
+ROUNDING = (
+    2e-5  # of a step: what float32 makes of two images that are a whole number of steps apart
+)
 
 
 @register(
@@ -27,7 +29,9 @@ ROUNDING = 2e-5  # of a step: what float32 makes of two images that are a whole 
     family="gradient",
     calls=lambda knobs, stochastic: passes("eight-bit", knobs, stochastic),
 )
-def eight_bit(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attack: str = "pgd") -> Tensor:
+def eight_bit(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attack: str = "pgd"
+) -> Tensor:
     """V8: the gradient attack `attack` on images of 8 bits, as a file can hold them, rounded within the ball.
 
     The attack sees the answers to the nearest images of 8 bits, with the gradient as if they had not been rounded: else it would stop at the first
@@ -43,8 +47,13 @@ def eight_bit(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attac
     reach = within(x, threat.eps) if threat.norm == "linf" else threat.eps
     if not reach:
         return x[None]
-    given: Tensor | dict[str, Tensor] = attacks.get(inside.name).make(Stored(model), x, y, replace(threat, eps=reach), **inside.params)
-    made = [one.detach().view(-1, *x.shape) for one in (given.values() if isinstance(given, dict) else [given])]
+    given: Tensor | dict[str, Tensor] = attacks.get(inside.name).make(
+        Stored(model), x, y, replace(threat, eps=reach), **inside.params
+    )
+    made = [
+        one.detach().view(-1, *x.shape)
+        for one in (given.values() if isinstance(given, dict) else [given])
+    ]
     return torch.stack([rounded(one, x, threat.norm, float(threat.eps)) for one in torch.cat(made)])
 
 
@@ -52,7 +61,13 @@ class Stored(Target):
     """What the `exact` target says of the images as they are stored; calls and bad gradients are counted where they always are."""
 
     def __init__(self, exact: Target) -> None:
-        super().__init__(exact, classes=exact.classes, access=exact.access, stochastic=exact.stochastic, device=exact.device)
+        super().__init__(
+            exact,
+            classes=exact.classes,
+            access=exact.access,
+            stochastic=exact.stochastic,
+            device=exact.device,
+        )
         self.exact = exact
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,12 +96,17 @@ def rounded(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
     clean, steps = x.double() * STEPS, x_adv.double() * STEPS
     nearest = steps.round()
     if norm == "linf":
-        low, high = (clean - eps * STEPS - ROUNDING).ceil().clamp_min(0), (clean + eps * STEPS + ROUNDING).floor().clamp_max(STEPS)
+        low, high = (
+            (clean - eps * STEPS - ROUNDING).ceil().clamp_min(0),
+            (clean + eps * STEPS + ROUNDING).floor().clamp_max(STEPS),
+        )
         found = torch.where(low > high, clean, nearest.clamp(low, high))
     elif norm == "l0":
         found = torch.where((x_adv != x).any(1, keepdim=True), nearest, clean)
     else:
-        found = shortened(nearest, towards(steps, clean), clean, steps, eps * STEPS, 2 if norm == "l2" else 1)
+        found = shortened(
+            nearest, towards(steps, clean), clean, steps, eps * STEPS, 2 if norm == "l2" else 1
+        )
     return to_ball((found / STEPS).to(x.dtype), x, norm, eps)
 
 
@@ -97,7 +117,9 @@ def towards(steps: Tensor, clean: Tensor) -> Tensor:
     return torch.where(beyond, clean, whole)
 
 
-def shortened(nearest: Tensor, inner: Tensor, clean: Tensor, steps: Tensor, radius: float, power: int) -> Tensor:
+def shortened(
+    nearest: Tensor, inner: Tensor, clean: Tensor, steps: Tensor, radius: float, power: int
+) -> Tensor:
     """`nearest`, but `inner` for as many values of each image as it takes to come within `radius` of `clean`, those first that lose least.
 
     `radius` is that of the l1 or l2 ball, by `power`; all values of `inner` are at least as close to `clean` as those of `steps`, which lie within.
@@ -107,5 +129,9 @@ def shortened(nearest: Tensor, inner: Tensor, clean: Tensor, steps: Tensor, radi
     order = loss.masked_fill(saved <= 0, torch.inf).argsort(1)
     before = saved.gather(1, order).cumsum(1) - saved.gather(1, order)
     excess = ((nearest - clean).abs() ** power).flatten(1).sum(1, keepdim=True) - radius**power
-    drawn = torch.zeros_like(saved, dtype=torch.bool).scatter(1, order, before < excess).view_as(nearest)
+    drawn = (
+        torch.zeros_like(saved, dtype=torch.bool)
+        .scatter(1, order, before < excess)
+        .view_as(nearest)
+    )
     return torch.where(drawn, inner, nearest)

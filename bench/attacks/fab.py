@@ -11,20 +11,39 @@ from torch import Tensor
 from bench.attacks.decision import reach
 from bench.attacks.minimal import HALVINGS, both
 from bench.attacks.via_autoattack import NAMES, Seen, quiet
-from bench.norms import NORMS
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target, right
+from bench.judging.norms import NORMS
+from bench.judging.target import Target, right
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 
 def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     """Per run a forward, a backward and a check for each step, two forwards before and one after."""
     runs = int(knobs["targets"]) * int(knobs["restarts"])
-    return (1 + runs * (4 * int(knobs["steps"]) + 3)) * (int(knobs["eot"]) if stochastic else 1) + HALVINGS
+    return (1 + runs * (4 * int(knobs["steps"]) + 3)) * (
+        int(knobs["eot"]) if stochastic else 1
+    ) + HALVINGS
 
 
-@attack("fab", norms={"linf", "l2", "l1"}, access="white-box", family="gradient", minimal=True, calls=passes)
-def fab(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, restarts: int = 1, targets: int = 9, eot: int = 4) -> Tensor:
+@attack(
+    "fab",
+    norms={"linf", "l2", "l1"},
+    access="white-box",
+    family="gradient",
+    minimal=True,
+    calls=passes,
+)
+def fab(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    eot: int = 4,
+) -> Tensor:
     """Projections onto the linearised boundary, biased towards the image, for each of the `targets` wrong classes with the highest logits.
 
     `restarts` runs for each class, all but the first from a random point at half of eps. On a deterministic defence an example leaves when
@@ -44,11 +63,19 @@ def fab(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int 
         radius = torch.where(right(seen(x), y) | model.stochastic, torch.inf, 0.0)
         for target in range(min(targets, model.classes - 1)):
             for restart in range(restarts):
-                rows = (radius > eps).nonzero().squeeze(1) if not model.stochastic else torch.arange(len(x), device=x.device)
+                rows = (
+                    (radius > eps).nonzero().squeeze(1)
+                    if not model.stochastic
+                    else torch.arange(len(x), device=x.device)
+                )
                 if not len(rows):
                     break
-                run.target_class = target + 2  # counted from the highest logit, which is the label's
-                made = run.attack_single_run(x[rows], y[rows], use_rand_start=restart > 0, is_targeted=True).detach()
+                run.target_class = (
+                    target + 2
+                )  # counted from the highest logit, which is the label's
+                made = run.attack_single_run(
+                    x[rows], y[rows], use_rand_start=restart > 0, is_targeted=True
+                ).detach()
                 if model.stochastic:
                     ahead.append(reach(made, x, threat.norm, eps))
                 length = distance(made - x[rows])

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from bench.attacks.decision import GRID, STARTS, bisect, fooled, normal, reach, start
-from bench.norms import NORMS, free, per_example
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.norms import NORMS, free, per_example
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 
-@attack("geoda", norms={"linf", "l2"}, access="decision", family="decision", minimal=True, calls=lambda knobs, stochastic: knobs["queries"])
+@attack(
+    "geoda",
+    norms={"linf", "l2"},
+    access="decision",
+    family="decision",
+    minimal=True,
+    calls=lambda knobs, stochastic: knobs["queries"],
+)
 def geoda(
     model: Target,
     x: Tensor,
@@ -44,7 +51,11 @@ def geoda(
     """
     norm, eps, values = NORMS[threat.norm], float(threat.eps), x[0].numel()
     halvings = max(1, min(20, math.ceil(2 * math.log2(values)), (queries - 1 - STARTS - GRID) // 4))
-    draws = max(1, min(eot, queries // (2 * (1 + STARTS + GRID + 2 * halvings)))) if model.stochastic else 1
+    draws = (
+        max(1, min(eot, queries // (2 * (1 + STARTS + GRID + 2 * halvings))))
+        if model.stochastic
+        else 1
+    )
     z, found, used = start(model, x, y, threat.norm, draws)
     z = bisect(model, x, y, z, threat.norm, found, halvings, draws)
     best, best_radius = z.clone(), norm.distance(z - x)
@@ -57,13 +68,28 @@ def geoda(
             break
         centre, here, names = x[rows], z[rows], y[rows]
         # where a majority against the image itself was luck, the distance is zero and says nothing
-        size, radius = (NORMS[kind].distance(here - centre).clamp_min(eps if model.stochastic else 0) for kind in ("l2", threat.norm))
+        size, radius = (
+            NORMS[kind].distance(here - centre).clamp_min(eps if model.stochastic else 0)
+            for kind in ("l2", threat.norm)
+        )
         ahead = norm.steepest(free(normal(model, here, names, length * size, count, ways), centre))
-        tries = (centre.unsqueeze(1) + (radius.unsqueeze(1) * strides)[:, :, None, None, None] * ahead.unsqueeze(1)).clamp(0, 1)
+        tries = (
+            centre.unsqueeze(1)
+            + (radius.unsqueeze(1) * strides)[:, :, None, None, None] * ahead.unsqueeze(1)
+        ).clamp(0, 1)
         wrong = fooled(model, tries, names, draws)
         nearest = tries[torch.arange(len(rows), device=x.device), wrong.int().argmax(1)]
         walked = torch.where(per_example(wrong.any(1), here), nearest, here)
-        z[rows] = bisect(model, centre, names, walked, threat.norm, torch.ones_like(names, dtype=torch.bool), halvings, draws)
+        z[rows] = bisect(
+            model,
+            centre,
+            names,
+            walked,
+            threat.norm,
+            torch.ones_like(names, dtype=torch.bool),
+            halvings,
+            draws,
+        )
         radius = norm.distance(z - x)
         best = torch.where(per_example(radius < best_radius, x), z, best)
         best_radius = torch.minimum(radius, best_radius)
@@ -93,7 +119,10 @@ def waves(x: Tensor, count: int, share: float) -> Tensor:
 
 def cosines(size: int, count: int, like: Tensor) -> Tensor:
     """The first `count` vectors (count,size) of the orthonormal cosine basis."""
-    places, order = torch.arange(size, device=like.device) + 0.5, torch.arange(count, device=like.device).unsqueeze(1)
+    places, order = (
+        torch.arange(size, device=like.device) + 0.5,
+        torch.arange(count, device=like.device).unsqueeze(1),
+    )
     basis = torch.cos(math.pi / size * places * order) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis

@@ -10,13 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import LOSSES, TARGETED, Loss, StandIns, answers, gradient, likely, loss_named, mean_logits, scale_of, scaled
+from bench.attacks.losses import (
+    LOSSES,
+    TARGETED,
+    Loss,
+    StandIns,
+    answers,
+    gradient,
+    likely,
+    loss_named,
+    mean_logits,
+    scale_of,
+    scaled,
+)
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
-from bench.attacks.runs import TARGETS, runs
-from bench.norms import NORMS, per_example, to_ball
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target, margin
+from bench.judging.norms import NORMS, per_example, to_ball
+from bench.judging.target import Target, margin
+from bench.questions.registry import attack
+from bench.questions.runs import TARGETS, runs
+from bench.questions.spec import ThreatModel
 
 ALL = {"linf", "l2", "l1", "l0"}
 SURE = 10  # draws in a row that are misclassified before a stochastic defence's example has fallen
@@ -33,14 +45,18 @@ SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its siz
     later={"scale"},
     reads={"scale": scale_of},
 )
-def fgsm(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", scale: str = "1") -> Tensor:
+def fgsm(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", scale: str = "1"
+) -> Tensor:
     """One step of length eps along the steepest direction of the norm, from the image itself.
 
     One candidate per loss, (losses,B,C,H,W). In l1 and l0 this is the best perturbation of the linearised model. `scale` is that of pgd.
     Goodfellow et al. 2015, arXiv:1412.6572.
     """
     eps = float(threat.eps)
-    slopes = [gradient(model, x, y, scaled(loss_named(name), scale), 1)[0] for name in loss.split("+")]
+    slopes = [
+        gradient(model, x, y, scaled(loss_named(name), scale), 1)[0] for name in loss.split("+")
+    ]
     return torch.stack([NORMS[threat.norm].ascend(x, slope, x, eps, eps) for slope in slopes])
 
 
@@ -182,11 +198,20 @@ def climb(
     enough = max(2, math.ceil(SURE / eot)) if model.stochastic else 1
     measures: list[tuple[Loss, Tensor]] = []
     for name in loss.split("+"):
-        goals = likely(mean_logits(model, x, eot), y, targets).unbind() if name == "targeted" else ()
-        measures += [(scaled(loss_named(name), scale), labels) for labels in [torch.stack([y, goal], 1) for goal in goals] or [y]]
+        goals = (
+            likely(mean_logits(model, x, eot), y, targets).unbind() if name == "targeted" else ()
+        )
+        measures += [
+            (scaled(loss_named(name), scale), labels)
+            for labels in [torch.stack([y, goal], 1) for goal in goals] or [y]
+        ]
     for (measure, labels), restart in itertools.product(measures, range(restarts)):
         given = x if from_x else start
-        x_adv = given.clone() if given is not None and restart == 0 else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
+        x_adv = (
+            given.clone()
+            if given is not None and restart == 0
+            else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
+        )
         steepest, strongest = (to_ball(x_adv, x, threat.norm, eps) for _ in range(2))
         best_loss, best_gap = (torch.full((len(x),), -torch.inf, device=x.device) for _ in range(2))
         heading = torch.zeros_like(x)
@@ -196,9 +221,17 @@ def climb(
             radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
             x_left = x[left]
             here = to_ball(x_adv[left], x_left, threat.norm, radius)
-            grad, value, gap, wrong = ask(model, here, y[left], labels[left], measure, eot, stand_ins)
+            grad, value, gap, wrong = ask(
+                model, here, y[left], labels[left], measure, eot, stand_ins
+            )
             heading[left] = momentum * heading[left] + unit(grad) if momentum else grad
-            x_adv[left] = norm.ascend(here, heading[left], x_left, radius, step * eps * (1 + math.cos(math.pi * i / steps)) / 2)
+            x_adv[left] = norm.ascend(
+                here,
+                heading[left],
+                x_left,
+                radius,
+                step * eps * (1 + math.cos(math.pi * i / steps)) / 2,
+            )
             if radius == eps:
                 for best, new, kept in ((best_loss, value, steepest), (best_gap, gap, strongest)):
                     rises = new > best[left]
@@ -212,7 +245,13 @@ def climb(
 
 
 def ask(
-    model: Target, x_adv: Tensor, y: Tensor, labels: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
+    model: Target,
+    x_adv: Tensor,
+    y: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    eot: int,
+    stand_ins: StandIns = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,).
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.spec import BadInput, nearest, show
-from bench.target import Target, margin
+from bench.judging.target import Target, margin
+from bench.questions.spec import BadInput, nearest, show
 
 # Images in one query of a gradient-free attack: what fits a CPU's cache, a GPU's memory. Fixed, since it decides which random number goes where.
 ROWS = {"cpu": 256, "cuda": 4096}
@@ -19,7 +19,9 @@ VALUES = 512 * 3 * 32 * 32
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy, for logits (...,K) and labels (...)."""
-    return nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+    return nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(
+        y.shape
+    )
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -52,9 +54,14 @@ def likely(logits: Tensor, y: Tensor, count: int) -> Tensor:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-StandIns = Callable[[], Sequence[Target]] | None  # models whose gradients take the place of one that is not finite; made when first asked for
+StandIns = (
+    Callable[[], Sequence[Target]] | None
+)  # models whose gradients take the place of one that is not finite; made when first asked for
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
-TARGETED: dict[str, Loss] = {**LOSSES, "targeted": dlr_targeted}  # whose labels are pairs of label and target
+TARGETED: dict[str, Loss] = {
+    **LOSSES,
+    "targeted": dlr_targeted,
+}  # whose labels are pairs of label and target
 
 
 def loss_named(name: str) -> Loss:
@@ -101,7 +108,9 @@ def gap(logits: Tensor) -> Tensor:
     return torch.where((wide > 0) & wide.isfinite(), wide, 1.0)
 
 
-def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:
+def gradient(
+    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient (B,C,H,W) of the mean loss over `eot` draws, that loss (B,) and the mean margin (B,).
 
     A loss that is NaN counts as -inf. The gradient is zero where the graph does not reach the image.
@@ -110,7 +119,9 @@ def gradient(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> t
     return slope, value, margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1])).mean(1)
 
 
-def answers(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None) -> tuple[Tensor, Tensor, Tensor]:
+def answers(
+    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand_ins: StandIns = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient and loss as `gradient` gives them, and the logits (B,eot,K) that they come from; asked in parts of fixed size.
 
     `y` is (B,), or (B,2) for a loss of label and target. Where the model's own gradient is not finite, that of the first of the `stand_ins` with one
@@ -119,27 +130,38 @@ def answers(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int, stand
     size = gradients_at_once(x_adv, eot)
     if len(x_adv) > size:
         pairs = zip(x_adv.split(size), y.split(size), strict=True)
-        grads, values, parts = zip(*(answers(model, some, names, loss, eot, stand_ins) for some, names in pairs), strict=True)
+        grads, values, parts = zip(
+            *(answers(model, some, names, loss, eot, stand_ins) for some, names in pairs),
+            strict=True,
+        )
         return torch.cat(grads), torch.cat(values), torch.cat(parts)
     slope, value, logits = slopes(model, x_adv, y, loss, eot)
     bad = ~finite_rows(slope)
     for stand_in in stand_ins() if stand_ins and bad.any() else ():
         rows = bad.nonzero().squeeze(1)
-        slope[rows] = slopes(stand_in, x_adv[rows], y[rows], loss, eot if stand_in.stochastic else 1)[0]
+        slope[rows] = slopes(
+            stand_in, x_adv[rows], y[rows], loss, eot if stand_in.stochastic else 1
+        )[0]
         bad = ~finite_rows(slope)
         if not bad.any():
             break
     return finite(slope), value.nan_to_num(-torch.inf, torch.inf, -torch.inf), logits
 
 
-def slopes(model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int) -> tuple[Tensor, Tensor, Tensor]:
+def slopes(
+    model: Target, x_adv: Tensor, y: Tensor, loss: Loss, eot: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient, loss and logits as they come, NaN and all; the gradient is zero where the graph does not reach the image."""
     leaf = x_adv.detach().requires_grad_()
     with torch.enable_grad():
         logits = model.draws(leaf, eot) if eot > 1 else model(leaf).unsqueeze(1)
         labels = y.unsqueeze(1).expand(-1, logits.shape[1], *y.shape[1:])
         value = loss(logits, labels).mean(1)
-        slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+        slope = (
+            torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0]
+            if value.requires_grad
+            else None
+        )
     return torch.zeros_like(x_adv) if slope is None else slope, value.detach(), logits.detach()
 
 
@@ -172,6 +194,10 @@ def margins(model: Target, images: Tensor, y: Tensor) -> Tensor:
     flat, labels = images.flatten(0, 1), y.repeat_interleave(images.shape[1])
     parts = [
         margin(model(some), names)
-        for some, names in zip(torch.split(flat, rows_at_once(images)), torch.split(labels, rows_at_once(images)), strict=True)
+        for some, names in zip(
+            torch.split(flat, rows_at_once(images)),
+            torch.split(labels, rows_at_once(images)),
+            strict=True,
+        )
     ]
     return torch.cat(parts).view(images.shape[:2])

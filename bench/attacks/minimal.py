@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bench.attacks.decision import bisect, reach
 from bench.attacks.losses import finite, gradient, margins
-from bench.norms import NORMS, free, per_example
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target, margin
+from bench.judging.norms import NORMS, free, per_example
+from bench.judging.target import Target, margin
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 HALVINGS = 10  # queries with which a point is drawn towards the image
 
@@ -29,7 +29,16 @@ HALVINGS = 10  # queries with which a point is drawn towards the image
     minimal=True,
     calls=lambda knobs, stochastic: knobs["steps"] * (1 + 2 * knobs["targets"]) + 1 + HALVINGS,
 )
-def deepfool(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 50, targets: int = 9, overshoot: float = 0.02) -> Tensor:
+def deepfool(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 50,
+    targets: int = 9,
+    overshoot: float = 0.02,
+) -> Tensor:
     """Steps to the nearest plane between the label and another class, each class being linearised where the walk has arrived.
 
     The `targets` wrong classes with the highest logits are looked at; the walk goes `overshoot` beyond the planes, relative to its length,
@@ -45,9 +54,14 @@ def deepfool(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
         gaps, slopes, wrong = planes(model, here, y[todo], targets)
         slopes = torch.stack([free(slope, here) for slope in slopes.unbind(1)], 1)
         ways = torch.stack([norm.steepest(slope) for slope in slopes.unbind(1)], 1)
-        lengths = (-gaps / (slopes * ways).flatten(2).sum(2)).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        lengths = (-gaps / (slopes * ways).flatten(2).sum(2)).nan_to_num(
+            torch.inf, torch.inf, -torch.inf
+        )
         length, nearest = lengths.min(1)  # the most violated plane where the point is misclassified
-        step = per_example(torch.where(length.isfinite(), length, 0), x) * ways[torch.arange(len(todo), device=x.device), nearest]
+        step = (
+            per_example(torch.where(length.isfinite(), length, 0), x)
+            * ways[torch.arange(len(todo), device=x.device), nearest]
+        )
         walked = (centre + (1 + overshoot) * ((here - centre) / (1 + overshoot) + step)).clamp(0, 1)
         if model.stochastic:
             z = walked
@@ -72,9 +86,14 @@ def planes(model: Target, x: Tensor, y: Tensor, targets: int) -> tuple[Tensor, T
         classes = ranked.topk(min(targets, logits.shape[1] - 1), dim=1)[1]
         gaps = logits.gather(1, classes) - logits.gather(1, y.unsqueeze(1))
         slopes = [
-            torch.autograd.grad(gap.sum(), leaf, retain_graph=True, allow_unused=True)[0] if gaps.requires_grad else None for gap in gaps.unbind(1)
+            torch.autograd.grad(gap.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+            if gaps.requires_grad
+            else None
+            for gap in gaps.unbind(1)
         ]
-    found = torch.stack([torch.zeros_like(x) if slope is None else finite(slope) for slope in slopes], 1)
+    found = torch.stack(
+        [torch.zeros_like(x) if slope is None else finite(slope) for slope in slopes], 1
+    )
     return gaps.detach(), found, margin(logits.detach(), y) > 0
 
 
@@ -84,7 +103,9 @@ def planes(model: Target, x: Tensor, y: Tensor, targets: int) -> tuple[Tensor, T
     access="white-box",
     family="gradient",
     minimal=True,
-    calls=lambda knobs, stochastic: 3 * knobs["steps"] * knobs["searches"] * (knobs["eot"] if stochastic else 1) + 1 + HALVINGS,
+    calls=lambda knobs, stochastic: (
+        3 * knobs["steps"] * knobs["searches"] * (knobs["eot"] if stochastic else 1) + 1 + HALVINGS
+    ),
 )
 def cw(
     model: Target,
@@ -113,7 +134,11 @@ def cw(
     best, last, radius = x.clone(), x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     if not model.stochastic:
         radius[margins(model, x.unsqueeze(1), y).squeeze(1) > 0] = 0.0
-    weight, low, high = torch.full_like(radius, constant), torch.zeros_like(radius), torch.full_like(radius, torch.inf)
+    weight, low, high = (
+        torch.full_like(radius, constant),
+        torch.zeros_like(radius),
+        torch.full_like(radius, torch.inf),
+    )
     for _ in range(searches):
         rows = ((radius > eps) | model.stochastic).nonzero().squeeze(1)
         hit, smooth = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(radius)
@@ -124,27 +149,42 @@ def cw(
             bent = w[rows].tanh()
             here = (bent + 1) / 2
             slope, _, gap = gradient(model, here, y[rows], margin, draws)
-            smooth[rows] = gap = 0.9 * smooth[rows] + 0.1 * gap if model.stochastic and i > 1 else gap
+            smooth[rows] = gap = (
+                0.9 * smooth[rows] + 0.1 * gap if model.stochastic and i > 1 else gap
+            )
             length = distance(here - x[rows])
             wrong = (gap > 0) & (gap >= confidence)
             nearer = wrong & (length < radius[rows])
             best[rows[nearer]], radius[rows[nearer]] = here[nearer], length[nearer]
-            hit[rows[wrong]] = i > steps // 2  # Adam's first steps are as long for a constant that is too small
+            hit[rows[wrong]] = (
+                i > steps // 2
+            )  # Adam's first steps are as long for a constant that is too small
             last[rows] = here
             pull = 2 * (here - x[rows]) - per_example(weight[rows] * (gap < confidence), x) * slope
             grad = pull * (1 - bent**2) / 2
             mean[rows] = 0.9 * mean[rows] + 0.1 * grad
             square[rows] = 0.999 * square[rows] + 0.001 * grad**2
             pace = rate * (1 + math.cos(math.pi * (i - 1) / steps)) / 2
-            w[rows] -= pace * (mean[rows] / (1 - 0.9**i)) / ((square[rows] / (1 - 0.999**i)).sqrt() + 1e-8)
+            w[rows] -= (
+                pace * (mean[rows] / (1 - 0.9**i)) / ((square[rows] / (1 - 0.999**i)).sqrt() + 1e-8)
+            )
             rows = rows[(radius[rows] > eps) | model.stochastic]
-        high, low = torch.where(hit, torch.minimum(high, weight), high), torch.where(hit, low, weight)
+        high, low = (
+            torch.where(hit, torch.minimum(high, weight), high),
+            torch.where(hit, low, weight),
+        )
         weight = torch.where(high.isfinite(), (low + high) / 2, 10 * weight)
-    found = radius.isfinite() & (confidence <= 0)  # drawn towards the image, a point would lose its confidence
-    return torch.cat([both(model, x, y, best, threat, found), reach(last, x, threat.norm, eps).unsqueeze(0)])
+    found = radius.isfinite() & (
+        confidence <= 0
+    )  # drawn towards the image, a point would lose its confidence
+    return torch.cat(
+        [both(model, x, y, best, threat, found), reach(last, x, threat.norm, eps).unsqueeze(0)]
+    )
 
 
-def both(model: Target, x: Tensor, y: Tensor, z: Tensor, threat: ThreatModel, found: Tensor) -> Tensor:
+def both(
+    model: Target, x: Tensor, y: Tensor, z: Tensor, threat: ThreatModel, found: Tensor
+) -> Tensor:
     """The points, drawn towards the image where they are `found` and the defence is deterministic, and those in their direction at distance eps."""
     if not model.stochastic:
         z = bisect(model, x, y, z, threat.norm, found, HALVINGS)

@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 
 from bench.attacks.losses import margins
-from bench.norms import NORMS, largest, per_example, to_ball
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.norms import NORMS, largest, per_example, to_ball
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 ALL = {"linf", "l2", "l1", "l0"}
 SCALES = (0.5, 1.0, 2.0)  # of `gaussian-noise`, by turns
 
 
-@attack("noise", norms=ALL, access="score", family="noise", calls=lambda knobs, stochastic: knobs["tries"])
+@attack(
+    "noise",
+    norms=ALL,
+    access="score",
+    family="noise",
+    calls=lambda knobs, stochastic: knobs["tries"],
+)
 def noise(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, tries: int = 500) -> Tensor:
     """The best of `tries` random perturbations, by turns uniform in the ball and at one of its corners; `tries` queries per example.
 
@@ -27,13 +33,31 @@ def noise(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, tries: in
     norm, eps = NORMS[threat.norm], float(threat.eps)
 
     def point(i: int) -> Tensor:
-        return norm.ascend(x, torch.randn_like(x), x, eps, eps) if i % 2 else to_ball(x + norm.random_start(x, eps), x, threat.norm, eps)
+        return (
+            norm.ascend(x, torch.randn_like(x), x, eps, eps)
+            if i % 2
+            else to_ball(x + norm.random_start(x, eps), x, threat.norm, eps)
+        )
 
     return best_of(model, x, y, tries, point)
 
 
-@attack("gaussian-noise", norms=ALL, access="score", family="noise", calls=lambda knobs, stochastic: knobs["tries"])
-def gaussian_noise(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, tries: int = 500, scale: float = 1.0) -> Tensor:
+@attack(
+    "gaussian-noise",
+    norms=ALL,
+    access="score",
+    family="noise",
+    calls=lambda knobs, stochastic: knobs["tries"],
+)
+def gaussian_noise(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    tries: int = 500,
+    scale: float = 1.0,
+) -> Tensor:
     """The best of `tries` images with Gaussian noise, put into the ball, of half, the whole and twice `scale` by turns; `tries` queries per example.
 
     In linf `scale` is the deviation relative to eps; in l2 and l1 the root mean square length and the mean length of the noise, relative to
@@ -55,10 +79,17 @@ def gaussian(x: Tensor, norm: str, eps: float) -> Tensor:
     if norm == "l0":
         return values * largest(torch.rand_like(x[:, 0]), math.floor(eps)).unsqueeze(1)
     count = x[0].numel()
-    return values * {"linf": eps, "l2": eps / math.sqrt(count), "l1": eps / (count * math.sqrt(2 / math.pi))}[norm]
+    return (
+        values
+        * {"linf": eps, "l2": eps / math.sqrt(count), "l1": eps / (count * math.sqrt(2 / math.pi))}[
+            norm
+        ]
+    )
 
 
-def best_of(model: Target, x: Tensor, y: Tensor, tries: int, point: Callable[[int], Tensor]) -> Tensor:
+def best_of(
+    model: Target, x: Tensor, y: Tensor, tries: int, point: Callable[[int], Tensor]
+) -> Tensor:
     """Of the images `point(0)`, `point(1)`, ... that with the highest margin for each example; one query each."""
     best, best_gap = x, torch.full((len(x),), -torch.inf, device=x.device)
     for i in range(tries):

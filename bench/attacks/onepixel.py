@@ -8,15 +8,30 @@ import torch
 from torch import Tensor
 
 from bench.attacks.losses import margins, rows_at_once
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 TRIED = 4  # members of the last population that a stochastic defence is to be judged on
 
 
-@attack("onepixel", norms={"l0"}, access="score", family="score", calls=lambda knobs, stochastic: knobs["popsize"] * (knobs["steps"] + 1))
-def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, popsize: int = 400, scale: float = 0.5) -> Tensor:
+@attack(
+    "onepixel",
+    norms={"l0"},
+    access="score",
+    family="score",
+    calls=lambda knobs, stochastic: knobs["popsize"] * (knobs["steps"] + 1),
+)
+def onepixel(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 100,
+    popsize: int = 400,
+    scale: float = 0.5,
+) -> Tensor:
     """Differential evolution of `popsize` sets of floor(eps) pixels, each a position and its new values, for `steps` generations.
 
     A child takes one pixel from one member plus `scale` times the difference of two others, the rest from its parent, and takes that one's
@@ -44,7 +59,9 @@ def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
         # A position outside wraps around; a value outside is the corner of the box, where the strongest pixels lie.
         child[..., :2] %= 1
         child[..., 2:] = child[..., 2:].clamp(0, 1)
-        swapped = torch.randint(pixels, (len(todo), popsize, 1, 1), device=x.device) == torch.arange(pixels, device=x.device).view(-1, 1)
+        swapped = torch.randint(
+            pixels, (len(todo), popsize, 1, 1), device=x.device
+        ) == torch.arange(pixels, device=x.device).view(-1, 1)
         child = torch.where(swapped, child, held)
         gap = fit(model, x[todo], y[todo], child)
         better = gap > fitness[todo]
@@ -57,9 +74,13 @@ def onepixel(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps:
 
 def fit(model: Target, x: Tensor, y: Tensor, members: Tensor) -> Tensor:
     """The margin (B,P) of each member's image."""
-    group = max(1, rows_at_once(x) // members.shape[1])  # images of a few examples at a time: the population of a batch may not fit in memory
+    group = max(
+        1, rows_at_once(x) // members.shape[1]
+    )  # images of a few examples at a time: the population of a batch may not fit in memory
     parts = zip(*(torch.split(one, group) for one in (x, y, members)), strict=True)
-    return torch.cat([margins(model, paint(images, sets), labels) for images, labels, sets in parts])
+    return torch.cat(
+        [margins(model, paint(images, sets), labels) for images, labels, sets in parts]
+    )
 
 
 def paint(x: Tensor, members: Tensor) -> Tensor:
@@ -69,4 +90,6 @@ def paint(x: Tensor, members: Tensor) -> Tensor:
     column = (members[..., 1] * width).long().clamp(0, width - 1)
     where = (row * width + column).unsqueeze(2).expand(-1, -1, x.shape[1], -1)
     flat = x.flatten(2).unsqueeze(1).expand(-1, members.shape[1], -1, -1)
-    return flat.scatter(3, where, members[..., 2:].transpose(2, 3)).view(*flat.shape[:3], height, width)
+    return flat.scatter(3, where, members[..., 2:].transpose(2, 3)).view(
+        *flat.shape[:3], height, width
+    )

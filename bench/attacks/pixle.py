@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bench.attacks.draws import draw_margins
 from bench.attacks.losses import rows_at_once
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 TRIED = 4  # rounds whose winners a stochastic defence is to be judged on
 
@@ -21,9 +21,20 @@ TRIED = 4  # rounds whose winners a stochastic defence is to be judged on
     norms={"l0"},
     access="score",
     family="score",
-    calls=lambda knobs, stochastic: (1 + knobs["steps"] * knobs["samples"]) * (knobs["eot"] if stochastic else 1),
+    calls=lambda knobs, stochastic: (
+        (1 + knobs["steps"] * knobs["samples"]) * (knobs["eot"] if stochastic else 1)
+    ),
 )
-def pixle(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, samples: int = 50, eot: int = 4) -> Tensor:
+def pixle(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 100,
+    samples: int = 50,
+    eot: int = 4,
+) -> Tensor:
     """Rounds of `samples` proposals that copy a patch of the image, pixel by pixel, to random places; the best one is kept if it beats the last.
 
     An image holds floor(eps) copies; a proposal replaces a random number of them by the pixels of one rectangle. Asks 1 + steps*samples
@@ -36,7 +47,9 @@ def pixle(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: in
     pixels, draws = math.floor(threat.eps), eot if model.stochastic else 1
     if not pixels:
         return x
-    places = torch.zeros(2, len(x), pixels, dtype=torch.long, device=x.device)  # where to, where from: at first each copy is of itself
+    places = torch.zeros(
+        2, len(x), pixels, dtype=torch.long, device=x.device
+    )  # where to, where from: at first each copy is of itself
     best_gap = fit(model, x, y, places.unsqueeze(2), draws).squeeze(1)
     todo = torch.arange(len(x), device=x.device)
     winners: list[Tensor] = []
@@ -67,18 +80,31 @@ def propose(places: Tensor, count: int, height: int, width: int) -> Tensor:
     tall = -(-size // wide)
     order = torch.arange(pixels, device=at)
     row, column = below(height - tall + 1) + order // wide, below(width - wide + 1) + order % wide
-    source = (row * width + column).clamp_max(height * width - 1)  # those beyond `size` may lie outside, and are not used
+    source = (row * width + column).clamp_max(
+        height * width - 1
+    )  # those beyond `size` may lie outside, and are not used
     goal = torch.randint(height * width, (batch, count, pixels), device=at)
-    turn = (order + below(torch.tensor(pixels, device=at))) % pixels  # which of the held copies gives way to which new one
+    turn = (
+        order + below(torch.tensor(pixels, device=at))
+    ) % pixels  # which of the held copies gives way to which new one
     new = torch.stack([goal, source]).gather(3, turn.expand(2, -1, -1, -1))
     return torch.where(turn < size, new, places.unsqueeze(2))
 
 
 def fit(model: Target, x: Tensor, y: Tensor, places: Tensor, draws: int) -> Tensor:
     """The mean margin (B,P) of the images that the copies (2,B,P,pixels) make."""
-    group = max(1, rows_at_once(x) // (places.shape[2] * draws))  # images of a few examples at a time: all proposals may not fit in memory
-    parts = zip(torch.split(x, group), torch.split(y, group), torch.split(places, group, 1), strict=True)
-    return torch.cat([draw_margins(model, copy(images, some), labels, draws).mean(2) for images, labels, some in parts])
+    group = max(
+        1, rows_at_once(x) // (places.shape[2] * draws)
+    )  # images of a few examples at a time: all proposals may not fit in memory
+    parts = zip(
+        torch.split(x, group), torch.split(y, group), torch.split(places, group, 1), strict=True
+    )
+    return torch.cat(
+        [
+            draw_margins(model, copy(images, some), labels, draws).mean(2)
+            for images, labels, some in parts
+        ]
+    )
 
 
 def copy(x: Tensor, places: Tensor) -> Tensor:

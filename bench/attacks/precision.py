@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.target import Target, right
+from bench.judging.target import Target, right
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -14,7 +14,13 @@ class Lowered(Target):
     """The `exact` target answering under autocast, in logits of float32; calls and bad gradients are counted where they always are."""
 
     def __init__(self, exact: Target, precision: str) -> None:
-        super().__init__(exact, classes=exact.classes, access=exact.access, stochastic=exact.stochastic, device=exact.device)
+        super().__init__(
+            exact,
+            classes=exact.classes,
+            access=exact.access,
+            stochastic=exact.stochastic,
+            device=exact.device,
+        )
         self.exact, self.kind = exact, PRECISIONS[precision]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,18 +12,29 @@ from torch import Tensor
 
 from bench.attacks.draws import draw_margins, same_noise
 from bench.attacks.losses import finite, rows_at_once
-from bench.norms import NORMS, to_ball
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.norms import NORMS, to_ball
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 
 def calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
     """The queries per example of a walk along estimated gradients."""
-    return int(knobs["steps"]) * (2 * int(knobs["samples"]) + 1) * (int(knobs["eot"]) if stochastic else 1)
+    return (
+        int(knobs["steps"])
+        * (2 * int(knobs["samples"]) + 1)
+        * (int(knobs["eot"]) if stochastic else 1)
+    )
 
 
-@attack("spsa", norms={"linf", "l2"}, access="score", family="score", calls=calls, later={"eot", "common"})
+@attack(
+    "spsa",
+    norms={"linf", "l2"},
+    access="score",
+    family="score",
+    calls=calls,
+    later={"eot", "common"},
+)
 def spsa(
     model: Target,
     x: Tensor,
@@ -86,7 +97,13 @@ def nes(
 
     def ahead(i: int, rows: Tensor, grad: Tensor) -> Tensor:
         heading[rows] = momentum * heading[rows] + (1 - momentum) * grad
-        return eps * step * (1 + math.cos(math.pi * (i - 1) / steps)) / 2 * norm.steepest(heading[rows])
+        return (
+            eps
+            * step
+            * (1 + math.cos(math.pi * (i - 1) / steps))
+            / 2
+            * norm.steepest(heading[rows])
+        )
 
     return walk(model, x, y, threat, ahead, gaussians, steps, samples, delta, eot, common)
 
@@ -131,7 +148,14 @@ def walk(
 
 
 def estimate(
-    model: Target, x: Tensor, y: Tensor, samples: int, delta: float, directions: Callable[[Tensor, int], Tensor], draws: int, common: bool = False
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    samples: int,
+    delta: float,
+    directions: Callable[[Tensor, int], Tensor],
+    draws: int,
+    common: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The antithetic estimate (B,C,H,W) of the margin's gradient at `x`, and the mean margin (B,) of the points that it asked about.
 
@@ -144,7 +168,11 @@ def estimate(
         noise, gaps = same_noise(model) if common and model.stochastic else nullcontext, []
         for side in (1, -1):
             with noise():
-                gaps.append(draw_margins(model, (x.unsqueeze(1) + side * delta * ways).clamp(0, 1), y, draws).mean(2))
+                gaps.append(
+                    draw_margins(
+                        model, (x.unsqueeze(1) + side * delta * ways).clamp(0, 1), y, draws
+                    ).mean(2)
+                )
         ahead, behind = gaps
         grad += ((ahead - behind)[:, :, None, None, None] * ways).sum(1)
         total += (ahead + behind).sum(1)
@@ -154,7 +182,13 @@ def estimate(
 
 def signs(x: Tensor, count: int) -> Tensor:
     """Random signs (B,count,C,H,W)."""
-    return torch.randint(2, (len(x), count, *x.shape[1:]), device=x.device, dtype=torch.int8).to(x.dtype) * 2 - 1
+    return (
+        torch.randint(2, (len(x), count, *x.shape[1:]), device=x.device, dtype=torch.int8).to(
+            x.dtype
+        )
+        * 2
+        - 1
+    )
 
 
 def gaussians(x: Tensor, count: int) -> Tensor:

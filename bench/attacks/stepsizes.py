@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.norms import NORMS, per_example, to_ball
+from bench.judging.norms import NORMS, per_example, to_ball
 
 ALPHA = 0.75  # the weight of the new step, against one in the direction of the last
 SHARE = 0.2  # in l1: the part of the coordinates that the first steps move
@@ -26,7 +26,13 @@ class Halving:
     def move(self, i: int, left: Tensor, here: Tensor, before: Tensor, grad: Tensor) -> Tensor:
         x, size = self.x[left], per_example(self.size[left], grad)
         z = to_ball(here + size * NORMS[self.norm].steepest(grad), x, self.norm, self.radius)
-        return z if i == 1 else to_ball(here + ALPHA * (z - here) + (1 - ALPHA) * (here - before), x, self.norm, self.radius)
+        return (
+            z
+            if i == 1
+            else to_ball(
+                here + ALPHA * (z - here) + (1 - ALPHA) * (here - before), x, self.norm, self.radius
+            )
+        )
 
     def check(self, i: int, left: Tensor, rises: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
         """The rows that go back to their best iterate after step `i`."""
@@ -69,7 +75,9 @@ class Sparsity:
             return left[:0]
         changed = (best[left] != self.x[left]).flatten(1).sum(1).to(self.changed)
         sparser = 20 * changed < 19 * self.changed[left]
-        self.size[left] = torch.where(sparser, self.radius, (self.size[left] / 1.5).clamp_min(self.radius / 10))
+        self.size[left] = torch.where(
+            sparser, self.radius, (self.size[left] / 1.5).clamp_min(self.radius / 10)
+        )
         self.changed[left] = changed
         return left[sparser]
 
@@ -84,11 +92,21 @@ def meet(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     size, room = delta.abs(), torch.where(delta > 0, 1 - x.flatten(1), x.flatten(1))
     bends, order = torch.cat([size, (size - room).clamp_min(0)], 1).sort(dim=1, descending=True)
     moving = torch.where(order < size.shape[1], 1.0, -1.0).cumsum(1)
-    total = torch.cat([torch.zeros_like(size[:, :1]), (moving[:, :-1] * (bends[:, :-1] - bends[:, 1:])).cumsum(1)], 1)
+    total = torch.cat(
+        [
+            torch.zeros_like(size[:, :1]),
+            (moving[:, :-1] * (bends[:, :-1] - bends[:, 1:])).cumsum(1),
+        ],
+        1,
+    )
     at = (total <= eps).sum(1, keepdim=True) - 1
     level = bends.gather(1, at) - (eps - total.gather(1, at)) / moving.gather(1, at).clamp_min(1)
-    level = torch.where(torch.minimum(size, room).sum(1, keepdim=True) <= eps, 0.0, level.clamp_min(0))
-    return x + (torch.minimum((size - level).clamp_min(0), room) * delta.flatten(1).sign()).view_as(x)
+    level = torch.where(
+        torch.minimum(size, room).sum(1, keepdim=True) <= eps, 0.0, level.clamp_min(0)
+    )
+    return x + (torch.minimum((size - level).clamp_min(0), room) * delta.flatten(1).sign()).view_as(
+        x
+    )
 
 
 def checkpoints(steps: int) -> set[int]:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from bench.attacks.gradient import climb, passes
 from bench.attacks.losses import LOSSES
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target
+from bench.judging.target import Target
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 
 @attack(
@@ -44,7 +44,18 @@ def transfer(
     """
     if diversity:
         model = Target(Diverse(model, diversity), classes=model.classes, device=model.device)
-    return climb(model, x, y, threat, loss=loss, steps=steps, restarts=restarts, step=step, wide=1.0, momentum=momentum)[::3]
+    return climb(
+        model,
+        x,
+        y,
+        threat,
+        loss=loss,
+        steps=steps,
+        restarts=restarts,
+        step=step,
+        wide=1.0,
+        momentum=momentum,
+    )[::3]
 
 
 class Diverse(nn.Module):
@@ -55,8 +66,18 @@ class Diverse(nn.Module):
         self.model, self.p = model, p
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.where(torch.rand(len(x), device=x.device) < self.p, 1 + torch.rand(len(x), device=x.device) / 9, 1.0)
+        scale = torch.where(
+            torch.rand(len(x), device=x.device) < self.p,
+            1 + torch.rand(len(x), device=x.device) / 9,
+            1.0,
+        )
         shift = (2 * torch.rand(len(x), 2, device=x.device) - 1) * (scale - 1).unsqueeze(1)
-        theta = torch.cat([torch.diag_embed(scale.unsqueeze(1).expand(-1, 2)), shift.unsqueeze(2)], 2).to(x.dtype)
-        logits: Tensor = self.model(F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False))
+        theta = torch.cat(
+            [torch.diag_embed(scale.unsqueeze(1).expand(-1, 2)), shift.unsqueeze(2)], 2
+        ).to(x.dtype)
+        logits: Tensor = self.model(
+            F.grid_sample(
+                x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
+            )
+        )
         return logits

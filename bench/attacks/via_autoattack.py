@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
 from bench.attacks.losses import finite
-from bench.registry import attack
-from bench.spec import ThreatModel
-from bench.target import Target, margin, right
+from bench.judging.target import Target, margin, right
+from bench.questions.registry import attack
+from bench.questions.spec import ThreatModel
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 SQUARE = {"p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
@@ -32,7 +32,12 @@ class Seen(nn.Module):
     With `eot` > 1 the logits are the mean over that many draws. They are drawn in a block of `noise`.
     """
 
-    def __init__(self, model: Target, eot: int = 1, noise: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(
+        self,
+        model: Target,
+        eot: int = 1,
+        noise: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.model, self.eot, self.noise = model, eot, noise
 
@@ -42,7 +47,9 @@ class Seen(nn.Module):
             x = x.view_as(x)
             x.register_hook(finite)
         with self.noise():
-            logits: Tensor = self.model.draws(x, self.eot).mean(1) if self.eot > 1 else self.model(x)
+            logits: Tensor = (
+                self.model.draws(x, self.eot).mean(1) if self.eot > 1 else self.model(x)
+            )
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             return logits + 0 * x.flatten(1).sum(1, keepdim=True)
         return logits.clone()
@@ -59,7 +66,9 @@ class Unbeaten(nn.Module):
         logits = self.seen(x)
         lead = -margin(logits, self.y)
         root = lead.hypot(torch.ones_like(lead))
-        above = torch.where(lead > 0, root + lead, 1 / (root - lead))  # root + lead, which rounds to zero where the lead is far below it
+        above = torch.where(
+            lead > 0, root + lead, 1 / (root - lead)
+        )  # root + lead, which rounds to zero where the lead is far below it
         return torch.zeros_like(logits).scatter(1, self.y.unsqueeze(1), above.unsqueeze(1))
 
 
@@ -112,7 +121,16 @@ def autoattack(
     calls=lambda knobs, stochastic: knobs["queries"] * (knobs["eot"] if stochastic else 1),
     later={"common"},
 )
-def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries: int = 5000, eot: int = 20, common: bool = False) -> Tensor:
+def square(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    queries: int = 5000,
+    eot: int = 20,
+    common: bool = False,
+) -> Tensor:
     """Random search over square patches: `queries` queries per example; on a deterministic defence an example leaves when it is fooled.
 
     On a stochastic one each query asks for the mean logits of `eot` draws, each of them counted, and the search goes on to its last query:
@@ -121,7 +139,9 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
     """
     quiet()
     if not tiles(x, threat.norm):
-        raise ValueError(f"pyautoattack's Square has no {threat.norm} form for images of {x.shape[2]}x{x.shape[3]}: its first tiles do not fit")
+        raise ValueError(
+            f"pyautoattack's Square has no {threat.norm} form for images of {x.shape[2]}x{x.shape[3]}: its first tiles do not fit"
+        )
     x = x.contiguous()
     noise = same_noise(model) if common and model.stochastic else nullcontext
     seen = Unbeaten(Seen(model, eot, noise), y) if model.stochastic else Seen(model)
@@ -130,31 +150,66 @@ def square(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, queries:
         todo = right(seen(x), y)
         if todo.any() and queries > 1:
             run = square_search()(
-                seen, norm=NAMES[threat.norm], eps=float(threat.eps), n_queries=queries - 2, seed=seed(), device=model.device, **SQUARE
+                seen,
+                norm=NAMES[threat.norm],
+                eps=float(threat.eps),
+                n_queries=queries - 2,
+                seed=seed(),
+                device=model.device,
+                **SQUARE,
             )
             run.init_hyperparam(x)
             x_adv[todo] = run.attack_single_run(x[todo], y[todo])[1]
     return x_adv
 
 
-def in_turn(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, queries: int, targets: int, *, plus: bool) -> Tensor:
+def in_turn(
+    model: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    steps: int,
+    queries: int,
+    targets: int,
+    *,
+    plus: bool,
+) -> Tensor:
     """The standard version, or the plus version: each attack on what is left by those before."""
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
 
     seen, sparse = Seen(model), threat.norm == "l1"
-    facts: dict[str, Any] = {"norm": NAMES[threat.norm], "eps": float(threat.eps), "seed": seed(), "device": model.device}
-    climbing = {**facts, "n_iter": steps, "use_largereps": sparse and not plus, "logger": logging.getLogger("auto-attack")}
+    facts: dict[str, Any] = {
+        "norm": NAMES[threat.norm],
+        "eps": float(threat.eps),
+        "seed": seed(),
+        "device": model.device,
+    }
+    climbing = {
+        **facts,
+        "n_iter": steps,
+        "use_largereps": sparse and not plus,
+        "logger": logging.getLogger("auto-attack"),
+    }
     others = min(targets, model.classes - 1)
     first = [APGDAttack(seen, loss="ce", n_restarts=5 if sparse or plus else 1, **climbing)]
     last = [FABAttack_PT(seen, n_iter=steps, targeted=True, n_target_classes=others, **facts)]
     if model.classes > 3:
-        last.insert(0, APGDAttack_targeted(seen, n_target_classes=min(others, 5) if sparse and not plus else others, **climbing))
+        last.insert(
+            0,
+            APGDAttack_targeted(
+                seen, n_target_classes=min(others, 5) if sparse and not plus else others, **climbing
+            ),
+        )
     if model.classes > 2 and (plus or model.classes == 3):
         first.append(APGDAttack(seen, loss="dlr", n_restarts=5 if plus else 1, **climbing))
     if plus:
         first.append(FABAttack_PT(seen, n_iter=steps, n_restarts=5, **facts))
-    anywhere = [square_search()(seen, n_queries=queries, **facts, **SQUARE)] if tiles(x, threat.norm) else []
+    anywhere = (
+        [square_search()(seen, n_queries=queries, **facts, **SQUARE)]
+        if tiles(x, threat.norm)
+        else []
+    )
     runs = [*first, *anywhere, *last] if plus else [*first, *last, *anywhere]
     x_adv = x.clone()
     with torch.no_grad():
@@ -210,7 +265,9 @@ def tiles(x: Tensor, norm: str) -> bool:
     if norm == "linf":
         return True
     tile = size // 5
-    return tile == 1 or (tile > 1 and size == x.shape[3] and (size - 5 * tile) // 2 + size // tile * tile <= size)
+    return tile == 1 or (
+        tile > 1 and size == x.shape[3] and (size - 5 * tile) // 2 + size // tile * tile <= size
+    )
 
 
 def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
@@ -219,8 +276,20 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
         return 6 * (int(knobs["rand_steps"]) + 1) * int(knobs["eot"])
     steps, targets = int(knobs["steps"]), int(knobs["targets"])
     climb = 3 * (steps + 3)  # APGD, in l1 with two more starts for its larger radii
-    more = 5 * climb + 5 * ((2 * (targets + 1) + 2) * steps + 3) + 8 if knobs["version"] == "plus" else 0
-    return 1 + 5 * climb + targets * (climb + 1) + targets * (4 * steps + 4) + int(knobs["queries"]) + 12 + more
+    more = (
+        5 * climb + 5 * ((2 * (targets + 1) + 2) * steps + 3) + 8
+        if knobs["version"] == "plus"
+        else 0
+    )
+    return (
+        1
+        + 5 * climb
+        + targets * (climb + 1)
+        + targets * (4 * steps + 4)
+        + int(knobs["queries"])
+        + 12
+        + more
+    )
 
 
 def seed() -> int:

@@ -15,8 +15,8 @@ import torch
 from bench.data.download import fetch
 from bench.data.images import decode, stack
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import dataset
-from bench.spec import BadInput
+from bench.questions.registry import dataset
+from bench.questions.spec import BadInput
 
 EPS = {"linf": "8/255", "l2": "1/2", "l1": "12", "l0": "1"}
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -79,29 +79,47 @@ def cifar10_jpeg(split: str, data_dir: Path) -> Dataset:
     """CIFAR-10 after JPEG compression, from cifar10-jpeg.tar.xz; published numbers do not hold on it, for the images differ a little."""
     path = data_dir / "cifar10-jpeg.tar.xz"
     if not path.is_file():
-        raise BadInput(f"dataset 'cifar10-jpeg' is not there: put cifar10-jpeg.tar.xz, with <split>/<class>/*.jpg inside, into {data_dir}")
+        raise BadInput(
+            f"dataset 'cifar10-jpeg' is not there: put cifar10-jpeg.tar.xz, with <split>/<class>/*.jpg inside, into {data_dir}"
+        )
     found = {}
     try:
         with tarfile.open(path) as archive:
-            for member in archive:  # in the order of the file: compressed archives cannot be read at random
+            for (
+                member
+            ) in archive:  # in the order of the file: compressed archives cannot be read at random
                 parts = member.name.split("/")
                 if member.isfile() and len(parts) == 4 and parts[1] == split and parts[2] in TEN:
                     file = archive.extractfile(member)
-                    found[parts[2], parts[3]] = decode(io.BytesIO(file.read() if file else b""), f"{path}: {member.name}")
+                    found[parts[2], parts[3]] = decode(
+                        io.BytesIO(file.read() if file else b""), f"{path}: {member.name}"
+                    )
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise BadInput(f"'{path}' is no tar.xz archive, or is damaged: {error}") from None
     if not found:
         raise BadInput(f"'{path}' holds no {split}/<class>/*.jpg")
     names = sorted(found)  # ids are positions in this order, whatever that of the archive
     y = torch.tensor([TEN.index(kind) for kind, _ in names])
-    return dataset_of("cifar10-jpeg", stack([found[name] for name in names], [f"{path}: {'/'.join(name)}" for name in names]), y, classes=10)
+    return dataset_of(
+        "cifar10-jpeg",
+        stack([found[name] for name in names], [f"{path}: {'/'.join(name)}" for name in names]),
+        y,
+        classes=10,
+    )
 
 
-def read(name: str, data_dir: Path, stem: str, batches: list[str], labels: bytes, classes: int) -> Dataset:
+def read(
+    name: str, data_dir: Path, stem: str, batches: list[str], labels: bytes, classes: int
+) -> Dataset:
     """The images and labels of the batches of a CIFAR archive, as torchvision unpacks it; fetched where they are missing."""
     folder = data_dir / ("cifar-10-batches-py" if classes == 10 else "cifar-100-python")
     if not all((folder / batch).is_file() for batch in batches):
-        fetch(name, data_dir, lambda: download(data_dir, classes), f"{stem}-python.tar.gz, or what is in it, into {data_dir}")
+        fetch(
+            name,
+            data_dir,
+            lambda: download(data_dir, classes),
+            f"{stem}-python.tar.gz, or what is in it, into {data_dir}",
+        )
     read = [load_batch(folder / batch, labels) for batch in batches]
     x, y = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*read, strict=True))
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
@@ -135,5 +153,7 @@ def load_batch(path: Path, labels: bytes) -> tuple[np.ndarray[Any, Any], np.ndar
         x = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
         y = np.asarray(batch[labels], np.int64).reshape(len(x))
     except Exception as error:  # a damaged pickle can raise anything
-        raise BadInput(f"'{path}' is no CIFAR batch, or is damaged: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from None
+        raise BadInput(
+            f"'{path}' is no CIFAR batch, or is damaged: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from None
     return x, y

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.data.sample import Dataset, dataset_of, stratified_order
-from bench.registry import dataset
+from bench.questions.registry import dataset
 
 SPLIT_SEED = 1797  # the number of images: which of them are the test split is fixed for good
 TEST = 500
@@ -39,7 +39,9 @@ def digits(split: str, data_dir: Path) -> Dataset:
     from sklearn.datasets import load_digits
 
     read = load_digits()
-    x = torch.from_numpy(read.images).float().div(16).unsqueeze(1)  # (1797,1,8,8): grey levels 0..16
+    x = (
+        torch.from_numpy(read.images).float().div(16).unsqueeze(1)
+    )  # (1797,1,8,8): grey levels 0..16
     y = torch.from_numpy(read.target).long()
     order = stratified_order(y, torch.arange(len(y)), SPLIT_SEED)
     ids = (order[:TEST] if split == "test" else order[TEST:]).sort().values

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.spec import BadInput
+from bench.questions.spec import BadInput
 
 
 def fetch(name: str, data_dir: Path, get: Callable[[], object], put: str) -> None:
@@ -19,12 +19,17 @@ def fetch(name: str, data_dir: Path, get: Callable[[], object], put: str) -> Non
     try:
         with contextlib.redirect_stdout(sys.stderr):
             get()
-    except (OSError, RuntimeError) as error:  # torchvision turns some network errors into RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torchvision turns some network errors into RuntimeError
         for made in sorted(folders(data_dir) - before, reverse=True):
             with contextlib.suppress(OSError):
                 made.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"dataset '{name}' is not there: put {put} (its download failed: {reason})") from None
+        raise BadInput(
+            f"dataset '{name}' is not there: put {put} (its download failed: {reason})"
+        ) from None
 
 
 def folders(top: Path) -> set[Path]:

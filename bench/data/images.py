@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.spec import BadInput
+from bench.questions.spec import BadInput
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Array = np.ndarray[Any, np.dtype[np.uint8]]
@@ -22,7 +22,9 @@ def decode(source: Path | IO[bytes], name: str) -> Array:
     try:
         with Image.open(source) as image:
             if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-                raise BadInput(f"image '{name}' has the mode {image.mode}, not 8 bits of grey or colour")
+                raise BadInput(
+                    f"image '{name}' has the mode {image.mode}, not 8 bits of grey or colour"
+                )
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, BadInput):
@@ -35,8 +37,12 @@ def stack(images: Sequence[Array], names: Sequence[str]) -> Tensor:
     sizes = [image.shape[:2] for image in images]
     for size, name in zip(sizes, names, strict=True):
         if size != sizes[0]:
-            raise BadInput(f"image '{name}' is {size[1]}x{size[0]} pixels, but '{names[0]}' is {sizes[0][1]}x{sizes[0][0]}; all must be of one size")
+            raise BadInput(
+                f"image '{name}' is {size[1]}x{size[0]} pixels, but '{names[0]}' is {sizes[0][1]}x{sizes[0][0]}; all must be of one size"
+            )
     if all(image.ndim == 2 for image in images):
         return torch.from_numpy(np.stack(images)).unsqueeze(1)
-    coloured = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, 2) for image in images]
+    coloured = [
+        image if image.ndim == 3 else np.repeat(image[:, :, None], 3, 2) for image in images
+    ]
     return torch.from_numpy(np.stack(coloured)).permute(0, 3, 1, 2)

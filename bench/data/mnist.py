@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import dataset
-from bench.spec import BadInput
+from bench.questions.registry import dataset
+from bench.questions.spec import BadInput
 
 FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
 FILES = {
@@ -47,16 +47,25 @@ def mnist(split: str, data_dir: Path) -> Dataset:
     """
     found = [find(data_dir, name) for name in FILES[split]]
     if None in found:
-        fetch("mnist", data_dir, lambda: download(data_dir), f"{FILES[split][0]}.gz and {FILES[split][1]}.gz into {data_dir / 'mnist'}")
+        fetch(
+            "mnist",
+            data_dir,
+            lambda: download(data_dir),
+            f"{FILES[split][0]}.gz and {FILES[split][1]}.gz into {data_dir / 'mnist'}",
+        )
         found = [find(data_dir, name) for name in FILES[split]]
     x, y = (read_idx(path, dims) for path, dims in zip(found, (3, 1), strict=True) if path)
     if len(x) != len(y) or int(y.max()) > 9:
-        raise BadInput(f"the files of dataset 'mnist' in '{found[0]}' do not belong together: {len(x)} images, {len(y)} labels up to {int(y.max())}")
+        raise BadInput(
+            f"the files of dataset 'mnist' in '{found[0]}' do not belong together: {len(x)} images, {len(y)} labels up to {int(y.max())}"
+        )
     return dataset_of("mnist", x.unsqueeze(1), y, classes=10)
 
 
 def find(data_dir: Path, name: str) -> Path | None:
-    options = (data_dir / folder / f"{name}{suffix}" for folder in FOLDERS for suffix in ("", ".gz"))
+    options = (
+        data_dir / folder / f"{name}{suffix}" for folder in FOLDERS for suffix in ("", ".gz")
+    )
     return next((path for path in options if path.is_file()), None)
 
 
@@ -76,5 +85,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
         sizes = struct.unpack_from(f">{dims}I", data, 4)
         pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sizes)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise BadInput(f"'{path}' is no idx file of bytes in {dims} dimensions, or is damaged: {error}") from None
+        raise BadInput(
+            f"'{path}' is no idx file of bytes in {dims} dimensions, or is damaged: {error}"
+        ) from None
     return torch.from_numpy(pixels.copy())

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.registry import datasets
-from bench.spec import BadInput, Spec, Value
+from bench.questions.registry import datasets
+from bench.questions.spec import BadInput, Spec, Value
 
 SPLITS = ("train", "test")
 ORDER_SEED = 20240229  # of the subset of a split: a constant, so that every run, seed and machine asks about the same images
@@ -38,14 +38,23 @@ class Dataset:
         return replace(self, x=self.x[chosen], y=self.y[chosen], ids=self.ids[chosen])
 
 
-def dataset_of(name: str, x: Tensor, y: Tensor, *, classes: int, ids: Tensor | None = None) -> Dataset:
+def dataset_of(
+    name: str, x: Tensor, y: Tensor, *, classes: int, ids: Tensor | None = None
+) -> Dataset:
     """A whole split: `x` (N,C,H,W) uint8, or float32 in [0,1]; ids are positions in the split unless given."""
     x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
     x, y = x.contiguous(), y.to(torch.int64).contiguous()
     hashed = hashlib.sha256(f"{tuple(x.shape)}".encode())
     hashed.update(x.numpy().tobytes())
     hashed.update(y.numpy().tobytes())
-    return Dataset(name, x, y, torch.arange(len(y)) if ids is None else ids.to(torch.int64), classes, hashed.hexdigest()[:16])
+    return Dataset(
+        name,
+        x,
+        y,
+        torch.arange(len(y)) if ids is None else ids.to(torch.int64),
+        classes,
+        hashed.hexdigest()[:16],
+    )
 
 
 def stratified_order(y: Tensor, ids: Tensor, seed: int = ORDER_SEED) -> Tensor:
@@ -58,7 +67,9 @@ def stratified_order(y: Tensor, ids: Tensor, seed: int = ORDER_SEED) -> Tensor:
     labels = y.tolist()
     place: dict[int, float] = {}
     for label in sorted(set(labels)):
-        members = sorted((i for i, other in enumerate(labels) if other == label), key=hashes.__getitem__)
+        members = sorted(
+            (i for i, other in enumerate(labels) if other == label), key=hashes.__getitem__
+        )
         place.update({i: (k + 0.5) / len(members) for k, i in enumerate(members)})
     return torch.tensor(sorted(place, key=lambda i: (place[i], hashes[i])), dtype=torch.int64)
 
@@ -76,15 +87,21 @@ def load(spec: Spec, *, split: str = "test", data_dir: Path | None = None) -> Da
     if split not in SPLITS:
         raise BadInput(f"split '{split}' is unknown; there are: {', '.join(SPLITS)}")
     params = spec.params
-    counts = {knob: _count(spec.name, knob, params.pop(knob)) for knob in ("n", "first") if knob in params}
+    counts = {
+        knob: _count(spec.name, knob, params.pop(knob)) for knob in ("n", "first") if knob in params
+    }
     if len(counts) > 1:
         raise BadInput(f"dataset '{spec}' has both n and first; give one of them")
     entry = datasets.get(spec.name)
     whole: Dataset = entry.make(split, folder(data_dir), **entry.resolve(params))
     for knob, count in counts.items():
         if count > len(whole):
-            raise BadInput(f"dataset '{spec.name}': {knob}={count} is more than the {len(whole)} images of its {split} split")
-        return whole.take(stratified_order(whole.y, whole.ids)[:count] if knob == "n" else range(count))
+            raise BadInput(
+                f"dataset '{spec.name}': {knob}={count} is more than the {len(whole)} images of its {split} split"
+            )
+        return whole.take(
+            stratified_order(whole.y, whole.ids)[:count] if knob == "n" else range(count)
+        )
     return whole
 
 

@@ -8,8 +8,8 @@ import torch
 
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import dataset
-from bench.spec import BadInput
+from bench.questions.registry import dataset
+from bench.questions.spec import BadInput
 
 
 @dataset(
@@ -34,11 +34,22 @@ def svhn(split: str, data_dir: Path) -> Dataset:
 
     try:
         read = loadmat(path, variable_names=("X", "y"))
-        x, y = torch.from_numpy(read["X"]).permute(3, 2, 0, 1), torch.from_numpy(read["y"]).long().squeeze(1)
+        x, y = (
+            torch.from_numpy(read["X"]).permute(3, 2, 0, 1),
+            torch.from_numpy(read["y"]).long().squeeze(1),
+        )
     except Exception as error:  # a damaged file can raise anything
-        raise BadInput(f"'{path}' is no file of dataset 'svhn', or is damaged: {type(error).__name__}: {error}") from None
-    if x.shape[1:] != (3, 32, 32) or len(x) != len(y) or not 1 <= int(y.min()) <= int(y.max()) <= 10:
-        raise BadInput(f"'{path}' is no file of dataset 'svhn': {len(x)} images of {tuple(x.shape[1:])}, {len(y)} labels")
+        raise BadInput(
+            f"'{path}' is no file of dataset 'svhn', or is damaged: {type(error).__name__}: {error}"
+        ) from None
+    if (
+        x.shape[1:] != (3, 32, 32)
+        or len(x) != len(y)
+        or not 1 <= int(y.min()) <= int(y.max()) <= 10
+    ):
+        raise BadInput(
+            f"'{path}' is no file of dataset 'svhn': {len(x)} images of {tuple(x.shape[1:])}, {len(y)} labels"
+        )
     return dataset_of("svhn", x, y % 10, classes=10)  # the files call the digit 0 ten
 
 

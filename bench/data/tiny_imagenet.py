@@ -8,8 +8,8 @@ import torch
 
 from bench.data.images import decode, stack
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import dataset
-from bench.spec import BadInput
+from bench.questions.registry import dataset
+from bench.questions.spec import BadInput
 
 
 @dataset(
@@ -33,17 +33,29 @@ def tiny_imagenet(split: str, data_dir: Path) -> Dataset:
     top = data_dir / "tiny-imagenet-200"
     listing = top / ("wnids.txt" if split == "train" else "val/val_annotations.txt")
     if not (top / "wnids.txt").is_file() or not listing.is_file():
-        raise BadInput(f"dataset 'tiny-imagenet' is not there: unpack tiny-imagenet-200.zip into {data_dir}, so that {listing} exists")
+        raise BadInput(
+            f"dataset 'tiny-imagenet' is not there: unpack tiny-imagenet-200.zip into {data_dir}, so that {listing} exists"
+        )
     kinds = {name: i for i, name in enumerate(sorted((top / "wnids.txt").read_text().split()))}
     if split == "train":
-        labelled = [(file, name) for name in kinds for file in sorted((top / "train" / name / "images").glob("*.JPEG"))]
+        labelled = [
+            (file, name)
+            for name in kinds
+            for file in sorted((top / "train" / name / "images").glob("*.JPEG"))
+        ]
     else:
         rows = [line.split("\t")[:2] for line in listing.read_text().splitlines() if line]
         labelled = sorted((top / "val" / "images" / row[0], row[-1]) for row in rows)
     for file, name in labelled:
         if name not in kinds or not file.is_file():
-            raise BadInput(f"dataset 'tiny-imagenet' is not complete: '{file}' of class '{name}' is missing or of no class in wnids.txt")
+            raise BadInput(
+                f"dataset 'tiny-imagenet' is not complete: '{file}' of class '{name}' is missing or of no class in wnids.txt"
+            )
     if not labelled:
         raise BadInput(f"dataset 'tiny-imagenet' has no images in '{top}'")
-    x = stack([decode(file, str(file)) for file, _ in labelled], [str(file) for file, _ in labelled])
-    return dataset_of("tiny-imagenet", x, torch.tensor([kinds[name] for _, name in labelled]), classes=len(kinds))
+    x = stack(
+        [decode(file, str(file)) for file, _ in labelled], [str(file) for file, _ in labelled]
+    )
+    return dataset_of(
+        "tiny-imagenet", x, torch.tensor([kinds[name] for _, name in labelled]), classes=len(kinds)
+    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import published
-from bench.leaderboard import Leaderboard, leaderboards
-from bench.registry import ROOT
+from bench.questions.registry import ROOT
 from bench.report.html import page
 from bench.report.markdown import BRIEF, brief, markdown
 from bench.report.reference import compare_reference, same_question
 from bench.report.tables import cells_csv, leaderboard_csv
-from bench.store import Store, write_text
+from bench.results import published
+from bench.results.leaderboard import Leaderboard, leaderboards
+from bench.results.store import Store, write_text
 
 REFERENCE = ROOT / "results" / "reference"
 
@@ -27,7 +27,11 @@ def write(root: Path) -> list[Path]:
     """Write the leaderboards, cells.csv and report.html of the store at `root`, and return their paths; the same bytes for the same store."""
     found = boards(Store(root))
     folder = root / "leaderboards"
-    texts = {folder / f"{board.name}{suffix}": make(board) for board in found for suffix, make in ((".csv", leaderboard_csv), (".md", markdown))}
+    texts = {
+        folder / f"{board.name}{suffix}": make(board)
+        for board in found
+        for suffix, make in ((".csv", leaderboard_csv), (".md", markdown))
+    }
     if found:
         texts |= {folder / "cells.csv": cells_csv(found), root / "report.html": page(found)}
     for path, text in texts.items():
@@ -46,5 +50,13 @@ def against_reference(root: Path, reference: Path = REFERENCE) -> list[str]:
     ours = [row for board in boards(Store(root)) for row in board.rows]
     if found := compare_reference(ours, theirs):
         return [f"differs from the reference: {text}" for text in found]
-    common = sum(any(same_question(row) == same_question(other) for other in theirs) for row in ours)
-    return [f"{common} of {len(ours)} rows are in the reference too; on what both answered they agree within the 95% intervals"] if common else []
+    common = sum(
+        any(same_question(row) == same_question(other) for other in theirs) for row in ours
+    )
+    return (
+        [
+            f"{common} of {len(ours)} rows are in the reference too; on what both answered they agree within the 95% intervals"
+        ]
+        if common
+        else []
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from bench.leaderboard import Leaderboard, Row
 from bench.report.markdown import ranged
-from bench.statistics import Estimate
+from bench.results.leaderboard import Leaderboard, Row
+from bench.results.statistics import Estimate
 
 # Names stand above their strips, not beside them: on a phone the drawing shrinks to the width and must stay legible.
 WIDTH, LEFT, RIGHT, STRIP, AXIS = 480, 14, 466, 50, 30
@@ -31,10 +31,19 @@ def chart(board: Leaderboard) -> str:
 
 def strip(row: Row, top: int) -> str:
     name = escape(f"{row.defence} · {row.classifier}" if row.classifier else row.defence)
-    attacks = [(at(value), f"{escape(label)} {value:.3f}") for label, value in row.accuracies.items() if label != "none"]
-    ticks = [f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 34}" y2="{top + 46}"><title>{says}</title></line>' for x, says in attacks]
+    attacks = [
+        (at(value), f"{escape(label)} {value:.3f}")
+        for label, value in row.accuracies.items()
+        if label != "none"
+    ]
+    ticks = [
+        f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 34}" y2="{top + 46}"><title>{says}</title></line>'
+        for x, says in attacks
+    ]
     dots = dot("clean", row.clean, top + 27) + dot("robust", row.robust, top + 40)
-    return f'<g><text class="name" x="{LEFT}" y="{top + 16}">{name}</text>{"".join(ticks)}{dots}</g>'
+    return (
+        f'<g><text class="name" x="{LEFT}" y="{top + 16}">{name}</text>{"".join(ticks)}{dots}</g>'
+    )
 
 
 def dot(kind: str, estimate: Estimate | None, y: int) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from bench.leaderboard import Leaderboard, Row
+from bench.questions.spec import Spec
 from bench.report.figures import canvas, save
-from bench.spec import Spec
+from bench.results.leaderboard import Leaderboard, Row
 
 LEAST = 3  # eps that make a curve
 Key = tuple[str, Spec, int | None, int]
@@ -19,7 +19,9 @@ def draw(boards: Iterable[Leaderboard], folder: Path) -> list[Path]:
     """Robust accuracy over eps with its interval, a line per defence that was judged at three or more; `folder/<dataset>-<norm>-curve.png`."""
     groups: dict[tuple[str, str], list[Leaderboard]] = defaultdict(list)
     for board in boards:
-        groups[str(board.rows[0].cell.dataset.name) if board.rows else board.dataset, board.norm].append(board)
+        groups[
+            str(board.rows[0].cell.dataset.name) if board.rows else board.dataset, board.norm
+        ].append(board)
     paths = []
     for (dataset, norm), held in groups.items():
         if found := curves(held):
@@ -34,12 +36,18 @@ def curves(boards: Sequence[Leaderboard]) -> dict[str, list[tuple[Fraction, Row]
     for board in boards:
         for row in board.rows:
             if row.robust:
-                lines[board.dataset, row.cell.defence, row.n, row.cell.seed].append((row.cell.threat.eps, row))
+                lines[board.dataset, row.cell.defence, row.n, row.cell.seed].append(
+                    (row.cell.threat.eps, row)
+                )
     found: dict[str, list[tuple[Fraction, Row]]] = {}
     for points in lines.values():
         if len({eps for eps, _ in points}) >= LEAST:
-            row = max((row for _, row in points), key=lambda one: len(one.records))  # named as where most was asked of it
-            found[f"{row.defence}{f' on {row.classifier}' if row.defence in found else ''}"] = sorted(points, key=lambda point: point[0])
+            row = max(
+                (row for _, row in points), key=lambda one: len(one.records)
+            )  # named as where most was asked of it
+            found[f"{row.defence}{f' on {row.classifier}' if row.defence in found else ''}"] = (
+                sorted(points, key=lambda point: point[0])
+            )
     return found
 
 
@@ -51,7 +59,16 @@ def plot(found: dict[str, list[tuple[Fraction, Row]]], label: str, path: Path) -
         shown += [(float(eps), row.robust) for eps, row in points if row.robust]
         xs, held = [x for x, _ in shown], [estimate for _, estimate in shown]
         limits = [[e.mean - e.lo for e in held], [e.hi - e.mean for e in held]]
-        axes.errorbar(xs, [e.mean for e in held], yerr=limits, label=name, marker="o", markersize=3, linewidth=1, elinewidth=0.7)
+        axes.errorbar(
+            xs,
+            [e.mean for e in held],
+            yerr=limits,
+            label=name,
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            elinewidth=0.7,
+        )
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(label)
     axes.set_ylabel("robust accuracy (worst case), 95% interval")

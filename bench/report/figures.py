@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.leaderboard import Leaderboard, Row
-from bench.spec import BadInput
+from bench.questions.spec import BadInput
+from bench.results.leaderboard import Leaderboard, Row
 
 CLEAN, ROBUST, TICK = "#2b6cb0", "#b3261e", "#8a949d"
 
@@ -52,22 +52,49 @@ def canvas(width: float, height: float) -> tuple[Any, Any]:
 
 def save(figure: Any, path: Path) -> None:
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})  # the version of matplotlib is no part of the figure
+    figure.savefig(
+        out, format="png", metadata={"Software": None}
+    )  # the version of matplotlib is no part of the figure
     write_bytes(path, out.getvalue())
 
 
 def plot(board: Leaderboard, path: Path) -> None:
     rows = [row for row in board.rows if row.robust]
     figure, axes = canvas(7, 1.1 + 0.5 * len(rows))
-    ticks = [(value, y) for y, row in enumerate(rows) for label, value in row.accuracies.items() if label != "none"]
-    axes.vlines([x for x, _ in ticks], [y + 0.02 for _, y in ticks], [y + 0.3 for _, y in ticks], color=TICK, linewidth=1, label="each attack alone")
+    ticks = [
+        (value, y)
+        for y, row in enumerate(rows)
+        for label, value in row.accuracies.items()
+        if label != "none"
+    ]
+    axes.vlines(
+        [x for x, _ in ticks],
+        [y + 0.02 for _, y in ticks],
+        [y + 0.3 for _, y in ticks],
+        color=TICK,
+        linewidth=1,
+        label="each attack alone",
+    )
     clean = [(row.clean, y - 0.16) for y, row in enumerate(rows) if row.clean]
     robust = [(row.robust, y + 0.16) for y, row in enumerate(rows) if row.robust]
-    for found, color, fill, name in ((clean, CLEAN, "white", "clean"), (robust, ROBUST, ROBUST, "robust (worst case)")):
+    for found, color, fill, name in (
+        (clean, CLEAN, "white", "clean"),
+        (robust, ROBUST, ROBUST, "robust (worst case)"),
+    ):
         if found:
             limits = [[e.mean - e.lo for e, _ in found], [e.hi - e.mean for e, _ in found]]
             means, heights = [e.mean for e, _ in found], [height for _, height in found]
-            axes.errorbar(means, heights, xerr=limits, label=name, fmt="o", color=color, markerfacecolor=fill, markersize=5, elinewidth=1.5)
+            axes.errorbar(
+                means,
+                heights,
+                xerr=limits,
+                label=name,
+                fmt="o",
+                color=color,
+                markerfacecolor=fill,
+                markersize=5,
+                elinewidth=1.5,
+            )
     axes.set_yticks(range(len(rows)), [named(row, rows) for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
@@ -76,6 +103,8 @@ def plot(board: Leaderboard, path: Path) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     sizes = ", ".join(map(str, sorted({row.n for row in rows if row.n})))
-    axes.set_xlabel(f"accuracy with 95% interval; {board.dataset}, {board.norm}, eps {board.eps}, n {sizes}")
+    axes.set_xlabel(
+        f"accuracy with 95% interval; {board.dataset}, {board.norm}, eps {board.eps}, n {sizes}"
+    )
     figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     save(figure, path)

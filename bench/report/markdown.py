@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.labels import family, unpinned
-from bench.leaderboard import Leaderboard, Row
 from bench.report.provenance import provenance
 from bench.report.repeats import BESIDE, MEANING, beside, several
 from bench.report.tables import rests_on
-from bench.statistics import Estimate
+from bench.results.leaderboard import Leaderboard, Row
+from bench.results.names import family, unpinned
+from bench.results.statistics import Estimate
 
 CODE = ("command", "commit", "defences", "attacks")
 BRIEF = ("#", "defence", "clean", "robust", "strongest attack", "verdict", "cost")
@@ -29,7 +29,17 @@ def line(row: Row) -> list[str]:
     claim = f"{row.published.robust:.3f}" if row.published else ""
     cost = f"{row.cost_ratio:.1f}x" if row.cost_ratio is not None else ""
     verdict = row.verdict if row.complete else f"{row.verdict} (cells missing)"
-    return [str(row.rank or ""), row.defence, row.classifier, ranged(row.clean), ranged(row.robust), row.strongest_attack, verdict, cost, claim]
+    return [
+        str(row.rank or ""),
+        row.defence,
+        row.classifier,
+        ranged(row.clean),
+        ranged(row.robust),
+        row.strongest_attack,
+        verdict,
+        cost,
+        claim,
+    ]
 
 
 def ranged(estimate: Estimate | None) -> str:
@@ -41,15 +51,40 @@ def certificates(board: Leaderboard) -> list[str]:
     held = [row for row in board.rows if row.certificate]
     if not held:
         return []
-    each = ([row.defence, row.classifier, *(ranged(row.certified(radius)) for radius in board.radii), rests_on(row)] for row in held)
-    return ["## Certified accuracy by l2 radius", CERTIFIED, table(("defence", "classifier", *board.radii, "rests on"), each)]
+    each = (
+        [
+            row.defence,
+            row.classifier,
+            *(ranged(row.certified(radius)) for radius in board.radii),
+            rests_on(row),
+        ]
+        for row in held
+    )
+    return [
+        "## Certified accuracy by l2 radius",
+        CERTIFIED,
+        table(("defence", "classifier", *board.radii, "rests on"), each),
+    ]
 
 
 def markdown(board: Leaderboard) -> str:
     """The leaderboard, the accuracy under each attack, what is certified, what the verdicts rest on, and where the numbers come from."""
     attacks = [label for label in board.attacks if label != "none"]
-    header = ("#", "defence", "classifier", "clean", "robust", "strongest attack", "verdict", "cost", "published")
-    each = ([row.defence, *(f"{row.accuracies[a]:.3f}" if a in row.accuracies else "" for a in attacks)] for row in board.rows)
+    header = (
+        "#",
+        "defence",
+        "classifier",
+        "clean",
+        "robust",
+        "strongest attack",
+        "verdict",
+        "cost",
+        "published",
+    )
+    each = (
+        [row.defence, *(f"{row.accuracies[a]:.3f}" if a in row.accuracies else "" for a in attacks)]
+        for row in board.rows
+    )
     parts = [
         f"# {board.dataset}, {board.norm}, eps {board.eps}",
         "Accuracy with its 95% interval. Robust: on the worst attack per example, an upper bound. "
@@ -61,9 +96,15 @@ def markdown(board: Leaderboard) -> str:
         *repeated(board),
         *certificates(board),
         "## Why these verdicts",
-        "\n".join(f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}" for row in board.rows),
+        "\n".join(
+            f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}"
+            for row in board.rows
+        ),
         "## Where the numbers come from",
-        "\n".join(f"- {name}: {', '.join(quoted(name, value) for value in values)}" for name, values in provenance(board)),
+        "\n".join(
+            f"- {name}: {', '.join(quoted(name, value) for value in values)}"
+            for name, values in provenance(board)
+        ),
         "Rebuilt from the records by `python -m bench.report`.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -73,7 +114,11 @@ def repeated(board: Leaderboard) -> list[str]:
     """One answer beside several of the stochastic rows, with its heading; nothing where there are none."""
     if not several(board):
         return []
-    each = ([row.defence, *("" if value is None else f"{value:.3f}" for value in beside(row))] for row in board.rows if row.stochastic)
+    each = (
+        [row.defence, *("" if value is None else f"{value:.3f}" for value in beside(row))]
+        for row in board.rows
+        if row.stochastic
+    )
     return ["## Asked again", MEANING, table(("defence", *BESIDE), each)]
 
 
@@ -88,7 +133,10 @@ def transfers(board: Leaderboard) -> list[str]:
                 held[str(i)] = min(record.accuracy, held.get(str(i), 1.0))
     if len(found) < 2:
         return []
-    each = ([row.defence, *(f"{by[str(i)]:.3f}" if str(i) in by else "" for by in found.values())] for i, row in enumerate(board.rows))
+    each = (
+        [row.defence, *(f"{by[str(i)]:.3f}" if str(i) in by else "" for by in found.values())]
+        for i, row in enumerate(board.rows)
+    )
     return ["## Accuracy under transfer, by source", table(("defence", *found), each)]
 
 
@@ -97,7 +145,10 @@ def quoted(name: str, value: str) -> str:
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(escape(text) for text in cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+    return "\n".join(
+        "| " + " | ".join(escape(text) for text in cells) + " |"
+        for cells in (header, ["---"] * len(header), *lines)
+    )
 
 
 def escape(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from bench.leaderboard import Leaderboard
-from bench.record import Record
+from bench.results.leaderboard import Leaderboard
+from bench.results.record import Record
 
 
 def provenance(board: Leaderboard) -> list[tuple[str, list[str]]]:
@@ -19,9 +19,23 @@ def provenance(board: Leaderboard) -> list[tuple[str, list[str]]]:
         ("command", every(lambda r: [r.env.command])),
         ("commit", every(lambda r: [r.env.commit])),
         ("device", every(lambda r: [r.env.device])),
-        ("images", every(lambda r: [f"{r.cell.dataset}: {len(r.ids)} examples, data {r.env.data[:16] or 'unknown'}"])),
+        (
+            "images",
+            every(
+                lambda r: [
+                    f"{r.cell.dataset}: {len(r.ids)} examples, data {r.env.data[:16] or 'unknown'}"
+                ]
+            ),
+        ),
         ("seed", every(lambda r: [str(r.cell.seed)])),
-        ("draws", every(lambda r: [f"{r.cell.draws} to judge, {r.cell.select} to select, in batches of {r.cell.batch}"])),
+        (
+            "draws",
+            every(
+                lambda r: [
+                    f"{r.cell.draws} to judge, {r.cell.select} to select, in batches of {r.cell.batch}"
+                ]
+            ),
+        ),
         ("defences", sorted({str(row.cell.defence) for row in board.rows})),
         ("attacks", every(lambda r: [str(r.cell.attack)])),
         ("weights", every(lambda r: [f"{name} {digest[:16]}" for name, digest in r.env.weights])),

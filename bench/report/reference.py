@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.labels import dataset_of, without_pins
-from bench.leaderboard import Row
+from bench.questions.spec import Spec
 from bench.report.markdown import ranged
-from bench.spec import Spec
+from bench.results.leaderboard import Row
+from bench.results.names import dataset_of, without_pins
 
 
 def compare_reference(rows: Iterable[Row], reference_rows: Sequence[Row]) -> list[str]:
@@ -21,7 +21,14 @@ def compare_reference(rows: Iterable[Row], reference_rows: Sequence[Row]) -> lis
         if not twins:
             continue
         # The same examples and seed where the reference has them, else its largest row.
-        other = min(twins, key=lambda r: (r.cell.dataset != row.cell.dataset, r.cell.seed != row.cell.seed, -(r.n or 0)))
+        other = min(
+            twins,
+            key=lambda r: (
+                r.cell.dataset != row.cell.dataset,
+                r.cell.seed != row.cell.seed,
+                -(r.n or 0),
+            ),
+        )
         pairs = [("clean_acc", row.clean, other.clean)]
         if attacks(row) == attacks(other):
             pairs.append(("robust_acc", row.robust, other.robust))
@@ -29,12 +36,19 @@ def compare_reference(rows: Iterable[Row], reference_rows: Sequence[Row]) -> lis
             if here and there and (here.hi < there.lo or there.hi < here.lo):
                 where = f"{row.cell.dataset.name} {row.cell.threat.norm} {row.cell.threat.eps}, {row.defence}"
                 weights = "" if row.cell.defence == other.cell.defence else " with other weights"
-                found.append(f"{where}: {name} {ranged(here)} (n {row.n}) here, {ranged(there)} (n {other.n}) in the reference{weights}")
+                found.append(
+                    f"{where}: {name} {ranged(here)} (n {row.n}) here, {ranged(there)} (n {other.n}) in the reference{weights}"
+                )
     return found
 
 
 def same_question(row: Row) -> tuple[Spec, str, object, Spec]:
-    return dataset_of(row.cell), row.cell.threat.norm, row.cell.threat.eps, without_pins(row.cell.defence)
+    return (
+        dataset_of(row.cell),
+        row.cell.threat.norm,
+        row.cell.threat.eps,
+        without_pins(row.cell.defence),
+    )
 
 
 def attacks(row: Row) -> set[Spec]:

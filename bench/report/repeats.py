@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bench.labels import family
-from bench.leaderboard import Leaderboard, Row
-from bench.statistics import all_of, majority_of
-from bench.worst import worst_case
+from bench.results.leaderboard import Leaderboard, Row
+from bench.results.names import family
+from bench.results.statistics import all_of, majority_of
+from bench.results.worst_case import worst_case
 
 REPEATS: dict[str, tuple[int, Callable[[Sequence[int], int], float]]] = {
     "all_10": (10, partial(all_of, m=10)),
@@ -30,7 +30,9 @@ MEANING = (
 
 def repeats(counts: Sequence[int], draws: int) -> dict[str, float | None]:
     """By name, what `counts` right answers among `draws` tell of repeated ones; None where `draws` are too few."""
-    return {name: share(counts, draws) if draws >= m else None for name, (m, share) in REPEATS.items()}
+    return {
+        name: share(counts, draws) if draws >= m else None for name, (m, share) in REPEATS.items()
+    }
 
 
 def of_row(row: Row) -> dict[str, float | None]:
@@ -38,7 +40,10 @@ def of_row(row: Row) -> dict[str, float | None]:
     none = next((record for record in row.records if family(record.cell) == "none"), None)
     worst = worst_case(row.records) if row.robust else None
     judged = {"clean": none.correct if none else (), "robust": worst.correct if worst else ()}
-    told = {images: repeats(judged[images], row.cell.draws if judged[images] else 0) for images in IMAGES}
+    told = {
+        images: repeats(judged[images], row.cell.draws if judged[images] else 0)
+        for images in IMAGES
+    }
     return {f"{images}_{name}": told[images][name] for images in IMAGES for name in REPEATS}
 
 
@@ -48,7 +53,11 @@ def beside(row: Row) -> list[float | None]:
     return [
         value
         for images, one in (("clean", row.clean), ("robust", row.robust))
-        for value in (one.mean if one else None, told[f"{images}_all_10"], told[f"{images}_majority_9"])
+        for value in (
+            one.mean if one else None,
+            told[f"{images}_all_10"],
+            told[f"{images}_majority_9"],
+        )
     ]
 
 

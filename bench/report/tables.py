@@ -25,19 +25,42 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from bench.labels import family
-from bench.leaderboard import Leaderboard, Row
-from bench.record import Record
 from bench.report.repeats import IMAGES, REPEATS, of_row, repeats, several
-from bench.statistics import Estimate, estimate
+from bench.results.leaderboard import Leaderboard, Row
+from bench.results.names import family
+from bench.results.record import Record
+from bench.results.statistics import Estimate, estimate
 
 COLUMNS = (
     *("rank", "defence", "classifier", "dataset", "norm", "eps", "n", "seed", "stochastic"),
     *("clean_acc", "clean_lo", "clean_hi", "robust_acc", "robust_lo", "robust_hi"),
-    *("strongest_attack", "verdict", "reasons", "complete", "ms_per_image", "cost_ratio", "parameters", "published_robust_acc"),
+    *(
+        "strongest_attack",
+        "verdict",
+        "reasons",
+        "complete",
+        "ms_per_image",
+        "cost_ratio",
+        "parameters",
+        "published_robust_acc",
+    ),
 )
 CELL_COLUMNS = (
-    *("dataset", "norm", "eps", "n", "seed", "defence", "classifier", "stochastic", "attack", "acc", "lo", "hi", "clean_acc"),
+    *(
+        "dataset",
+        "norm",
+        "eps",
+        "n",
+        "seed",
+        "defence",
+        "classifier",
+        "stochastic",
+        "attack",
+        "acc",
+        "lo",
+        "hi",
+        "clean_acc",
+    ),
     *("family", "access", "queries", "backwards", "seconds", "draws", "select", "batch", "key"),
     *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags", "routes"),
     *(*REPEATS, *(f"clean_{name}" for name in REPEATS), "found", "median_distance"),
@@ -46,14 +69,24 @@ CELL_COLUMNS = (
 
 def leaderboard_csv(board: Leaderboard) -> str:
     again = [f"{images}_{name}" for images in IMAGES for name in REPEATS] if several(board) else []
-    header = (*COLUMNS, *(f"acc_{label}" for label in board.attacks), *again, *certified_columns(board))
-    return to_csv(header, ([*leading(board, row), *behind(board, row), *certified(board, row)] for row in board.rows))
+    header = (
+        *COLUMNS,
+        *(f"acc_{label}" for label in board.attacks),
+        *again,
+        *certified_columns(board),
+    )
+    return to_csv(
+        header,
+        ([*leading(board, row), *behind(board, row), *certified(board, row)] for row in board.rows),
+    )
 
 
 def behind(board: Leaderboard, row: Row) -> list[str]:
     """The row's accuracy under each attack and, where a row of the board is stochastic, under repeated draws."""
     told = of_row(row).values() if several(board) else ()
-    return [share(value) for value in (*(row.accuracies.get(label) for label in board.attacks), *told)]
+    return [
+        share(value) for value in (*(row.accuracies.get(label) for label in board.attacks), *told)
+    ]
 
 
 def certified_columns(board: Leaderboard) -> list[str]:
@@ -72,22 +105,57 @@ def certified(board: Leaderboard, row: Row) -> list[str]:
 
 def rests_on(row: Row) -> str:
     """`l2, alpha=0.001, n=1000`; empty where the row does not certify."""
-    return ", ".join(["l2", *(f"{name}={value:.10g}" for name, value in row.certificate.rests_on)]) if row.certificate else ""
+    return (
+        ", ".join(["l2", *(f"{name}={value:.10g}" for name, value in row.certificate.rests_on)])
+        if row.certificate
+        else ""
+    )
 
 
 def cells_csv(boards: Sequence[Leaderboard]) -> str:
-    return to_csv(CELL_COLUMNS, (cell(board, row, record) for board in boards for row in board.rows for record in row.records))
+    return to_csv(
+        CELL_COLUMNS,
+        (
+            cell(board, row, record)
+            for board in boards
+            for row in board.rows
+            for record in row.records
+        ),
+    )
 
 
 def leading(board: Leaderboard, row: Row) -> list[str]:
-    known = [*question(board, row), yes(row.stochastic), *interval(row.clean), *interval(row.robust)]
+    known = [
+        *question(board, row),
+        yes(row.stochastic),
+        *interval(row.clean),
+        *interval(row.robust),
+    ]
     judged = [row.strongest_attack, row.verdict, "; ".join(row.reasons), yes(row.complete)]
-    costs = [number(row.ms_per_image, ".4f"), number(row.cost_ratio, ".2f"), number(row.parameters, "d")]
-    return [number(row.rank, "d"), *known, *judged, *costs, share(row.published.robust if row.published else None)]
+    costs = [
+        number(row.ms_per_image, ".4f"),
+        number(row.cost_ratio, ".2f"),
+        number(row.parameters, "d"),
+    ]
+    return [
+        number(row.rank, "d"),
+        *known,
+        *judged,
+        *costs,
+        share(row.published.robust if row.published else None),
+    ]
 
 
 def question(board: Leaderboard, row: Row) -> list[str]:
-    return [row.defence, row.classifier, board.dataset, board.norm, board.eps, number(row.n, "d"), str(row.cell.seed)]
+    return [
+        row.defence,
+        row.classifier,
+        board.dataset,
+        board.norm,
+        board.eps,
+        number(row.n, "d"),
+        str(row.cell.seed),
+    ]
 
 
 def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
@@ -95,13 +163,37 @@ def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
     defence, classifier, *where, seed = question(board, row)
     clean = estimate(record.clean, asked.select)
     scores = [*interval(estimate(record.correct, asked.draws)), share(clean.mean)]
-    effort = [family(asked), asked.threat.access, f"{cost.forwards / n:.1f}", f"{cost.backwards / n:.1f}", f"{cost.seconds:.2f}"]
+    effort = [
+        family(asked),
+        asked.threat.access,
+        f"{cost.forwards / n:.1f}",
+        f"{cost.backwards / n:.1f}",
+        f"{cost.seconds:.2f}",
+    ]
     how = [str(asked.draws), str(asked.select), str(asked.batch), asked.key]
-    doubts = [str(count) for count in (cost.nonfinite, cost.zero, sum(s != 0 for s in record.strayed), sum(d == 0 for d in record.distance))]
+    doubts = [
+        str(count)
+        for count in (
+            cost.nonfinite,
+            cost.zero,
+            sum(s != 0 for s in record.strayed),
+            sum(d == 0 for d in record.distance),
+        )
+    ]
     flags = " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags)
-    routes = " ".join(f"{name}:{count}" for name, count in record.routes.counts.items()) if record.routes else ""
+    routes = (
+        " ".join(f"{name}:{count}" for name, count in record.routes.counts.items())
+        if record.routes
+        else ""
+    )
     source = [record.env.device, record.env.commit, flags, routes]
-    again = map(share, (*repeats(record.correct, asked.draws).values(), *repeats(record.clean, asked.select).values()))
+    again = map(
+        share,
+        (
+            *repeats(record.correct, asked.draws).values(),
+            *repeats(record.clean, asked.select).values(),
+        ),
+    )
     said = [*scores, *effort, *how, *doubts, *source, *again, *found_at(record)]
     return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *said]
 
@@ -112,11 +204,15 @@ def found_at(record: Record) -> tuple[str, str]:
         return "", ""
     distances = [math.inf if distance < 0 else distance for distance in record.nearest]
     middle = median(distances)
-    return share(sum(map(math.isfinite, distances)) / len(distances)), number(middle, ".6g") if math.isfinite(middle) else ""
+    return share(sum(map(math.isfinite, distances)) / len(distances)), number(
+        middle, ".6g"
+    ) if math.isfinite(middle) else ""
 
 
 def interval(estimate: Estimate | None) -> list[str]:
-    return [share(estimate.mean), share(estimate.lo), share(estimate.hi)] if estimate else ["", "", ""]
+    return (
+        [share(estimate.mean), share(estimate.lo), share(estimate.hi)] if estimate else ["", "", ""]
+    )
 
 
 def share(value: float | None) -> str:

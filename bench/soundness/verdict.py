@@ -12,14 +12,14 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from bench.labels import classifier_of, family, unpinned
-from bench.published import Published
-from bench.record import Flag, Record
-from bench.soundness.audits import ITERATED
-from bench.soundness.control import compared
-from bench.soundness.curves import ran
-from bench.statistics import Estimate
-from bench.worst import is_stochastic
+from bench.results.names import classifier_of, family, unpinned
+from bench.results.published import Published
+from bench.results.record import Flag, Record
+from bench.results.statistics import Estimate
+from bench.results.worst_case import is_stochastic
+from bench.soundness.audits.curves import ran
+from bench.soundness.audits.positive_control import compared
+from bench.soundness.audits.records import ITERATED
 
 VERDICTS = ("sound", "incomplete", "suspicious", "broken")
 GAP = 0.03
@@ -41,13 +41,24 @@ MEANING = {
 
 
 def judge(
-    flags: Sequence[Flag], missing: Sequence[str], lacks: Sequence[str], robust: Estimate | None, strongest: str, published: Published | None
+    flags: Sequence[Flag],
+    missing: Sequence[str],
+    lacks: Sequence[str],
+    robust: Estimate | None,
+    strongest: str,
+    published: Published | None,
 ) -> tuple[str, tuple[str, ...]]:
     """The verdict and its reasons. `missing` says in words which cells are unanswered, `lacks` holds codes of what was not run."""
     reasons = [f"{flag.id} {flag.severity}: {flag.message}" for flag in flags]
     reasons += [*missing, *([f"not run: {ranges(lacks)}"] if lacks else [])]
     same_model = not any(flag.id == "G1" for flag in flags)
-    if robust and published and same_model and robust.hi < published.robust and published.robust - robust.mean >= GAP:
+    if (
+        robust
+        and published
+        and same_model
+        and robust.hi < published.robust
+        and published.robust - robust.mean >= GAP
+    ):
         claim = f"by {strongest}: published {published.robust:.3f} ({published.attack}), here {robust.mean:.3f} [{robust.lo:.3f}, {robust.hi:.3f}]"
         return "broken", (claim, *reasons)
     if any(flag.severity == "hard" for flag in flags) or len(flags) >= MANY:
@@ -57,18 +68,33 @@ def judge(
 
 
 def lacking(
-    records: Sequence[Record], others: Sequence[Record] = (), checks: Sequence[Record] = (), controls: Sequence[Record] = ()
+    records: Sequence[Record],
+    others: Sequence[Record] = (),
+    checks: Sequence[Record] = (),
+    controls: Sequence[Record] = (),
 ) -> tuple[str, ...]:
     """The codes of the required attacks (A) and diagnostics (D) that the records, those `others` at another eps, the `checks` and the `controls`
     (of other rows of this leaderboard) do not hold."""
     if not records:
         return ()
-    cell, names, families = records[0].cell, {r.cell.attack.name for r in records}, {family(r.cell) for r in records}
+    cell, names, families = (
+        records[0].cell,
+        {r.cell.attack.name for r in records},
+        {family(r.cell) for r in records},
+    )
     own = classifier_of(cell.defence).split("+")
-    sources = {unpinned(str(r.cell.attack.params.get("source", ""))) for r in records if family(r.cell) == "transfer"}
+    sources = {
+        unpinned(str(r.cell.attack.params.get("source", "")))
+        for r in records
+        if family(r.cell) == "transfer"
+    }
     # `adaptive` goes every way that the declared parts open; the bare classifier is the one that every composite defence has to offer.
-    whole = [record for record in records if record.routes and not record.cell.attack.params.get("only")]
-    adaptive = any({"base", "classifier"} & set(record.routes.names) for record in whole if record.routes)
+    whole = [
+        record for record in records if record.routes and not record.cell.attack.params.get("only")
+    ]
+    adaptive = any(
+        {"base", "classifier"} & set(record.routes.names) for record in whole if record.routes
+    )
     ways = {name for record in whole if record.routes for name in record.routes.names}
     done = {
         "A1": "gradient" in families,
@@ -89,7 +115,20 @@ def lacking(
     bare = set(cell.defence.params) <= {"classifier"}
     random = ("D14", "D15") if is_stochastic(records[0]) else ()
     dynamic = DYNAMIC if any("P14" in dict(record.checks) for record in records) else ()
-    required = ("A1", *(() if bare else ADAPTIVE), *dynamic, "D3", "D5", "D6", "D7", "D8", "D9", "D12", *random, "D18")
+    required = (
+        "A1",
+        *(() if bare else ADAPTIVE),
+        *dynamic,
+        "D3",
+        "D5",
+        "D6",
+        "D7",
+        "D8",
+        "D9",
+        "D12",
+        *random,
+        "D18",
+    )
     return tuple(sorted((code for code in required if not done.get(code)), key=order))
 
 
@@ -99,13 +138,19 @@ def order(code: str) -> tuple[str, int]:
 
 def spelt(text: str) -> str:
     """The same text with its ranges of codes spelt out: `A2-A4` -> `A2 A3 A4`."""
-    return re.sub(r"([A-Z])(\d+)-\1(\d+)", lambda m: " ".join(f"{m[1]}{i}" for i in range(int(m[2]), int(m[3]) + 1)), text)
+    return re.sub(
+        r"([A-Z])(\d+)-\1(\d+)",
+        lambda m: " ".join(f"{m[1]}{i}" for i in range(int(m[2]), int(m[3]) + 1)),
+        text,
+    )
 
 
 def ranges(codes: Sequence[str]) -> str:
     """`A2, A3, A4, D3` -> `A2-A4, D3`."""
     parts = []
-    for _, run in itertools.groupby(enumerate(codes), key=lambda pair: (pair[1][0], int(pair[1][1:]) - pair[0])):
+    for _, run in itertools.groupby(
+        enumerate(codes), key=lambda pair: (pair[1][0], int(pair[1][1:]) - pair[0])
+    ):
         held = [code for _, code in run]
         parts.append(f"{held[0]}-{held[-1]}" if len(held) > 2 else ", ".join(held))
     return ", ".join(parts)

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import evaluate
-from bench import plan as plans
-from bench.execute import check, commit, device_of, settle_arithmetic
-from bench.plan import Plan, Request
-from bench.registry import discover
-from bench.run import Parser
-from bench.spec import BadInput, Cell, split_commas
-from bench.streams import stream
-from bench.target import draws, margin, right
+from bench.cli.run import Parser
+from bench.judging import evaluate
+from bench.judging.execute import check, commit, device_of, settle_arithmetic
+from bench.judging.randomness import stream
+from bench.judging.target import draws, margin, right
+from bench.questions import plan as plans
+from bench.questions.plan import Plan, Request
+from bench.questions.registry import discover
+from bench.questions.spec import BadInput, Cell, split_commas
 from carso.model import CARSO
 from carso.representation import taps
 
@@ -35,14 +35,26 @@ ROWS = 1024  # samples of draws of images that are held at once
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    p = Parser(prog="python -m carso.analysis.gradients", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    p = Parser(
+        prog="python -m carso.analysis.gradients",
+        description=(__doc__ or "").partition("\n")[0],
+        allow_abbrev=False,
+    )
     p.add_argument("--dataset", default="digits", help="a registered dataset, or folder:PATH")
-    p.add_argument("--defences", default=DEFENCES, help="names with knobs; the default is CARSO and controls around the same classifier")
+    p.add_argument(
+        "--defences",
+        default=DEFENCES,
+        help="names with knobs; the default is CARSO and controls around the same classifier",
+    )
     p.add_argument("--n", type=int, default=200, help="images of the fixed class-stratified subset")
-    p.add_argument("--draws", type=int, default=32, help="in each mean gradient of a stochastic defence")
+    p.add_argument(
+        "--draws", type=int, default=32, help="in each mean gradient of a stochastic defence"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/")
+    p.add_argument(
+        "--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/"
+    )
     return p.parse_args(list(argv))
 
 
@@ -65,13 +77,21 @@ def command(args: argparse.Namespace) -> str:
     if args.draws < 1:
         raise BadInput(f"--draws {args.draws} is too small; the least is 1")
     names = tuple(split_commas(args.defences))
-    cells = plans.plan([Request(dataset=args.dataset, n=args.n, seed=args.seed, defences=names, attacks=("none",))]).cells
-    device, data_dir = device_of(args.device), args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
+    cells = plans.plan(
+        [Request(dataset=args.dataset, n=args.n, seed=args.seed, defences=names, attacks=("none",))]
+    ).cells
+    device, data_dir = (
+        device_of(args.device),
+        args.data_dir or Path(os.environ.get("BENCH_DATA") or "data"),
+    )
     settle_arithmetic()
     plans.ensure(Plan("gradients", cells))
     check(cells, data_dir)
     # Nothing here depends on the threat model: of several cells of a defence one is enough.
-    rows = [(cell.defence.name, *measured(cell, args.draws, torch.device(device), str(data_dir))) for cell in {c.defence: c for c in cells}.values()]
+    rows = [
+        (cell.defence.name, *measured(cell, args.draws, torch.device(device), str(data_dir)))
+        for cell in {c.defence: c for c in cells}.values()
+    ]
     head = ("defence", "to the classifier", "to itself", "corrected", "cancelling")
     lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
     facts = f"{args.dataset}, n={args.n}, {args.draws} draws, seed {args.seed}, {device}, torch {torch.__version__}, commit {commit()}"
@@ -80,7 +100,9 @@ def command(args: argparse.Namespace) -> str:
 
 def measured(cell: Cell, count: int, device: torch.device, data_dir: str) -> list[str]:
     """The four figures of one row, as text."""
-    bench = evaluate.prepare(cell.dataset, cell.defence, 0.0, cell.threat.norm, str(device), data_dir)
+    bench = evaluate.prepare(
+        cell.dataset, cell.defence, 0.0, cell.threat.norm, str(device), data_dir
+    )
     x, y = bench.data.x.to(device), bench.data.y.to(device)
     method = bench.defence
     classifier: nn.Module = getattr(method, "base", method)
@@ -94,11 +116,19 @@ def measured(cell: Cell, count: int, device: torch.device, data_dir: str) -> lis
             continue
         with stream(device, cell.key, index, "gradients"):
             own = slope(classifier, some, labels, 1)
-            one, other = (slope(method, some, labels, count if bench.stochastic else 1) for _ in range(2))
-            lost = [cancelling(method, some, labels, count)] if isinstance(method, CARSO) and method.purifier.layers else []
+            one, other = (
+                slope(method, some, labels, count if bench.stochastic else 1) for _ in range(2)
+            )
+            lost = (
+                [cancelling(method, some, labels, count)]
+                if isinstance(method, CARSO) and method.purifier.layers
+                else []
+            )
         to_classifier = (cosine(one, own) + cosine(other, own)) / 2
         to_itself = cosine(one, other)
-        parts.append([to_classifier, to_itself, to_classifier / to_itself.clamp_min(1e-3).sqrt(), *lost])
+        parts.append(
+            [to_classifier, to_itself, to_classifier / to_itself.clamp_min(1e-3).sqrt(), *lost]
+        )
     found = [f"{float(torch.cat(column).median()):.2f}" for column in zip(*parts, strict=True)]
     return found + [""] * (4 - len(found))
 
@@ -108,7 +138,9 @@ def slope(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Tensor:
     seen = x.clone().requires_grad_()
     with torch.enable_grad():
         logits = draws(model, seen, count)
-        (grad,) = torch.autograd.grad(margin(logits, y[:, None].expand(-1, count)).mean(1).sum(), seen)
+        (grad,) = torch.autograd.grad(
+            margin(logits, y[:, None].expand(-1, count)).mean(1).sum(), seen
+        )
     return grad
 
 
@@ -131,11 +163,16 @@ def by_layer(model: CARSO, x: Tensor, y: Tensor, count: int) -> list[Tensor]:
         cut = tuple(one.detach().requires_grad_() for one in read)
         c = model.purifier.condition(cut)
         samples = max(model.samples, 1)
-        z = torch.randn(len(c) * count * samples, model.latent_dim, device=c.device, dtype=c.dtype) * bool(model.samples)
+        z = torch.randn(
+            len(c) * count * samples, model.latent_dim, device=c.device, dtype=c.dtype
+        ) * bool(model.samples)
         several = model.classify(model.decode(z, c.repeat_interleave(count * samples, 0)))
         logits = model.aggregate(several.unflatten(0, (-1, samples))).unflatten(0, (len(x), count))
         pulls = torch.autograd.grad(margin(logits, y[:, None].expand(-1, count)).mean(1).sum(), cut)
-        return [torch.autograd.grad(one, seen, pull, retain_graph=True)[0] for one, pull in zip(read, pulls, strict=True)]
+        return [
+            torch.autograd.grad(one, seen, pull, retain_graph=True)[0]
+            for one, pull in zip(read, pulls, strict=True)
+        ]
 
 
 if __name__ == "__main__":

@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import evaluate, labels
-from bench import plan as plans
-from bench.execute import check, device_of, environment, settle_arithmetic
-from bench.norms import NORMS
-from bench.plan import Plan, Request
-from bench.registry import discover
+from bench.cli.run import Parser
+from bench.judging import evaluate
+from bench.judging.execute import check, device_of, environment, settle_arithmetic
+from bench.judging.norms import NORMS
+from bench.judging.randomness import stream
+from bench.judging.target import right
+from bench.questions import plan as plans
+from bench.questions.plan import Plan, Request
+from bench.questions.registry import discover
+from bench.questions.spec import BadInput, Cell
 from bench.report.figures import write_bytes
-from bench.run import Parser
-from bench.spec import BadInput, Cell
-from bench.streams import stream
-from bench.target import right
+from bench.results import names as labels
 from carso.analysis.sheet import MARKS, Tile, png
 from carso.model import CARSO
 
@@ -56,16 +57,37 @@ class Shown:
 def parse(argv: Sequence[str]) -> Namespace:
     p = Parser(prog="python -m carso.analysis.pictures", description=__doc__, allow_abbrev=False)
     p.add_argument("--dataset", default="digits", help="a registered dataset, or folder:PATH")
-    p.add_argument("--defence", default="carso", help="carso or vae, with knobs, such as carso[samples=16]")
-    p.add_argument("--attack", default="pgd-eot", help="any attack, with knobs, such as pgd-eot[steps=100]")
+    p.add_argument(
+        "--defence", default="carso", help="carso or vae, with knobs, such as carso[samples=16]"
+    )
+    p.add_argument(
+        "--attack", default="pgd-eot", help="any attack, with knobs, such as pgd-eot[steps=100]"
+    )
     p.add_argument("--norm", help="default: the dataset's")
-    p.add_argument("--eps", help="a fraction such as 8/255, in pixel units of [0,1]; default: the dataset's")
-    p.add_argument("--budget", help="quick, standard or full: the knobs that --attack leaves open; default: the dataset's")
-    p.add_argument("--n", type=int, default=6, help="images: the first of the fixed class-stratified subset, each of another class")
+    p.add_argument(
+        "--eps", help="a fraction such as 8/255, in pixel units of [0,1]; default: the dataset's"
+    )
+    p.add_argument(
+        "--budget",
+        help="quick, standard or full: the knobs that --attack leaves open; default: the dataset's",
+    )
+    p.add_argument(
+        "--n",
+        type=int,
+        default=6,
+        help="images: the first of the fixed class-stratified subset, each of another class",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the attack, and of the reconstructions")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/")
-    p.add_argument("--out", type=Path, default=Path("results/reference/figures"), help="the folder of the figure")
+    p.add_argument(
+        "--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/reference/figures"),
+        help="the folder of the figure",
+    )
     return p.parse_args(list(argv))
 
 
@@ -74,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for path in command(parse(words), shlex.join(["python", "-m", "carso.analysis.pictures", *words])):
+        for path in command(
+            parse(words), shlex.join(["python", "-m", "carso.analysis.pictures", *words])
+        ):
             print(f"wrote {path}")
         return 0
     except (BadInput, evaluate.AttackFailed) as error:
@@ -99,36 +123,61 @@ def command(args: Namespace, line: str) -> list[Path]:
     check([cell], data_dir)
     shown = show(cell, device, str(data_dir))
     env = environment(cell, device, line, evaluate.load_cached(cell.dataset, str(data_dir)).digest)
-    facts = {**asdict(env), "versions": dict(env.versions), "weights": dict(env.weights), **facts_of(shown)}
-    path = args.out / f"{cell.dataset.name}-{cell.threat.norm}-{str(cell.threat.eps).replace('/', '_')}-{cell.defence.name}-{cell.attack.name}.png"
+    facts = {
+        **asdict(env),
+        "versions": dict(env.versions),
+        "weights": dict(env.weights),
+        **facts_of(shown),
+    }
+    path = (
+        args.out
+        / f"{cell.dataset.name}-{cell.threat.norm}-{str(cell.threat.eps).replace('/', '_')}-{cell.defence.name}-{cell.attack.name}.png"
+    )
     write_bytes(path, draw(shown))
-    write_bytes(path.with_suffix(".json"), (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(
+        path.with_suffix(".json"), (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
+    )
     return [path, path.with_suffix(".json")]
 
 
 def cell_of(args: Namespace) -> Cell:
     """The question that the pictures answer, as a sweep with these flags would ask it."""
-    asked = {"dataset": args.dataset, "norm": args.norm, "eps": args.eps, "n": args.n, "seed": args.seed, "budget": args.budget}
-    found = plans.plan([Request(**asked, batch=max(args.n, 1), defences=(args.defence,), attacks=(args.attack,))])
+    asked = {
+        "dataset": args.dataset,
+        "norm": args.norm,
+        "eps": args.eps,
+        "n": args.n,
+        "seed": args.seed,
+        "budget": args.budget,
+    }
+    found = plans.plan(
+        [Request(**asked, batch=max(args.n, 1), defences=(args.defence,), attacks=(args.attack,))]
+    )
     return next((cell for cell in found.cells if cell.attack.name != "none"), found.cells[0])
 
 
 def show(cell: Cell, device: str, data_dir: str) -> Shown:
     """Attack through the harness, and reconstruct what it let pass with noise that the attack never saw."""
     at = torch.device(device)
-    bench = evaluate.prepare(cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, data_dir)
+    bench = evaluate.prepare(
+        cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, data_dir
+    )
     defence = bench.defence
     if not isinstance(defence, CARSO):
         raise BadInput(f"defence '{cell.defence.name}' makes no reconstructions; take carso or vae")
     x, y = bench.data.x.to(at), bench.data.y.to(at)
     if len(kinds := set(y.tolist())) < len(y):
-        raise BadInput(f"n {len(y)} is too large: the first {len(y)} images are of {len(kinds)} classes; the most is one image of each class")
+        raise BadInput(
+            f"n {len(y)} is too large: the first {len(y)} images are of {len(kinds)} classes; the most is one image of each class"
+        )
     with stream(at, cell.key, 0, "attack"):
         candidates, strayed, _ = evaluate.propose(cell, evaluate.make_target(cell, bench, at), x, y)
     with torch.no_grad():
         x_adv, judged = strongest(cell, defence, candidates, y, at)
         with stream(at, cell.key, 0, "pictures"):
-            z = torch.randn(len(x), max(defence.samples, 1), defence.latent_dim, device=at) * (defence.samples > 0)
+            z = torch.randn(len(x), max(defence.samples, 1), defence.latent_dim, device=at) * (
+                defence.samples > 0
+            )
             c = defence.latent(x_adv)
             images = torch.stack([defence.decode(one, c) for one in z.unbind(1)], 1)
             clean_answer = defence(x)
@@ -136,19 +185,43 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
         bare, bare_adv = defence.base(x), defence.base(x_adv)
     distance = NORMS[cell.threat.norm].distance(x_adv - x)
     answer = defence.aggregate(logits)
-    return Shown(cell, bench.data.ids, x, y, x_adv, strayed, distance, images, logits, answer, clean_answer, bare, bare_adv, judged)
+    return Shown(
+        cell,
+        bench.data.ids,
+        x,
+        y,
+        x_adv,
+        strayed,
+        distance,
+        images,
+        logits,
+        answer,
+        clean_answer,
+        bare,
+        bare_adv,
+        judged,
+    )
 
 
-def strongest(cell: Cell, defence: CARSO, candidates: Tensor, y: Tensor, at: torch.device) -> tuple[Tensor, Tensor]:
+def strongest(
+    cell: Cell, defence: CARSO, candidates: Tensor, y: Tensor, at: torch.device
+) -> tuple[Tensor, Tensor]:
     """Of the attack's own proposals (m,B,...), less the clean image that comes first, each image's strongest on the selection draws (B,...).
 
     The harness judges each, and takes fewest right, then the largest margin; with its right answers (B,) among the evaluation draws.
     """
-    judged = [evaluate.select_and_judge(cell, defence, one.unsqueeze(0), y, 0, at) for one in candidates[1:]]
-    selected, margins = (torch.stack([found[name] for found in judged]) for name in ("selected", "margin"))
+    judged = [
+        evaluate.select_and_judge(cell, defence, one.unsqueeze(0), y, 0, at)
+        for one in candidates[1:]
+    ]
+    selected, margins = (
+        torch.stack([found[name] for found in judged]) for name in ("selected", "margin")
+    )
     best = torch.where(selected == selected.amin(0), margins, -torch.inf).argmax(0)
     rows = torch.arange(len(y), device=at)
-    return candidates[1:][best, rows], torch.stack([found["correct"] for found in judged])[best, rows]
+    return candidates[1:][best, rows], torch.stack([found["correct"] for found in judged])[
+        best, rows
+    ]
 
 
 def draw(shown: Shown) -> bytes:
@@ -174,7 +247,12 @@ def draw(shown: Shown) -> bytes:
         tiles = [
             labelled(shown.x[i], shown.bare[i], label, f"true label {label}"),
             labelled(shown.x_adv[i], shown.bare_adv[i], label),
-            Tile(image_of(delta / (2 * scale(shown)) + 0.5), "", None, f"{cell.threat.norm} {shown.distance[i]:.3g}"),
+            Tile(
+                image_of(delta / (2 * scale(shown)) + 0.5),
+                "",
+                None,
+                f"{cell.threat.norm} {shown.distance[i]:.3g}",
+            ),
         ]
         tiles += [labelled(shown.images[i, e], shown.logits[i, e], label) for e in range(many)]
         verdict = f"{int(shown.found[i])} of {cell.draws}\ndraws right" if cell.draws > 1 else ""
@@ -186,7 +264,12 @@ def draw(shown: Shown) -> bytes:
 
 def labelled(image: Tensor, logits: Tensor, label: int, small: str = "") -> Tile:
     """An image over the label of its logits (K,), right or wrong."""
-    return Tile(image_of(image), str(int(logits.argmax())), bool(right(logits, torch.tensor(label, device=logits.device))), small)
+    return Tile(
+        image_of(image),
+        str(int(logits.argmax())),
+        bool(right(logits, torch.tensor(label, device=logits.device))),
+        small,
+    )
 
 
 def image_of(x: Tensor) -> Any:
@@ -203,11 +286,30 @@ def scale(shown: Shown) -> float:
 def facts_of(shown: Shown) -> dict[str, Any]:
     """The facts that the figure shows, and the question behind them, as JSON."""
     cell = shown.cell
-    names = ("reconstructions", "aggregated", "aggregated_clean", "classifier_clean", "classifier_attacked")
-    given = dict(zip(names, (shown.logits, shown.answer, shown.clean_answer, shown.bare, shown.bare_adv), strict=True))
-    columns: dict[str, list[Any]] = {"id": shown.ids.tolist(), "label": shown.y.tolist(), "right_draws": shown.found.tolist()}
+    names = (
+        "reconstructions",
+        "aggregated",
+        "aggregated_clean",
+        "classifier_clean",
+        "classifier_attacked",
+    )
+    given = dict(
+        zip(
+            names,
+            (shown.logits, shown.answer, shown.clean_answer, shown.bare, shown.bare_adv),
+            strict=True,
+        )
+    )
+    columns: dict[str, list[Any]] = {
+        "id": shown.ids.tolist(),
+        "label": shown.y.tolist(),
+        "right_draws": shown.found.tolist(),
+    }
     columns |= {name: logits.argmax(-1).tolist() for name, logits in given.items()}
-    columns |= {name: [float(f"{v:.6g}") for v in values.tolist()] for name, values in (("distance", shown.distance), ("strayed", shown.strayed))}
+    columns |= {
+        name: [float(f"{v:.6g}") for v in values.tolist()]
+        for name, values in (("distance", shown.distance), ("strayed", shown.strayed))
+    }
     return {
         "dataset": str(cell.dataset),
         "defence": str(cell.defence),
@@ -218,7 +320,10 @@ def facts_of(shown: Shown) -> dict[str, Any]:
         "n": len(shown.y),
         "draws": cell.draws,
         "difference_scale": float(f"{scale(shown):.6g}"),
-        "images": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+        "images": [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ],
     }
 
 

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.spec import BadInput
+from bench.questions.spec import BadInput
 
-RIGHT, WRONG, PLAIN, SOFT = "#0072B2", "#D55E00", "#1a1a1a", "#5b6670"  # blue and vermilion: told apart by every kind of colour vision
+RIGHT, WRONG, PLAIN, SOFT = (
+    "#0072B2",
+    "#D55E00",
+    "#1a1a1a",
+    "#5b6670",
+)  # blue and vermilion: told apart by every kind of colour vision
 TILE, GAP, CAPTION, LEFT, TOP, BOTTOM = 96, 10, 40, 14, 142, 20  # pixels
 DPI = 150
 NOTES = 1040  # a sheet of few columns is as wide as its notes
@@ -44,7 +49,9 @@ def place(row: int, column: int, height: int, width: int) -> tuple[int, int]:
     return LEFT + column * (width * z + GAP), TOP + row * (height * z + CAPTION)
 
 
-def png(title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[Tile]]) -> bytes:
+def png(
+    title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[Tile]]
+) -> bytes:
     """The sheet: title, notes below it, a heading over each column. The first tile of a row holds an image; all images have one size."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,8 +67,27 @@ def png(title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence
     figure = Figure(figsize=(wide / DPI, high / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def write(x: float, y: float, text: str, size: float, colour: str = PLAIN, ha: str = "left", va: str = "top", weight: str = "normal") -> None:
-        figure.text(x / wide, 1 - y / high, text, fontsize=size, color=colour, ha=ha, va=va, weight=weight, parse_math=False)
+    def write(
+        x: float,
+        y: float,
+        text: str,
+        size: float,
+        colour: str = PLAIN,
+        ha: str = "left",
+        va: str = "top",
+        weight: str = "normal",
+    ) -> None:
+        figure.text(
+            x / wide,
+            1 - y / high,
+            text,
+            fontsize=size,
+            color=colour,
+            ha=ha,
+            va=va,
+            weight=weight,
+            parse_math=False,
+        )
 
     write(LEFT, 10, title, 9, weight="bold")
     for i, note in enumerate(notes):
@@ -78,11 +104,15 @@ def png(title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence
                 write(middle, y + h * z / 2 - 16, tile.text, 13, colour, ha="center", weight="bold")
                 write(middle, y + h * z / 2 + 16, tile.small, 6, SOFT, ha="center")
                 continue
-            figure.figimage(enlarged(tile.image, z), x, high - y - h * z, origin="upper", resize=False)
+            figure.figimage(
+                enlarged(tile.image, z), x, high - y - h * z, origin="upper", resize=False
+            )
             write(middle, y + h * z + 3, tile.text, 7.5, colour, ha="center")
             write(middle, y + h * z + 19, tile.small, 5.5, SOFT, ha="center")
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})  # the version of matplotlib is no part of the figure
+    figure.savefig(
+        out, format="png", metadata={"Software": None}
+    )  # the version of matplotlib is no part of the figure
     return out.getvalue()
 
 
@@ -90,4 +120,7 @@ def enlarged(image: Pixels, z: int) -> NDArray[np.uint8]:
     """(H,W,3) of an image of one or three channels, each pixel `z` times in both directions."""
     c, _, _ = image.shape
     rgb = np.repeat(image, 3, 0) if c == 1 else image
-    return np.kron(np.rint(rgb.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8), np.ones((z, z, 1), np.uint8))
+    return np.kron(
+        np.rint(rgb.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8),
+        np.ones((z, z, 1), np.uint8),
+    )

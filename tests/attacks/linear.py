@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import registry
-from bench.norms import to_ball
-from bench.spec import ThreatModel
-from bench.target import Target, right
+from bench.judging.norms import to_ball
+from bench.judging.target import Target, right
+from bench.questions import registry
+from bench.questions.spec import ThreatModel
 
 # Knobs small enough for a test; what is not named has its default.
 TINY: dict[str, dict[str, Any]] = {
@@ -77,26 +77,49 @@ class Problem:
         return int(self.model(self.x[:1]).shape[1])
 
     def target(self, access: str = "white-box", stochastic: bool = False) -> Target:
-        return Target(self.model, access=access, stochastic=stochastic, classes=self.classes, device=self.x.device)
+        return Target(
+            self.model,
+            access=access,
+            stochastic=stochastic,
+            classes=self.classes,
+            device=self.x.device,
+        )
 
 
-def two_classes(batch: int = 12, channels: int = 1, size: int = 8, gap: float | None = None, smooth: bool = False) -> Problem:
+def two_classes(
+    batch: int = 12,
+    channels: int = 1,
+    size: int = 8,
+    gap: float | None = None,
+    smooth: bool = False,
+) -> Problem:
     """Two classes apart by one plane: the optimum is the distance to it in the dual norm, the same for every image, on either side."""
     generator = torch.Generator().manual_seed(channels * size)
     weight = torch.randn(channels, size, size, generator=generator)
     if smooth:  # patches of equal sign, as images have them
-        weight = weight.abs() * torch.randn(channels, 2, 2, generator=generator).sign().repeat_interleave(size // 2, 1).repeat_interleave(
-            size // 2, 2
-        )
+        weight = weight.abs() * torch.randn(
+            channels, 2, 2, generator=generator
+        ).sign().repeat_interleave(size // 2, 1).repeat_interleave(size // 2, 2)
     flat = weight.flatten() / weight.norm()
-    gap = 0.3 * float(flat.abs().max()) if gap is None else gap  # so that no optimum reaches the box
+    gap = (
+        0.3 * float(flat.abs().max()) if gap is None else gap
+    )  # so that no optimum reaches the box
     x = 0.5 + 0.1 * (2 * torch.rand(batch, channels * size * size, generator=generator) - 1)
     side = torch.where(torch.arange(batch) % 2 == 0, 1.0, -1.0)
     x = x + (side * gap - (x - 0.5) @ flat).unsqueeze(1) * flat
     score = flat / 2
     model = Linear(torch.stack([-score, score]), torch.stack([score.sum(), -score.sum()]) / 2)
-    optimum = {"linf": gap / flat.abs().sum(), "l2": torch.tensor(gap), "l1": gap / flat.abs().max()}
-    return Problem(model, x.view(batch, channels, size, size), (side > 0).long(), {norm: value.expand(batch) for norm, value in optimum.items()})
+    optimum = {
+        "linf": gap / flat.abs().sum(),
+        "l2": torch.tensor(gap),
+        "l1": gap / flat.abs().max(),
+    }
+    return Problem(
+        model,
+        x.view(batch, channels, size, size),
+        (side > 0).long(),
+        {norm: value.expand(batch) for norm, value in optimum.items()},
+    )
 
 
 def many_classes(classes: int, batch: int = 8, channels: int = 3, size: int = 8) -> Problem:
@@ -111,17 +134,32 @@ def many_classes(classes: int, batch: int = 8, channels: int = 3, size: int = 8)
     normal = weight.unsqueeze(0) - weight[y].unsqueeze(1)
     own = nn.functional.one_hot(y, classes).bool()
     dual = {"linf": normal.abs().sum(2), "l2": normal.norm(dim=2), "l1": normal.abs().amax(2)}
-    optimum = {norm: (gap / length.clamp_min(1e-12)).masked_fill(own, torch.inf).amin(1) for norm, length in dual.items()}
+    optimum = {
+        norm: (gap / length.clamp_min(1e-12)).masked_fill(own, torch.inf).amin(1)
+        for norm, length in dual.items()
+    }
     return Problem(model, x.view(batch, channels, size, size), y, optimum)
 
 
-def candidates(problem: Problem, name: str, norm: str, eps: float, target: Target | None = None, seed: int = 0, **knobs: Any) -> Tensor:
+def candidates(
+    problem: Problem,
+    name: str,
+    norm: str,
+    eps: float,
+    target: Target | None = None,
+    seed: int = 0,
+    **knobs: Any,
+) -> Tensor:
     """What the attack proposes, (m,B,C,H,W), as it gave it."""
     entry = registry.attacks.get(name)
     threat = ThreatModel(norm, Fraction(eps).limit_denominator(10**9), entry.facts["access"])
     torch.manual_seed(seed)
-    access = "white-box" if threat.access == "transfer" else threat.access  # the harness hands over the surrogate
-    made = entry.make(target or problem.target(access), problem.x.clone(), problem.y.clone(), threat, **knobs)
+    access = (
+        "white-box" if threat.access == "transfer" else threat.access
+    )  # the harness hands over the surrogate
+    made = entry.make(
+        target or problem.target(access), problem.x.clone(), problem.y.clone(), threat, **knobs
+    )
     made = (torch.stack(list(made.values())) if isinstance(made, dict) else made).detach()
     return made if made.dim() == 5 else made.unsqueeze(0)
 
@@ -129,4 +167,6 @@ def candidates(problem: Problem, name: str, norm: str, eps: float, target: Targe
 def fooled(problem: Problem, name: str, norm: str, eps: float, **knobs: Any) -> Tensor:
     """For which examples a candidate of the attack, put into the ball, is misclassified."""
     made = candidates(problem, name, norm, eps, **knobs)
-    return torch.stack([~right(problem.model(to_ball(one, problem.x, norm, eps)), problem.y) for one in made]).any(0)
+    return torch.stack(
+        [~right(problem.model(to_ball(one, problem.x, norm, eps)), problem.y) for one in made]
+    ).any(0)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.attacks import losses
 from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
 from bench.attacks.gradient import climb
-from bench.evaluate import routes_of
-from bench.spec import BadInput, ThreatModel
-from bench.target import Target, margin, right
+from bench.judging.evaluate import routes_of
+from bench.judging.target import Target, margin, right
+from bench.questions import registry
+from bench.questions.spec import BadInput, ThreatModel
 from tests.attacks.linear import Problem, two_classes
 
 EPS = 1.1  # times the optimum
@@ -35,7 +35,14 @@ class Masked(nn.Module):
         return logits
 
 
-def attacked(problem: Problem, defence: nn.Module, *, stochastic: bool = False, norm: str = "linf", **knobs: int | str) -> dict[str, Tensor]:
+def attacked(
+    problem: Problem,
+    defence: nn.Module,
+    *,
+    stochastic: bool = False,
+    norm: str = "linf",
+    **knobs: int | str,
+) -> dict[str, Tensor]:
     threat = ThreatModel(norm, problem_eps(problem, norm), "white-box")
     torch.manual_seed(0)
     target = Target(defence, stochastic=stochastic, classes=2)
@@ -61,13 +68,22 @@ PARTS: dict[str, Callable[[nn.Module], dict[str, object]]] = {
 
 @pytest.mark.parametrize("route", list(PARTS))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_declared_part_is_the_way_around_a_gradient_that_is_not_there(route: str, norm: str) -> None:
+def test_a_declared_part_is_the_way_around_a_gradient_that_is_not_there(
+    route: str, norm: str
+) -> None:
     problem = two_classes()
-    assert not any(broken(problem, made).any() for made in attacked(problem, Masked(problem.model), norm=norm).values())
+    assert not any(
+        broken(problem, made).any()
+        for made in attacked(problem, Masked(problem.model), norm=norm).values()
+    )
     made = attacked(problem, Masked(problem.model, **PARTS[route](problem.model)), norm=norm)
     assert broken(problem, made[route]).all()
-    others = [name for name in made if name != route and list(made).index(name) > list(made).index(route)]
-    assert all(torch.equal(made[name], problem.x) for name in others), "what has fallen is left alone"
+    others = [
+        name for name in made if name != route and list(made).index(name) > list(made).index(route)
+    ]
+    assert all(torch.equal(made[name], problem.x) for name in others), (
+        "what has fallen is left alone"
+    )
 
 
 class Torn(nn.Module):
@@ -96,7 +112,9 @@ class Torn(nn.Module):
 
 
 @pytest.mark.parametrize("loss", ["ce+margin", "targeted"])
-def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_its_place(loss: str) -> None:
+def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_its_place(
+    loss: str,
+) -> None:
     """Neither alone gets there: the one stands still, and the other turns back; the first surrogate has no finite gradient at all."""
     problem = two_classes()
     torn = Torn(problem)
@@ -132,7 +150,9 @@ def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
     threat = ThreatModel("linf", problem_eps(problem, "linf"), "white-box")
     climb(Target(Whole(), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs)
     assert asked == []
-    climb(Target(Torn(problem), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs)
+    climb(
+        Target(Torn(problem), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs
+    )
     assert len(asked) == 4
 
 
@@ -144,19 +164,26 @@ def test_one_way_alone_is_tried_where_it_is_named_and_one_that_is_not_there_is_r
     assert broken(problem, made["base"]).all()
     alone = attacked(problem, Masked(problem.model, **parts), only="full")
     assert not broken(problem, alone["full"]).any(), "no other way has helped it"
-    with pytest.raises(BadInput, match=r"adaptive\[only=ful\]: this defence has no route 'ful'; did you mean 'full'\?"):
+    with pytest.raises(
+        BadInput,
+        match=r"adaptive\[only=ful\]: this defence has no route 'ful'; did you mean 'full'\?",
+    ):
         attacked(problem, Masked(problem.model, **parts), only="ful")
 
 
 def test_the_latent_of_another_class_is_approached() -> None:
     problem = two_classes()
     normal = problem.model.weight[1] - problem.model.weight[0]
-    made = attacked(problem, Masked(problem.model, latent=lambda x: (x.flatten(1) - 0.5) @ normal.unsqueeze(1)))
+    made = attacked(
+        problem, Masked(problem.model, latent=lambda x: (x.flatten(1) - 0.5) @ normal.unsqueeze(1))
+    )
     assert broken(problem, made["latent"]).all()
 
 
 @pytest.mark.parametrize(("route", "part"), [("latent", "latent"), ("purifier", "purify")])
-def test_a_distance_is_climbed_in_parts_of_bounded_size_to_the_same_end(route: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distance_is_climbed_in_parts_of_bounded_size_to_the_same_end(
+    route: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = two_classes()
     calls = {"latent": lambda x: x.flatten(1)[:, ::8], "purify": lambda x: 2 * x}
     sizes: list[int] = []
@@ -185,10 +212,25 @@ def test_a_purifier_is_driven_away_from_the_image() -> None:
 
 def test_the_order_does_not_depend_on_the_batch_and_names_are_not_doubled() -> None:
     model = two_classes().model
-    everything = {**PARTS["base"](model), **PARTS["presoftmax"](model), **PARTS["identity"](model), "latent": model}
+    everything = {
+        **PARTS["base"](model),
+        **PARTS["presoftmax"](model),
+        **PARTS["identity"](model),
+        "latent": model,
+    }
     declared = Masked(model, **everything, surrogates={"classifier": model, "identity": model})
     target = Target(declared, classes=2, stochastic=True)
-    assert routes(target) == ["classifier", "identity", "presoftmax", "latent", "purifier", "fixed-noise", "warm", "full", "smoothed"]
+    assert routes(target) == [
+        "classifier",
+        "identity",
+        "presoftmax",
+        "latent",
+        "purifier",
+        "fixed-noise",
+        "warm",
+        "full",
+        "smoothed",
+    ]
     assert routes(Target(model, classes=2)) == ["warm", "full", "smoothed"]
 
 
@@ -235,7 +277,9 @@ def test_smoothing_finds_the_slope_that_ripples_hide() -> None:
 
 def test_distances_are_repeated_for_draws() -> None:
     goals = torch.tensor([[0.0], [1.0]])
-    near, far = (Distance(lambda x: x, goals, nearer=nearer, random=False) for nearer in (True, False))
+    near, far = (
+        Distance(lambda x: x, goals, nearer=nearer, random=False) for nearer in (True, False)
+    )
     x = torch.tensor([[0.5], [0.5], [3.0], [3.0]])
     assert near(x)[:, 0].tolist() == [0.25, 0.25, 4.0, 4.0]
     assert far(x)[:, 0].tolist() == [-0.25, -0.25, -4.0, -4.0]

@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.attacks import losses, stepsizes
 from bench.attacks.losses import dlr_targeted, likely
 from bench.data.sample import load
-from bench.norms import to_ball
-from bench.spec import Spec, ThreatModel, parse_eps
-from bench.target import Target, margin, right
+from bench.judging.norms import to_ball
+from bench.judging.target import Target, margin, right
+from bench.questions import registry
+from bench.questions.spec import Spec, ThreatModel, parse_eps
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
 from tests.attacks.test_contract import coin
 
-LINEAR = {"linf": two_classes(), "l2": two_classes(channels=3, size=6), "l1": two_classes(channels=3, size=6)}
+LINEAR = {
+    "linf": two_classes(),
+    "l2": two_classes(channels=3, size=6),
+    "l1": two_classes(channels=3, size=6),
+}
 
 
 class Hills(nn.Module):
@@ -29,7 +33,10 @@ class Hills(nn.Module):
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first, self.second = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((36, 30), (30, classes)))
+        self.first, self.second = (
+            torch.randn(size, generator=generator, dtype=torch.float64)
+            for size in ((36, 30), (30, classes))
+        )
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,11 +52,23 @@ def hills(batch: int = 5, eps: str = "1/10") -> tuple[Hills, Tensor, Tensor, Fra
 
 
 def run(
-    model: nn.Module | Target, x: Tensor, y: Tensor, norm: str, eps: Fraction, *, seed: int = 0, stochastic: bool = False, **knobs: Any
+    model: nn.Module | Target,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    eps: Fraction,
+    *,
+    seed: int = 0,
+    stochastic: bool = False,
+    **knobs: Any,
 ) -> Tensor:
-    target = model if isinstance(model, Target) else Target(model, classes=10, stochastic=stochastic)
+    target = (
+        model if isinstance(model, Target) else Target(model, classes=10, stochastic=stochastic)
+    )
     torch.manual_seed(seed)
-    made: Tensor = registry.attacks.get("apgd-eot" if "eot" in knobs else "apgd").make(target, x.clone(), y.clone(), ThreatModel(norm, eps), **knobs)
+    made: Tensor = registry.attacks.get("apgd-eot" if "eot" in knobs else "apgd").make(
+        target, x.clone(), y.clone(), ThreatModel(norm, eps), **knobs
+    )
     return made
 
 
@@ -60,13 +79,19 @@ def test_the_optimum_of_two_classes_is_reached(norm: str, loss: str) -> None:
     best = float(problem.optimum[norm][0])
     for name, knobs in (("apgd", {}), ("apgd-eot", {"eot": 2})):
         assert fooled(problem, name, norm, 1.02 * best, loss=loss, steps=25, **knobs).all(), name
-        assert not fooled(problem, name, norm, 0.98 * best, loss=loss, steps=25, **knobs).any(), name
+        assert not fooled(problem, name, norm, 0.98 * best, loss=loss, steps=25, **knobs).any(), (
+            name
+        )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("classes", [3, 6])
-@pytest.mark.parametrize(("name", "knobs"), [("apgd", {}), ("pgd", {}), ("pgd-eot", {"eot": 2}), ("adaptive", {})])
-def test_with_several_classes_the_targeted_loss_finds_the_nearest(name: str, knobs: dict[str, int], norm: str, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("apgd", {}), ("pgd", {}), ("pgd-eot", {"eot": 2}), ("adaptive", {})]
+)
+def test_with_several_classes_the_targeted_loss_finds_the_nearest(
+    name: str, knobs: dict[str, int], norm: str, classes: int
+) -> None:
     problem = many_classes(classes, batch=16)
     eps = float(problem.optimum[norm].median())
     found = fooled(problem, name, norm, eps, loss="targeted", steps=40, **knobs)
@@ -77,17 +102,31 @@ def test_with_several_classes_the_targeted_loss_finds_the_nearest(name: str, kno
 
 
 def test_the_targeted_loss_on_logits_known_by_hand() -> None:
-    logits, y, target = torch.tensor([[[5.0, 3.0, 2.0, 0.0, -1.0]]]), torch.tensor([[0]]), torch.tensor([[3]])
-    assert dlr_targeted(logits, torch.stack([y, target], -1)).tolist() == [[pytest.approx(-5 / (5 - 1))]]
-    assert dlr_targeted(logits, torch.stack([target, y], -1)).tolist() == [[pytest.approx(5 / (5 - 1))]]
-    assert dlr_targeted(logits[..., :3], torch.tensor([[[0, 2]]])).tolist() == [[-3]], "three classes have no fourth: the margin to the target"
+    logits, y, target = (
+        torch.tensor([[[5.0, 3.0, 2.0, 0.0, -1.0]]]),
+        torch.tensor([[0]]),
+        torch.tensor([[3]]),
+    )
+    assert dlr_targeted(logits, torch.stack([y, target], -1)).tolist() == [
+        [pytest.approx(-5 / (5 - 1))]
+    ]
+    assert dlr_targeted(logits, torch.stack([target, y], -1)).tolist() == [
+        [pytest.approx(5 / (5 - 1))]
+    ]
+    assert dlr_targeted(logits[..., :3], torch.tensor([[[0, 2]]])).tolist() == [[-3]], (
+        "three classes have no fourth: the margin to the target"
+    )
     some = torch.tensor([[1.0, 4.0, torch.nan, 2.0], [-torch.inf, 1.0, 0.0, -torch.inf]])
     assert likely(some, torch.tensor([1, 1]), 9).T.tolist()[0] == [3, 0, 2]
-    assert sorted(likely(some, torch.tensor([1, 1]), 9).T.tolist()[1]) == [0, 2, 3], "never the true class"
+    assert sorted(likely(some, torch.tensor([1, 1]), 9).T.tolist()[1]) == [0, 2, 3], (
+        "never the true class"
+    )
     assert likely(some, torch.tensor([1, 1]), 1).tolist() == [[3, 2]]
 
 
-def test_a_peak_too_narrow_for_the_first_steps_is_reached_by_halving_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_too_narrow_for_the_first_steps_is_reached_by_halving_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Wrong only within 2% of the ball around a point of it: steps of the length that they begin with jump over it."""
     x = torch.full((8, 1, 4, 4), 0.5)
     peak = x + 0.1 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) - 1)
@@ -108,7 +147,9 @@ def test_a_peak_too_narrow_for_the_first_steps_is_reached_by_halving_them(monkey
 def test_a_saturated_cross_entropy_is_made_up_for_by_the_targeted_loss() -> None:
     """Logits so far apart that the gradient of the cross-entropy is zero in float32."""
     problem = many_classes(5)
-    steep = Problem(Wrapped(problem.model, lambda logits, x: 1e7 * logits), problem.x, problem.y, {})
+    steep = Problem(
+        Wrapped(problem.model, lambda logits, x: 1e7 * logits), problem.x, problem.y, {}
+    )
     eps = 1.05 * float(problem.optimum["linf"].max())
     assert not fooled(steep, "apgd", "linf", eps, loss="ce", steps=20, from_x=True).any()
     assert fooled(steep, "apgd", "linf", eps, loss="ce+targeted", steps=20, from_x=True).all()
@@ -119,14 +160,26 @@ def test_no_step_is_taken_on_a_gradient_that_is_not_a_number(norm: str) -> None:
     problem, half = two_classes(batch=4), torch.tensor([True, False, True, False])
 
     def poison(logits: Tensor, x: Tensor) -> Tensor:
-        ill = half[torch.cdist(x.detach().flatten(1), problem.x.flatten(1)).argmin(1)].nonzero().squeeze(1)
-        return logits.index_add(0, ill, 0 * ((x[ill] - x[ill].detach()) ** 2).sum((1, 2, 3)).sqrt().unsqueeze(1).expand(-1, 2))
+        ill = (
+            half[torch.cdist(x.detach().flatten(1), problem.x.flatten(1)).argmin(1)]
+            .nonzero()
+            .squeeze(1)
+        )
+        return logits.index_add(
+            0,
+            ill,
+            0 * ((x[ill] - x[ill].detach()) ** 2).sum((1, 2, 3)).sqrt().unsqueeze(1).expand(-1, 2),
+        )
 
     eps = 2 * float(problem.optimum[norm][0])
     sick = Problem(Wrapped(problem.model, poison), problem.x, problem.y, {})
     made = candidates(sick, "apgd", norm, eps, loss="ce", steps=10, from_x=True)
-    assert torch.equal(made[:, half], problem.x[half].expand_as(made[:, half])), "it stays where it began"
-    assert (~right(problem.model(made[2]), problem.y))[~half].all(), "its neighbours are attacked as ever"
+    assert torch.equal(made[:, half], problem.x[half].expand_as(made[:, half])), (
+        "it stays where it began"
+    )
+    assert (~right(problem.model(made[2]), problem.y))[~half].all(), (
+        "its neighbours are attacked as ever"
+    )
 
 
 def test_an_answer_that_is_not_a_number_is_a_wrong_one_and_never_the_highest_loss() -> None:
@@ -149,7 +202,9 @@ def test_a_broken_example_leaves_and_what_is_left_costs_what_is_said() -> None:
     knobs: dict[str, Any] = {"loss": "ce+targeted", "steps": 6, "restarts": 2, "targets": 3}
     for classes, runs in ((2, 4), (6, 8)):
         problem = many_classes(classes, batch=4)
-        calls = registry.attacks.get("apgd").facts["calls"]({**knobs, "targets": runs // 2 - 1}, False)
+        calls = registry.attacks.get("apgd").facts["calls"](
+            {**knobs, "targets": runs // 2 - 1}, False
+        )
         for norm, looks in (("linf", 1 + runs * 7), ("l2", 1 + runs * 7), ("l1", 1 + runs * 9)):
             target = problem.target()
             candidates(problem, "apgd", norm, 1e-6, target, **knobs)
@@ -158,16 +213,30 @@ def test_a_broken_example_leaves_and_what_is_left_costs_what_is_said() -> None:
             assert target.forwards + 2 * target.backwards <= 4 * calls
             assert norm != "l1" or target.forwards + 2 * target.backwards == 4 * calls
         target = problem.target()
-        made = candidates(problem, "apgd", "linf", 3 * float(problem.optimum["linf"].max()), target, from_x=True, **knobs | {"restarts": 1})
+        made = candidates(
+            problem,
+            "apgd",
+            "linf",
+            3 * float(problem.optimum["linf"].max()),
+            target,
+            from_x=True,
+            **knobs | {"restarts": 1},
+        )
         assert target.forwards == 3 * 4, "the image twice, and the first step"
-        assert torch.equal(made[3:], problem.x.expand_as(made[3:])), "nothing is left for the second loss"
+        assert torch.equal(made[3:], problem.x.expand_as(made[3:])), (
+            "nothing is left for the second loss"
+        )
     wrong = Problem(problem.model, problem.x, (problem.y + 1) % 6, {})
     target = wrong.target()
-    assert torch.equal(candidates(wrong, "apgd", "linf", 0.1, target, **knobs), problem.x.expand(6, -1, -1, -1, -1))
+    assert torch.equal(
+        candidates(wrong, "apgd", "linf", 0.1, target, **knobs), problem.x.expand(6, -1, -1, -1, -1)
+    )
     assert (target.forwards, target.backwards) == (4, 0)
 
 
-def test_who_leaves_changes_nothing_for_the_others_nor_does_the_size_of_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_leaves_changes_nothing_for_the_others_nor_does_the_size_of_a_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Runs go side by side as they fit into a query: at 3 one by one and in parts, at 1000 all of a loss at once."""
     model, x, y, eps = hills(batch=12, eps="1/150")
     knobs: dict[str, Any] = {"loss": "ce+targeted", "steps": 15, "restarts": 2, "targets": 3}
@@ -187,16 +256,40 @@ def test_who_leaves_changes_nothing_for_the_others_nor_does_the_size_of_a_query(
     model.seen.clear()
     run(model, x, y, "linf", eps, loss="targeted", steps=1, eot=4, stochastic=True)
     assert set(map(len, model.seen)) == {8}, "two images of four draws"
-    alone = torch.cat([run(model, x[i : i + 1], y[i : i + 1], "linf", eps, from_x=True, loss="ce+targeted", steps=15) for i in range(12)], 1)
-    assert torch.allclose(run(model, x, y, "linf", eps, from_x=True, loss="ce+targeted", steps=15), alone, atol=1e-9)
+    alone = torch.cat(
+        [
+            run(
+                model,
+                x[i : i + 1],
+                y[i : i + 1],
+                "linf",
+                eps,
+                from_x=True,
+                loss="ce+targeted",
+                steps=15,
+            )
+            for i in range(12)
+        ],
+        1,
+    )
+    assert torch.allclose(
+        run(model, x, y, "linf", eps, from_x=True, loss="ce+targeted", steps=15), alone, atol=1e-9
+    )
 
 
 def test_candidates_are_what_was_visited_and_the_best_of_it() -> None:
     model, x, y, eps = hills(batch=6)
     model.seen.clear()
-    knobs: dict[str, Any] = {"loss": "margin", "steps": 12, "restarts": 3, "stochastic": True}  # so that nothing leaves
+    knobs: dict[str, Any] = {
+        "loss": "margin",
+        "steps": 12,
+        "restarts": 3,
+        "stochastic": True,
+    }  # so that nothing leaves
     made = run(model, x, y, "linf", eps, **knobs)
-    visited = torch.stack(model.seen).unflatten(1, (3, 6)).flatten(0, 1)  # 13 looks of 3 runs side by side
+    visited = (
+        torch.stack(model.seen).unflatten(1, (3, 6)).flatten(0, 1)
+    )  # 13 looks of 3 runs side by side
     gaps = torch.stack([margin(model(one), y) for one in visited])
     for i in range(6):
         best = int(gaps[:, i].argmax())
@@ -208,7 +301,9 @@ def test_candidates_are_what_was_visited_and_the_best_of_it() -> None:
 
 
 @pytest.mark.parametrize(("eot", "steps"), [(1, 100), (20, 5), (34, 3), (200, 2)])
-def test_on_a_stochastic_defence_an_example_leaves_after_a_hundred_wrong_draws_in_a_row(eot: int, steps: int) -> None:
+def test_on_a_stochastic_defence_an_example_leaves_after_a_hundred_wrong_draws_in_a_row(
+    eot: int, steps: int
+) -> None:
     """Right at the image, wrong from the first step on: `steps` of these and the start are asked, and nothing after them."""
     problem = two_classes(batch=3)
     eps, target = 3 * float(problem.optimum["linf"][0]), problem.target(stochastic=True)
@@ -224,11 +319,15 @@ def test_a_coin_lets_nothing_leave() -> None:
     problem = many_classes(4, batch=6)
     target = Target(coin(problem, 0.1), stochastic=True, classes=4)
     made = candidates(problem, "apgd-eot", "linf", 0.01, target, eot=5, steps=60)
-    assert target.forwards == 6 * 5 * 61, "wrong nine times of ten, so in most steps in every draw, but never a hundred times in a row"
+    assert target.forwards == 6 * 5 * 61, (
+        "wrong nine times of ten, so in most steps in every draw, but never a hundred times in a row"
+    )
     assert ((made - problem.x).abs().flatten(2).amax(2) > 0).all()
     assert torch.equal(made, candidates(problem, "apgd-eot", "linf", 0.01, target, eot=5, steps=60))
     target.forwards = 0
-    candidates(problem, "apgd-eot", "linf", 0.01, target, eot=5, steps=6, loss="ce+targeted", targets=2)
+    candidates(
+        problem, "apgd-eot", "linf", 0.01, target, eot=5, steps=6, loss="ce+targeted", targets=2
+    )
     assert target.forwards == 6 * 5 * (1 + 3 * 7)
 
 
@@ -253,14 +352,18 @@ def test_eot_averages_away_what_single_draws_hide() -> None:
             return self.draws(x, 1)[:, 0]
 
         def draws(self, x: Tensor, k: int) -> Tensor:
-            noise = torch.einsum("bd,bkdc->bkc", (x - x.detach()).flatten(1), torch.randn(len(x), k, 64, 2) * 2)
+            noise = torch.einsum(
+                "bd,bkdc->bkc", (x - x.detach()).flatten(1), torch.randn(len(x), k, 64, 2) * 2
+            )
             return problem.model(x).unsqueeze(1) + noise
 
     noisy = Problem(Shaken(), problem.x, problem.y, {})
     eps = 2 * float(problem.optimum["linf"][0])
     rates = []
     for eot in (1, 200):
-        made = candidates(noisy, "apgd-eot", "linf", eps, noisy.target(stochastic=True), steps=5, eot=eot)
+        made = candidates(
+            noisy, "apgd-eot", "linf", eps, noisy.target(stochastic=True), steps=5, eot=eot
+        )
         rates.append(float((~right(problem.model(made[0]), problem.y)).float().mean()))
     assert rates[0] < 0.5
     assert rates[1] == 1
@@ -279,16 +382,34 @@ def test_it_breaks_what_pyautoattack_breaks(name: str, norm: str, eps: str, step
     """The same pair of losses, steps and targets on 200 digits; one example more may stand, since the starts are others."""
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-    data, model = load(Spec.of("digits", {"n": 200})), registry.build_classifier(f"own:digits-{name}")
+    data, model = (
+        load(Spec.of("digits", {"n": 200})),
+        registry.build_classifier(f"own:digits-{name}"),
+    )
     target = Target(model, classes=10)
-    made = run(target, data.x, data.y, norm, parse_eps(eps), loss="ce+targeted", steps=steps, targets=2)
+    made = run(
+        target, data.x, data.y, norm, parse_eps(eps), loss="ce+targeted", steps=steps, targets=2
+    )
     with torch.no_grad():
-        ours = torch.stack([right(model(to_ball(one, data.x, norm, float(parse_eps(eps)))), data.y) for one in made]).all(0)
+        ours = torch.stack(
+            [
+                right(model(to_ball(one, data.x, norm, float(parse_eps(eps)))), data.y)
+                for one in made
+            ]
+        ).all(0)
         theirs = right(model(data.x), data.y)
     other = Target(model, classes=10)
-    facts = {"norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm], "eps": float(parse_eps(eps)), "n_iter": steps, "use_largereps": norm == "l1"}
+    facts = {
+        "norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm],
+        "eps": float(parse_eps(eps)),
+        "n_iter": steps,
+        "use_largereps": norm == "l1",
+    }
     facts |= {"seed": 0, "device": "cpu", "logger": logging.getLogger("auto-attack")}
-    for attack in (APGDAttack(other, loss="ce", **facts), APGDAttack_targeted(other, n_target_classes=2, **facts)):
+    for attack in (
+        APGDAttack(other, loss="ce", **facts),
+        APGDAttack_targeted(other, n_target_classes=2, **facts),
+    ):
         left = theirs.nonzero().squeeze(1)
         theirs[left] = right(model(attack.perturb(data.x[left], data.y[left])), data.y[left])
     assert 0.1 < theirs.float().mean() < 0.95, "an eps at which some fall and some stand"

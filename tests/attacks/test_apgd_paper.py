@@ -12,11 +12,18 @@ from torch import Tensor
 from bench.attacks.apgd import radii
 from bench.attacks.losses import LOSSES
 from bench.attacks.stepsizes import Halving, Sparsity, checkpoints, meet
-from bench.norms import NORMS, to_ball
+from bench.judging.norms import NORMS, to_ball
 from tests.attacks.test_apgd import hills, run
 
 
-def ascent(f: Callable[[Tensor], Tensor], x: Tensor, norm: str, eps: float, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def ascent(
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    norm: str,
+    eps: float,
+    steps: int,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of Croce & Hein 2020 for one image, with its whole history: the last and the best iterate."""
     start = x if start is None else start
 
@@ -26,7 +33,9 @@ def ascent(f: Callable[[Tensor], Tensor], x: Tensor, norm: str, eps: float, step
         return value.item(), torch.autograd.grad(value, leaf)[0]
 
     def step(z: Tensor, grad: Tensor, eta: float) -> Tensor:
-        return to_ball(z + eta * (grad.sign() if norm == "linf" else grad / grad.norm()), x, norm, eps)
+        return to_ball(
+            z + eta * (grad.sign() if norm == "linf" else grad / grad.norm()), x, norm, eps
+        )
 
     p = [0.0, 0.22]
     while p[-1] + max(p[-1] - p[-2] - 0.03, 0.06) <= 1:
@@ -47,24 +56,33 @@ def ascent(f: Callable[[Tensor], Tensor], x: Tensor, norm: str, eps: float, step
         etas.append(eta)
         if k in w and k < steps:
             last = w[w.index(k) - 1]
-            few, stands = sum(rose[last:k]) < 0.75 * (k - last), etas[last] == etas[k] and best_by[last] == best_by[k]
+            few, stands = (
+                sum(rose[last:k]) < 0.75 * (k - last),
+                etas[last] == etas[k] and best_by[last] == best_by[k],
+            )
             if few or stands:
                 eta /= 2
                 before, (value, at, grad) = at, best
     return at, best[1]
 
 
-def sparse_ascent(f: Callable[[Tensor], Tensor], x: Tensor, eps: float, steps: int) -> tuple[Tensor, Tensor]:
+def sparse_ascent(
+    f: Callable[[Tensor], Tensor], x: Tensor, eps: float, steps: int
+) -> tuple[Tensor, Tensor]:
     """APGD for l1 of Croce & Hein 2021 for one image: the last and the best iterate of the last of the three radii."""
     x_adv, d = x, x.numel()
-    for stage, (radius, count) in enumerate(((3 * eps, round(0.3 * steps)), (2 * eps, round(0.3 * steps)), (eps, round(0.4 * steps)))):
+    for stage, (radius, count) in enumerate(
+        ((3 * eps, round(0.3 * steps)), (2 * eps, round(0.3 * steps)), (eps, round(0.4 * steps)))
+    ):
         at = to_ball(x_adv, x, "l1", radius)
         moved = d / 5 if stage == 0 else float((at != x).sum()) / 1.5
         eta, every = radius, math.ceil(0.04 * count)
         grad, best, best_grad, best_value = at, at, at, -math.inf
         for k in range(count + 1):
             if k:
-                size = sorted(grad.abs().flatten().tolist(), reverse=True)[min(max(round(moved), 1), d) - 1]
+                size = sorted(grad.abs().flatten().tolist(), reverse=True)[
+                    min(max(round(moved), 1), d) - 1
+                ]
                 step = grad.sign() * (grad.abs() >= size)
                 at = nearest(at + eta * step / step.abs().sum(), x, radius)
             leaf = at.clone().requires_grad_()
@@ -89,7 +107,9 @@ def nearest(z: Tensor, x: Tensor, eps: float) -> Tensor:
     low, high = 0.0, float(delta.abs().max())
 
     def shrunk(amount: float) -> Tensor:
-        return ((x + delta.sign() * (delta.abs() - amount).clamp_min(0)).clamp(0, 1) - x) * (delta.abs() > amount)
+        return ((x + delta.sign() * (delta.abs() - amount).clamp_min(0)).clamp(0, 1) - x) * (
+            delta.abs() > amount
+        )
 
     if shrunk(0.0).abs().sum() <= eps:
         return x + shrunk(0.0)
@@ -112,16 +132,24 @@ def test_the_trajectory_is_that_of_the_papers(norm: str, loss: str) -> None:
             return LOSSES[loss](model(z), y[i : i + 1]).sum()
 
         one, size = x[i : i + 1], float(eps)
-        last, best = sparse_ascent(f, one, size, steps) if norm == "l1" else ascent(f, one, norm, size, steps)
+        last, best = (
+            sparse_ascent(f, one, size, steps)
+            if norm == "l1"
+            else ascent(f, one, norm, size, steps)
+        )
         assert torch.allclose(made[0, i], last[0], atol=1e-6)
         assert torch.allclose(made[1, i], best[0], atol=1e-6)
         assert (NORMS[norm].distance(made[:, i] - x[i]) <= size + 1e-12).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_with_a_shrinking_ball_one_ascent_begins_where_the_best_of_the_last_is_put_into_its_ball(norm: str) -> None:
+def test_with_a_shrinking_ball_one_ascent_begins_where_the_best_of_the_last_is_put_into_its_ball(
+    norm: str,
+) -> None:
     model, x, y, eps = hills(eps={"linf": "1/10", "l2": "1/2"}[norm])
-    made = run(model, x, y, norm, eps, loss="margin", steps=40, from_x=True, stochastic=True, wide=3.0)
+    made = run(
+        model, x, y, norm, eps, loss="margin", steps=40, from_x=True, stochastic=True, wide=3.0
+    )
     for i in range(len(x)):
 
         def f(z: Tensor, i: int = i) -> Tensor:
@@ -130,7 +158,9 @@ def test_with_a_shrinking_ball_one_ascent_begins_where_the_best_of_the_last_is_p
         last = best = x[i : i + 1]
         for times, count in ((3, 12), (2, 12), (1, 16)):
             size = times * float(eps)
-            last, best = ascent(f, x[i : i + 1], norm, size, count, to_ball(best, x[i : i + 1], norm, size))
+            last, best = ascent(
+                f, x[i : i + 1], norm, size, count, to_ball(best, x[i : i + 1], norm, size)
+            )
         assert torch.allclose(made[0, i], last[0], atol=1e-6)
         assert torch.allclose(made[1, i], best[0], atol=1e-6)
         assert (NORMS[norm].distance(made[:, i] - x[i]) <= float(eps) + 1e-12).all()
@@ -164,7 +194,9 @@ def test_the_step_is_halved_by_either_condition_and_by_no_other() -> None:
     assert plan.size.tolist() == [0.5, 0.5, 0.5, 0.25, 0.5]
     short = Halving(torch.zeros(2, 1, 2, 2), "linf", 0.5, 18, 0.75)
     short.check(0, left[:2], torch.zeros(2), torch.zeros(2), best)
-    assert short.check(4, left[:2], torch.tensor([3, 2]), torch.ones(2), best).tolist() == [1], "three of four are not fewer than 75%"
+    assert short.check(4, left[:2], torch.tensor([3, 2]), torch.ones(2), best).tolist() == [1], (
+        "three of four are not fewer than 75%"
+    )
 
 
 def test_the_sparsity_of_l1_follows_the_best_iterate() -> None:
@@ -207,14 +239,20 @@ def test_the_projection_onto_ball_and_box_is_the_nearest_point() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(40, 1, 4, 5, generator=generator, dtype=torch.float64)
     x[:, :, 0], x[:, :, 1] = 0.0, 1.0
-    z = x + torch.randn(x.shape, generator=generator, dtype=torch.float64) * torch.logspace(-2, 1, 40, dtype=torch.float64).view(40, 1, 1, 1)
+    z = x + torch.randn(x.shape, generator=generator, dtype=torch.float64) * torch.logspace(
+        -2, 1, 40, dtype=torch.float64
+    ).view(40, 1, 1, 1)
     for eps in (0.01, 0.5, 3.0, 30.0):
         found = meet(z, x, eps)
-        assert torch.allclose(found, torch.stack([nearest(z[i], x[i], eps) for i in range(40)]), atol=1e-9)
+        assert torch.allclose(
+            found, torch.stack([nearest(z[i], x[i], eps) for i in range(40)]), atol=1e-9
+        )
         assert found.min() >= -1e-12
         assert found.max() <= 1 + 1e-12
         assert (NORMS["l1"].distance(found - x) <= eps + 1e-9).all()
     assert torch.equal(meet(x, x, 0.5), x)
     one = torch.tensor([[[[0.9, 0.5]]]], dtype=torch.float64)
     # a change past the edge keeps the edge: 0.1 of 0.4 there, and what is left of the ball goes to the other
-    assert meet(one + torch.tensor([2.0, 1.0]), one, 0.4).flatten().tolist() == pytest.approx([1.0, 0.8])
+    assert meet(one + torch.tensor([2.0, 1.0]), one, 0.4).flatten().tolist() == pytest.approx(
+        [1.0, 0.8]
+    )

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
-from bench.target import Target
+from bench.judging.target import Target
 from tests.attacks.linear import TINY, Wrapped, candidates, two_classes
 
 ATTACKS = ("spsa", "nes", "square")
-LONG: dict[str, dict[str, Any]] = {"spsa": {"steps": 6, "samples": 20}, "nes": {"steps": 6, "samples": 20}, "square": {"queries": 80, "eot": 3}}
+LONG: dict[str, dict[str, Any]] = {
+    "spsa": {"steps": 6, "samples": 20},
+    "nes": {"steps": 6, "samples": 20},
+    "square": {"queries": 80, "eot": 3},
+}
 
 
 class Noisy(nn.Module):
@@ -38,13 +42,20 @@ def test_noise_that_is_added_to_the_margin_has_no_say(name: str, norm: str) -> N
     defences = (Noisy(problem.model, 0.0), Noisy(problem.model))  # so that both draw
 
     def ends(common: bool) -> list[Tensor]:
-        targets = [Target(defence, access="score", stochastic=True, classes=2) for defence in defences]
-        return [candidates(problem, name, norm, eps, target, common=common, **LONG[name])[0] for target in targets]
+        targets = [
+            Target(defence, access="score", stochastic=True, classes=2) for defence in defences
+        ]
+        return [
+            candidates(problem, name, norm, eps, target, common=common, **LONG[name])[0]
+            for target in targets
+        ]
 
     still, noisy = ends(common=True)
     assert torch.allclose(still, noisy, atol=1e-3 * eps)
     still, noisy = ends(common=False)
-    assert (still - noisy).flatten(1).abs().amax(1).min() > 0.1 * eps / 64, "without common random numbers noise turns the search"
+    assert (still - noisy).flatten(1).abs().amax(1).min() > 0.1 * eps / 64, (
+        "without common random numbers noise turns the search"
+    )
 
 
 @pytest.mark.parametrize("eot", [1, 3])
@@ -55,7 +66,9 @@ def test_a_pair_shares_its_noise_and_nobody_else_has_it(name: str, eot: int) -> 
     target = Target(model, access="score", stochastic=True, classes=2)
     torch.manual_seed(0)
     candidates(problem, name, "linf", 0.01, target, steps=3, samples=4, eot=eot, common=True)
-    drawn = [one for one in model.drawn if len(one) > 1]  # one image alone is asked for the number of classes
+    drawn = [
+        one for one in model.drawn if len(one) > 1
+    ]  # one image alone is asked for the number of classes
     assert [len(one) for one in drawn] == [2 * eot, 8 * eot, 8 * eot] * 3
     assert all(torch.equal(drawn[i], drawn[i + 1]) for i in (1, 4, 7))
     assert torch.cat([drawn[i] for i in (0, 1, 3, 4, 6, 7)]).unique().numel() == 3 * 10 * eot
@@ -64,7 +77,16 @@ def test_a_pair_shares_its_noise_and_nobody_else_has_it(name: str, eot: int) -> 
 def test_square_meets_the_same_draws_at_every_query() -> None:
     problem = two_classes(batch=4)
     model = Noisy(problem.model)
-    candidates(problem, "square", "linf", 0.01, Target(model, access="score", stochastic=True, classes=2), queries=9, eot=3, common=True)
+    candidates(
+        problem,
+        "square",
+        "linf",
+        0.01,
+        Target(model, access="score", stochastic=True, classes=2),
+        queries=9,
+        eot=3,
+        common=True,
+    )
     assert len(model.drawn) == 9
     assert all(torch.equal(model.drawn[0], one) for one in model.drawn)
     assert model.drawn[0].unique().numel() == 4 * 3

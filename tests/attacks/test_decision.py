@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.attacks.decision import bisect, fooled, start
-from bench.target import Target, margin
+from bench.judging.target import Target, margin
+from bench.questions import registry
 from tests.attacks.linear import Problem, Wrapped, candidates, two_classes
 
 
@@ -27,9 +27,14 @@ def test_the_majority_of_the_draws_decides() -> None:
     target = Target(Votes(), access="decision", stochastic=True, classes=2)
     images = (torch.arange(6) / 10).view(1, 6, 1, 1, 1).expand(2, 6, 1, 2, 2)
     wrong = fooled(target, images, torch.tensor([0, 1]), 5)
-    assert wrong.tolist() == [[False, False, False, True, True, True], [True, True, True, False, False, False]]
+    assert wrong.tolist() == [
+        [False, False, False, True, True, True],
+        [True, True, True, False, False, False],
+    ]
     assert target.forwards == 2 * 6 * 5
-    assert not fooled(target, images[:1, 1:2], torch.tensor([0]), 2).any(), "half of the draws are no majority"
+    assert not fooled(target, images[:1, 1:2], torch.tensor([0]), 2).any(), (
+        "half of the draws are no majority"
+    )
 
 
 def test_a_start_is_misclassified_by_most_draws() -> None:
@@ -41,14 +46,28 @@ def test_a_start_is_misclassified_by_most_draws() -> None:
     assert target.forwards == 20
     # 0.1 and 0.2 take the nearest that most draws call 1, which is not the nearest that one draw calls so; 0.3 is wrong itself
     assert z[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.3, 0.3, 0.2])
-    z = bisect(target, x, torch.zeros(4, dtype=torch.long), torch.full_like(x, 0.5), "l2", torch.tensor([True, True, False, False]), 6, 5)
+    z = bisect(
+        target,
+        x,
+        torch.zeros(4, dtype=torch.long),
+        torch.full_like(x, 0.5),
+        "l2",
+        torch.tensor([True, True, False, False]),
+        6,
+        5,
+    )
     assert target.forwards == 20 + 2 * 6 * 5
     assert z[:2, 0, 0, 0].tolist() == pytest.approx([0.25, 0.25], abs=0.01)
 
 
-@pytest.mark.parametrize(("name", "knobs"), [("boundary", {"steps": 12}), ("hopskipjump", {"queries": 400, "initial": 20})])
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("boundary", {"steps": 12}), ("hopskipjump", {"queries": 400, "initial": 20})],
+)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_each_draw_is_a_query_and_the_budget_is_spent_to_the_last(name: str, knobs: dict[str, int], norm: str) -> None:
+def test_each_draw_is_a_query_and_the_budget_is_spent_to_the_last(
+    name: str, knobs: dict[str, int], norm: str
+) -> None:
     problem = two_classes(gap=1.0)
     for stochastic in (False, True):
         target = problem.target("decision", stochastic)
@@ -59,15 +78,21 @@ def test_each_draw_is_a_query_and_the_budget_is_spent_to_the_last(name: str, kno
         assert entry.facts["calls"](entry.resolve({**knobs, "eot": 3}), stochastic) >= full
 
 
-@pytest.mark.parametrize(("name", "knobs"), [("boundary", {"steps": 12}), ("hopskipjump", {"queries": 300})])
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("boundary", {"steps": 12}), ("hopskipjump", {"queries": 300})]
+)
 def test_eot_changes_nothing_on_a_deterministic_defence(name: str, knobs: dict[str, int]) -> None:
     problem = two_classes(batch=4)
     one, five = (candidates(problem, name, "l2", 0.01, **knobs, eot=eot) for eot in (1, 5))
     assert torch.equal(one, five)
 
 
-@pytest.mark.parametrize(("name", "knobs"), [("boundary", {"steps": 100}), ("hopskipjump", {"queries": 4000})])
-def test_majorities_hold_the_walk_on_the_misclassified_side(name: str, knobs: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("boundary", {"steps": 100}), ("hopskipjump", {"queries": 4000})]
+)
+def test_majorities_hold_the_walk_on_the_misclassified_side(
+    name: str, knobs: dict[str, int]
+) -> None:
     """A tenth of the labels is wrong by chance: believed one by one, the walk ends on images that are right."""
     problem = two_classes()
 
@@ -77,7 +102,9 @@ def test_majorities_hold_the_walk_on_the_misclassified_side(name: str, knobs: di
     noisy = Problem(Wrapped(problem.model, flip), problem.x, problem.y, {})
     gaps = []
     for eot in (1, 9):
-        made = candidates(noisy, name, "l2", 1e-3, noisy.target("decision", stochastic=True), **knobs, eot=eot)[0]
+        made = candidates(
+            noisy, name, "l2", 1e-3, noisy.target("decision", stochastic=True), **knobs, eot=eot
+        )[0]
         gaps.append(margin(problem.model(made), problem.y))
     assert (gaps[0] < 0).float().mean() > 0.8
     assert (gaps[1] > -0.02 * problem.optimum["l2"]).float().mean() > 0.8

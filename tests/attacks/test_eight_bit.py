@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import registry
 from bench.attacks.eight_bit import Stored, rounded
 from bench.data.sample import load
-from bench.norms import NORMS, to_ball
-from bench.plan import Request, plan
-from bench.spec import BadInput, Cell, Spec
+from bench.judging.norms import NORMS, to_ball
+from bench.questions import registry
+from bench.questions.plan import Request, plan
+from bench.questions.spec import BadInput, Cell, Spec
 from tests.attacks.linear import Linear, Problem, candidates, fooled, two_classes
 
-SIZES = {"linf": ("8/255", "0.031", "1/1020", "1"), "l2": ("0.5", "1/1020", "5"), "l1": ("3", "1/1020", "40"), "l0": ("5", "0", "64")}
+SIZES = {
+    "linf": ("8/255", "0.031", "1/1020", "1"),
+    "l2": ("0.5", "1/1020", "5"),
+    "l1": ("3", "1/1020", "40"),
+    "l0": ("5", "0", "64"),
+}
 WITH_AND_WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("pgd", {"loss": "ce+margin", "steps": 20}),
     ("eight-bit", {"attack": "pgd[loss=ce+margin,steps=20]"}),
@@ -40,13 +45,17 @@ def images(stored: bool) -> Tensor:
 def moved(x: Tensor, norm: str, eps: float) -> Tensor:
     """Images far outside of the ball, put onto its border, in every direction."""
     generator = torch.Generator().manual_seed(4)
-    step = torch.randn(x.shape, generator=generator) * (torch.rand(x.shape, generator=generator) ** 3 if norm == "l1" else 1.0)
+    step = torch.randn(x.shape, generator=generator) * (
+        torch.rand(x.shape, generator=generator) ** 3 if norm == "l1" else 1.0
+    )
     return to_ball(x + 3 * max(eps, 0.01) * step, x, norm, eps)
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["8-bit", "float"])
 @pytest.mark.parametrize(("norm", "eps"), PAIRS)
-def test_ball_and_box_hold_exactly_and_every_value_is_of_8_bits_or_clean(norm: str, eps: str, stored: bool) -> None:
+def test_ball_and_box_hold_exactly_and_every_value_is_of_8_bits_or_clean(
+    norm: str, eps: str, stored: bool
+) -> None:
     x, reach = images(stored), float(Fraction(eps))
     made = rounded(moved(x, norm, reach), x, norm, reach)
     assert (NORMS[norm].distance(made.double() - x.double()) <= reach).all()
@@ -55,7 +64,9 @@ def test_ball_and_box_hold_exactly_and_every_value_is_of_8_bits_or_clean(norm: s
     assert (whole(made) | (made == x)).all()
     assert made.dtype == x.dtype
     assert stored is False or whole(made).all()
-    assert torch.equal(rounded(made, x, norm, reach), made) or norm in ("l2", "l1"), "rounded once is rounded"
+    assert torch.equal(rounded(made, x, norm, reach), made) or norm in ("l2", "l1"), (
+        "rounded once is rounded"
+    )
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["8-bit", "float"])
@@ -76,7 +87,9 @@ def test_in_linf_each_value_is_the_nearest_of_those_in_the_ball(stored: bool, ep
 def test_a_step_of_whole_255ths_stays_whole() -> None:
     """8/255 away in float32 is a little more than 8/255 for half of the values, and must not become 7/255."""
     x = images(True)
-    sign = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    sign = torch.where(
+        torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0
+    )
     made = rounded(x + sign * 8 / 255, x, "linf", 8 / 255)
     steps = (made.double() * 255).round() - (x.double() * 255).round()
     inside = ((x * 255).round() + 8 * sign).clamp(0, 255) - (x * 255).round()
@@ -91,7 +104,9 @@ def test_rounding_spends_what_the_ball_holds(norm: str, eps: float, more: float)
     clean, steps = x.double() * 255, x_adv.double() * 255
     shrunk = torch.where(steps > clean, (steps + 1e-4).floor(), (steps - 1e-4).ceil()) / 255
     made = rounded(x_adv, x, norm, eps)
-    kept, lost = (NORMS[norm].distance(one.double() - x.double()).mean() / eps for one in (made, shrunk))
+    kept, lost = (
+        NORMS[norm].distance(one.double() - x.double()).mean() / eps for one in (made, shrunk)
+    )
     assert kept > 0.99
     assert lost < kept - more
     assert (made - x_adv).abs().max() < 1 / 255 + 1e-6
@@ -101,7 +116,9 @@ def test_in_l0_what_is_unchanged_stays_as_it_is() -> None:
     x = images(False)
     x_adv = moved(x, "l0", 5.0)
     same = (x_adv == x).all(1, keepdim=True).expand_as(x)
-    made = rounded(x_adv, x, "l0", 9.0)  # more than are changed, so that there is room to change others
+    made = rounded(
+        x_adv, x, "l0", 9.0
+    )  # more than are changed, so that there is room to change others
     assert torch.equal(made[same], x[same])
     assert not whole(x[same]).all()
     assert whole(made[~same]).all()
@@ -116,14 +133,19 @@ def on_the_grid(gap: int, ahead: int) -> Problem:
     weight = torch.stack([-signs, signs]) / 2
     side = torch.tensor([1.0, -1.0, 1.0, -1.0])
     x = (128 + side[:, None] * signs * (gap + (torch.arange(64) < ahead))) / 255
-    return Problem(Linear(weight, -weight.sum(1) * 128 / 255), x.view(4, 1, 8, 8), (side > 0).long(), {})
+    return Problem(
+        Linear(weight, -weight.sum(1) * 128 / 255), x.view(4, 1, 8, 8), (side > 0).long(), {}
+    )
 
 
 def test_a_perturbation_that_rounding_leaves_whole_survives() -> None:
     problem = on_the_grid(3, 32)
     for steps, plain, stored in ((4.0, True, True), (3.6, True, False), (3.4, False, False)):
         assert fooled(problem, "pgd", "linf", steps / 255, steps=20).all() == plain
-        assert fooled(problem, "eight-bit", "linf", steps / 255, attack="pgd[steps=20]").any() == stored, "of 3.6 steps a file holds 3"
+        assert (
+            fooled(problem, "eight-bit", "linf", steps / 255, attack="pgd[steps=20]").any()
+            == stored
+        ), "of 3.6 steps a file holds 3"
     assert fooled(problem, "eight-bit", "linf", 4 / 255, attack="pgd[steps=20]").all()
 
 
@@ -137,17 +159,34 @@ def test_below_half_a_step_nothing_is_left() -> None:
 
 def test_it_is_the_attack_inside_rounded() -> None:
     problem = two_classes(batch=4)
-    for inside, knobs in (("pgd", {"steps": 5}), ("adaptive", {"steps": 3}), ("fgsm", {}), ("apgd", {"steps": 5}), ("fab", {"steps": 5})):
+    for inside, knobs in (
+        ("pgd", {"steps": 5}),
+        ("adaptive", {"steps": 3}),
+        ("fgsm", {}),
+        ("apgd", {"steps": 5}),
+        ("fab", {"steps": 5}),
+    ):
         text = str(Spec.of(inside, knobs))
         made = candidates(problem, "eight-bit", "linf", 0.05, attack=text)
-        plain = candidates(problem, inside, "linf", 0.05 - 1 / 510, Stored(problem.target()), **knobs).flatten(0, -5)
-        assert torch.equal(made, torch.stack([rounded(one, problem.x, "linf", 0.05) for one in plain]))
+        plain = candidates(
+            problem, inside, "linf", 0.05 - 1 / 510, Stored(problem.target()), **knobs
+        ).flatten(0, -5)
+        assert torch.equal(
+            made, torch.stack([rounded(one, problem.x, "linf", 0.05) for one in plain])
+        )
         assert not torch.equal(made, plain)
     knobs = {"attack": "pgd-eot[steps=4,eot=3]"}
     target = problem.target(stochastic=True)
-    assert candidates(problem, "eight-bit", "l2", 0.05, target, **knobs).shape == (3, *problem.x.shape)
+    assert candidates(problem, "eight-bit", "l2", 0.05, target, **knobs).shape == (
+        3,
+        *problem.x.shape,
+    )
     entry, inner = registry.attacks.get("eight-bit"), registry.attacks.get("pgd-eot")
-    assert entry.facts["calls"](knobs, True) == inner.facts["calls"](inner.resolve({"steps": 4, "eot": 3}), True) == 36
+    assert (
+        entry.facts["calls"](knobs, True)
+        == inner.facts["calls"](inner.resolve({"steps": 4, "eot": 3}), True)
+        == 36
+    )
 
 
 def test_an_image_that_is_barely_wrong_before_rounding_does_not_end_the_attack() -> None:
@@ -155,17 +194,26 @@ def test_an_image_that_is_barely_wrong_before_rounding_does_not_end_the_attack()
     data = load(Spec.parse("digits[n=64]"))
     model = registry.build_classifier("own:digits-at")
     problem = Problem(model, data.x, data.y, {})
-    plain, stored = (float(fooled(problem, name, "linf", 0.2, **knobs).float().mean()) for name, knobs in WITH_AND_WITHOUT)
+    plain, stored = (
+        float(fooled(problem, name, "linf", 0.2, **knobs).float().mean())
+        for name, knobs in WITH_AND_WITHOUT
+    )
     made = candidates(problem, *WITH_AND_WITHOUT[0][:1], "linf", 0.2, **WITH_AND_WITHOUT[0][1])
     late = torch.stack([rounded(one, data.x, "linf", 0.2) for one in made])
-    undone = float((model(late.flatten(0, 1)).argmax(1).view(len(made), -1) != data.y).any(0).float().mean())
+    undone = float(
+        (model(late.flatten(0, 1)).argmax(1).view(len(made), -1) != data.y).any(0).float().mean()
+    )
     assert undone < plain - 0.03, "what is rounded at the end alone"
     assert stored > undone
     assert abs(stored - plain) < 0.03
 
 
 def cells(attack: str, **more: str) -> list[Cell]:
-    return [cell for cell in plan([Request(defences=("undefended",), attacks=(attack,), **more)]).cells if cell.attack.name != "none"]
+    return [
+        cell
+        for cell in plan([Request(defences=("undefended",), attacks=(attack,), **more)]).cells
+        if cell.attack.name != "none"
+    ]
 
 
 def test_the_budget_and_the_defaults_are_those_of_the_attack_inside() -> None:

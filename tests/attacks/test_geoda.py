@@ -10,23 +10,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import registry
 from bench.attacks.decision import normal
 from bench.attacks.geoda import cosines, shares, waves
-from bench.norms import NORMS
-from bench.target import margin
-from tests.attacks.linear import Linear, Problem, Wrapped, candidates, fooled, many_classes, two_classes
+from bench.judging.norms import NORMS
+from bench.judging.target import margin
+from bench.questions import registry
+from tests.attacks.linear import (
+    Linear,
+    Problem,
+    Wrapped,
+    candidates,
+    fooled,
+    many_classes,
+    two_classes,
+)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("problem", "queries"), [(two_classes(), 2500), (two_classes(channels=3), 4500)], ids=["1x8x8", "3x8x8"])
-def test_the_point_found_is_misclassified_and_near_the_optimum(problem: Problem, queries: int, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("problem", "queries"),
+    [(two_classes(), 2500), (two_classes(channels=3), 4500)],
+    ids=["1x8x8", "3x8x8"],
+)
+def test_the_point_found_is_misclassified_and_near_the_optimum(
+    problem: Problem, queries: int, norm: str
+) -> None:
     found = candidates(problem, "geoda", norm, 1e-4, queries=queries)[0]
     assert (margin(problem.model(found), problem.y) > -1e-6).all()
     ratio = NORMS[norm].distance(found - problem.x) / problem.optimum[norm]
     assert (ratio > 0.999).all()
     assert (ratio < 1.25).all()
-    assert fooled(problem, "geoda", norm, 1.25 * float(problem.optimum[norm][0]), queries=queries).all()
+    assert fooled(
+        problem, "geoda", norm, 1.25 * float(problem.optimum[norm][0]), queries=queries
+    ).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -41,7 +57,12 @@ def test_of_several_classes_it_comes_near_one(norm: str) -> None:
 def test_low_frequencies_are_enough_for_a_smooth_plane_and_better() -> None:
     problem = two_classes(channels=3, size=12, smooth=True, gap=0.2)
     ratios = [
-        NORMS["l2"].distance(candidates(problem, "geoda", "l2", 1e-4, queries=2000, frequencies=share)[0] - problem.x).mean() for share in (1.0, 0.34)
+        NORMS["l2"]
+        .distance(
+            candidates(problem, "geoda", "l2", 1e-4, queries=2000, frequencies=share)[0] - problem.x
+        )
+        .mean()
+        for share in (1.0, 0.34)
     ]
     assert ratios[1] < 0.9 * ratios[0]
 
@@ -54,13 +75,18 @@ def test_every_query_is_spent_whatever_the_defence(queries: int, eot: int) -> No
         target = problem.target("decision", stochastic)
         candidates(problem, "geoda", "l2", 1e-4, target, queries=queries, eot=eot)
         assert target.forwards == queries * len(problem.x)
-        assert registry.attacks.get("geoda").facts["calls"]({"queries": queries}, stochastic) == queries
+        assert (
+            registry.attacks.get("geoda").facts["calls"]({"queries": queries}, stochastic)
+            == queries
+        )
 
 
 def test_who_is_inside_the_ball_asks_no_more() -> None:
     problem = two_classes()
     target = problem.target("decision")
-    made = candidates(problem, "geoda", "l2", 2 * float(problem.optimum["l2"][0]), target, queries=4000)
+    made = candidates(
+        problem, "geoda", "l2", 2 * float(problem.optimum["l2"][0]), target, queries=4000
+    )
     assert (NORMS["l2"].distance(made[0] - problem.x) <= 2 * problem.optimum["l2"]).all()
     assert target.forwards < 3000 * len(problem.x)
 
@@ -85,20 +111,33 @@ def test_directions_are_gaussians_of_low_frequencies() -> None:
         spectrum = cosines(8, 8, x) @ drawn @ cosines(12, 12, x).T
         energy = (spectrum**2).mean((0, 1, 2))
         inside = energy[: kept[0], : kept[1]]
-        assert float(inside.sum()) * 3 == pytest.approx(float((drawn**2).flatten(2).sum(2).mean()), rel=1e-4)
+        assert float(inside.sum()) * 3 == pytest.approx(
+            float((drawn**2).flatten(2).sum(2).mean()), rel=1e-4
+        )
         assert float(inside.min()) > 0.5 * float(inside.max()), "of equal variance"
     basis = cosines(9, 9, x)
     assert torch.allclose(basis @ basis.T, torch.eye(9), atol=1e-6)
-    assert basis[2].tolist() == pytest.approx([math.sqrt(2 / 9) * math.cos(math.pi * (n + 0.5) * 2 / 9) for n in range(9)], abs=1e-6)
+    assert basis[2].tolist() == pytest.approx(
+        [math.sqrt(2 / 9) * math.cos(math.pi * (n + 0.5) * 2 / 9) for n in range(9)], abs=1e-6
+    )
 
 
 def test_the_normal_of_a_plane_is_found_from_its_labels() -> None:
     problem = two_classes(batch=4)
     flat = problem.model.weight[1] - problem.model.weight[0]
     side = torch.where(problem.y == 1, -1.0, 1.0)
-    edge = problem.x + (side * problem.optimum["l2"]).view(-1, 1, 1, 1) * (flat / flat.norm()).view(1, 8, 8)
+    edge = problem.x + (side * problem.optimum["l2"]).view(-1, 1, 1, 1) * (flat / flat.norm()).view(
+        1, 8, 8
+    )
     torch.manual_seed(0)
-    found = normal(problem.target("decision"), edge, problem.y, torch.full((4,), 0.01), 4000, lambda x, count: waves(x, count, 1.0))
+    found = normal(
+        problem.target("decision"),
+        edge,
+        problem.y,
+        torch.full((4,), 0.01),
+        4000,
+        lambda x, count: waves(x, count, 1.0),
+    )
     cosine = torch.cosine_similarity(found.flatten(1), side.unsqueeze(1) * flat)
     assert (cosine > 0.95).all()
 
@@ -113,7 +152,9 @@ def test_a_lucky_answer_on_the_image_itself_is_not_where_it_ends() -> None:
 
     noisy = Problem(Wrapped(problem.model, shake), problem.x, problem.y, {})
     eps = 4 * float(problem.optimum["l2"][0])
-    made = candidates(noisy, "geoda", "l2", eps, noisy.target("decision", stochastic=True), queries=3000, eot=1)
+    made = candidates(
+        noisy, "geoda", "l2", eps, noisy.target("decision", stochastic=True), queries=3000, eot=1
+    )
     assert (margin(problem.model(made[2]), problem.y) > 0).float().mean() > 0.9
     assert NORMS["l2"].distance(made[2] - problem.x).tolist() == pytest.approx([eps] * 24, rel=1e-3)
 
@@ -125,7 +166,12 @@ def test_white_pixels_take_no_part_in_the_walk() -> None:
     x[3] = 1  # of the other class: where the walks of the others begin
     x = x.view(4, 1, 4, 4)
     bias = -float(weight[:8].sum()) - 8 * 0.5
-    problem = Problem(Linear(torch.stack([-weight, weight]), torch.tensor([-bias, bias])), x, torch.tensor([0, 0, 0, 1]), {})
+    problem = Problem(
+        Linear(torch.stack([-weight, weight]), torch.tensor([-bias, bias])),
+        x,
+        torch.tensor([0, 0, 0, 1]),
+        {},
+    )
     found = candidates(problem, "geoda", "l2", 1e-4, queries=3000)[0]
     assert (margin(problem.model(found), problem.y) > -1e-6)[:3].all()
     assert NORMS["l2"].distance(found - x)[:3].max() < 1.15 * 0.1 * 8**0.5
@@ -136,16 +182,32 @@ def test_sick_answers_are_no_crash() -> None:
     changes: list[Any] = [
         lambda logits, x: logits * torch.nan,
         lambda logits, x: 0 * logits + torch.tensor([1.0, 0.0]),
-        lambda logits, x: torch.where((x.sum((1, 2, 3)) * 1e3 % 3 < 1).unsqueeze(1), torch.nan, logits),
+        lambda logits, x: torch.where(
+            (x.sum((1, 2, 3)) * 1e3 % 3 < 1).unsqueeze(1), torch.nan, logits
+        ),
     ]
     for change in changes:
         sick = Problem(Wrapped(problem.model, change), problem.x, problem.y, {})
         for stochastic in (False, True):
-            assert candidates(sick, "geoda", "linf", 0.1, sick.target("decision", stochastic), queries=300, eot=3).isfinite().all()
+            assert (
+                candidates(
+                    sick,
+                    "geoda",
+                    "linf",
+                    0.1,
+                    sick.target("decision", stochastic),
+                    queries=300,
+                    eot=3,
+                )
+                .isfinite()
+                .all()
+            )
 
 
 def test_equal_seeds_give_equal_points() -> None:
     problem = two_classes(batch=4)
-    one, two, three = (candidates(problem, "geoda", "linf", 0.01, queries=300, seed=seed) for seed in (0, 0, 1))
+    one, two, three = (
+        candidates(problem, "geoda", "linf", 0.01, queries=300, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, three)

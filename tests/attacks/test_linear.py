@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench import registry
 from bench.attacks.transfer import Diverse
-from bench.norms import NORMS
-from bench.target import margin, right
+from bench.judging.norms import NORMS
+from bench.judging.target import margin, right
+from bench.questions import registry
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
 
 GRADIENT: list[tuple[str, dict[str, Any]]] = [
@@ -41,9 +41,16 @@ REACH: dict[tuple[str, str], tuple[float, dict[str, Any], dict[str, Any]]] = {
             ("transfer", {"steps": 20}),
         )
     },
-    **{(name, norm): (1.25, {"steps": 40, "samples": 64}, {}) for name in ("spsa", "nes") for norm in ("linf", "l2")},
+    **{
+        (name, norm): (1.25, {"steps": 40, "samples": 64}, {})
+        for name in ("spsa", "nes")
+        for norm in ("linf", "l2")
+    },
     # at an eps of many 255ths, of which rounding takes little
-    **{("eight-bit", norm): (1.02, {"attack": "pgd[steps=20]"}, kind) for norm, kind in (("linf", {"gap": 1.0}), ("l2", {"gap": 0.5}), ("l1", {}))},
+    **{
+        ("eight-bit", norm): (1.02, {"attack": "pgd[steps=20]"}, kind)
+        for norm, kind in (("linf", {"gap": 1.0}), ("l2", {"gap": 0.5}), ("l1", {}))
+    },
     **{("boundary", norm): (1.1, {"steps": 800}, {}) for norm in ("linf", "l2")},
     **{("geoda", norm): (1.25, {"queries": 2500}, {}) for norm in ("linf", "l2")},
     **{("deepfool", norm): (1.02, {}, {}) for norm in ("linf", "l2")},
@@ -69,26 +76,47 @@ FLOOR = {"none", "noise", "gaussian-noise"}  # these promise nothing
 
 def test_every_attack_and_norm_has_a_reach_that_is_tested_here() -> None:
     """Who adds an attack, or a norm to one, says here how near to the optimum it comes."""
-    ours = [entry for entry in registry.attacks if entry.make.__module__.startswith("bench.attacks.") and entry.facts["family"] != "check"]
-    promised = {(entry.name, norm) for entry in ours for norm in entry.facts["norms"] if entry.name not in FLOOR}
+    ours = [
+        entry
+        for entry in registry.attacks
+        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks.")) and entry.facts["family"] != "check"
+    ]
+    promised = {
+        (entry.name, norm)
+        for entry in ours
+        for norm in entry.facts["norms"]
+        if entry.name not in FLOOR
+    }
     assert promised == {*REACH, *((name, "l0") for name in (*SPARSE, "pixle"))}
 
 
 @pytest.mark.parametrize(("name", "norm"), REACH)
-def test_every_attack_reaches_the_optimum_or_comes_as_near_as_it_promises(name: str, norm: str) -> None:
+def test_every_attack_reaches_the_optimum_or_comes_as_near_as_it_promises(
+    name: str, norm: str
+) -> None:
     """By 2% where it sees gradients, 25% where it does not, but for Square, whose patches fit weights that have patches."""
     ratio, knobs, kind = REACH[name, norm]
     problem = two_classes(**kind)
     best = float(problem.optimum[norm][0])
-    assert ratio == 1.02 if registry.attacks.get(name).facts["family"] in ("gradient", "transfer") else ratio <= 1.25 or name == "square"
+    assert (
+        ratio == 1.02
+        if registry.attacks.get(name).facts["family"] in ("gradient", "transfer")
+        else ratio <= 1.25 or name == "square"
+    )
     assert fooled(problem, name, norm, ratio * best, **knobs).all()
-    assert not fooled(problem, name, norm, 0.98 * best, **knobs | ({"queries": 100} if name == "square" else {})).any()
+    assert not fooled(
+        problem, name, norm, 0.98 * best, **knobs | ({"queries": 100} if name == "square" else {})
+    ).any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize(("name", "knobs"), GRADIENT)
-@pytest.mark.parametrize("problem", [two_classes(), two_classes(channels=3, size=12)], ids=["1x8x8", "3x12x12"])
-def test_gradient_attacks_reach_the_optimum(problem: Problem, name: str, knobs: dict[str, Any], norm: str) -> None:
+@pytest.mark.parametrize(
+    "problem", [two_classes(), two_classes(channels=3, size=12)], ids=["1x8x8", "3x12x12"]
+)
+def test_gradient_attacks_reach_the_optimum(
+    problem: Problem, name: str, knobs: dict[str, Any], norm: str
+) -> None:
     best = float(problem.optimum[norm][0])
     assert fooled(problem, name, norm, 1.02 * best, **knobs).all()
     assert not fooled(problem, name, norm, 0.98 * best, **knobs).any()
@@ -98,7 +126,10 @@ def test_gradient_attacks_reach_the_optimum(problem: Problem, name: str, knobs: 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_with_several_classes_the_nearest_is_found(norm: str, classes: int) -> None:
     problem = many_classes(classes)
-    for name, knobs in (("pgd", {"steps": 30, "restarts": 5, "loss": "ce+margin"}), ("autoattack", {"steps": 20, "queries": 20})):
+    for name, knobs in (
+        ("pgd", {"steps": 30, "restarts": 5, "loss": "ce+margin"}),
+        ("autoattack", {"steps": 20, "queries": 20}),
+    ):
         eps = float(problem.optimum[norm].median())
         found = fooled(problem, name, norm, eps, **knobs)
         assert not found[problem.optimum[norm] > 1.02 * eps].any()
@@ -111,14 +142,33 @@ def test_l0_attacks_need_the_fewest_pixels(name: str, pixels: int) -> None:
     surely, knobs = SPARSE[name]
     problem = two_classes(channels=2, size=6, batch=6)
     # what a pixel can change: each channel goes to the corner of the box that its weight asks for
-    normal = (problem.model.weight[1] - problem.model.weight[0]) * torch.where(problem.y == 1, -1.0, 1.0).unsqueeze(1)
-    gain = (normal * ((normal > 0).float() - problem.x.flatten(1))).view_as(problem.x).sum(1).flatten(1)
+    normal = (problem.model.weight[1] - problem.model.weight[0]) * torch.where(
+        problem.y == 1, -1.0, 1.0
+    ).unsqueeze(1)
+    gain = (
+        (normal * ((normal > 0).float() - problem.x.flatten(1)))
+        .view_as(problem.x)
+        .sum(1)
+        .flatten(1)
+    )
     gap = -margin(problem.model(problem.x), problem.y)
     reach = gain.sort(dim=1, descending=True).values[:, :pixels].sum(1)
-    for i in range(6):  # each image gets the plane that `pixels` of its pixels just reach, and just do not
+    for i in range(
+        6
+    ):  # each image gets the plane that `pixels` of its pixels just reach, and just do not
         for share, expected in ((surely, True), (1.01, False)):
-            shift = (share * reach[i] - gap[i]) / 2 * torch.tensor([1.0, -1.0]) * (1 if problem.y[i] == 0 else -1)
-            one = Problem(type(problem.model)(problem.model.weight, problem.model.bias + shift), problem.x[i : i + 1], problem.y[i : i + 1], {})
+            shift = (
+                (share * reach[i] - gap[i])
+                / 2
+                * torch.tensor([1.0, -1.0])
+                * (1 if problem.y[i] == 0 else -1)
+            )
+            one = Problem(
+                type(problem.model)(problem.model.weight, problem.model.bias + shift),
+                problem.x[i : i + 1],
+                problem.y[i : i + 1],
+                {},
+            )
             assert bool(fooled(one, name, "l0", float(pixels), **knobs)) is expected
 
 
@@ -134,7 +184,9 @@ def test_square_refuses_the_sizes_that_it_cannot_tile() -> None:
 @pytest.mark.parametrize("name", ["boundary", "hopskipjump"])
 def test_minimal_norm_attacks_report_the_distance_that_they_found(name: str) -> None:
     problem = two_classes()
-    found = candidates(problem, name, "l2", 0.01, **({"steps": 800} if name == "boundary" else {"queries": 1500}))[0]
+    found = candidates(
+        problem, name, "l2", 0.01, **({"steps": 800} if name == "boundary" else {"queries": 1500})
+    )[0]
     distance = NORMS["l2"].distance(found - problem.x)
     assert (distance < 1.15 * problem.optimum["l2"]).all()
     assert (distance > 0.999 * problem.optimum["l2"]).all()
@@ -142,15 +194,24 @@ def test_minimal_norm_attacks_report_the_distance_that_they_found(name: str) -> 
 
 @pytest.mark.parametrize("name", ["boundary", "hopskipjump"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_class_again(name: str, norm: str) -> None:
+def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_class_again(
+    name: str, norm: str
+) -> None:
     problem = two_classes()
     normal = problem.model.weight[1] - problem.model.weight[0]
     # class 1 is a slab between two planes, as thick as its images are far from the first
-    slab = Wrapped(problem.model, lambda logits, x: torch.stack([((x.flatten(1) - 0.5) @ normal).sub(0.1).abs() - 0.1, torch.zeros(len(x))], 1))
+    slab = Wrapped(
+        problem.model,
+        lambda logits, x: torch.stack(
+            [((x.flatten(1) - 0.5) @ normal).sub(0.1).abs() - 0.1, torch.zeros(len(x))], 1
+        ),
+    )
     thin = Problem(slab, problem.x, problem.y, {})
     with torch.no_grad():
         assert right(slab(thin.x), thin.y).all()
-        found = candidates(thin, name, norm, 1e-3, **({"steps": 500} if name == "boundary" else {"queries": 900}))[0]
+        found = candidates(
+            thin, name, norm, 1e-3, **({"steps": 500} if name == "boundary" else {"queries": 900})
+        )[0]
         assert not right(slab(found), thin.y).any()
     assert (NORMS[norm].distance(found - thin.x) < 1.5 * problem.optimum[norm]).all()
 
@@ -160,7 +221,10 @@ def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_
 def test_noise_keeps_the_best_of_its_tries(norm: str, name: str) -> None:
     problem = two_classes()
     eps = 3.0 if norm == "l0" else 1.5 * float(problem.optimum[norm][0])
-    few, many = (margin(problem.model(candidates(problem, name, norm, eps, tries=tries)[0]), problem.y) for tries in (10, 200))
+    few, many = (
+        margin(problem.model(candidates(problem, name, norm, eps, tries=tries)[0]), problem.y)
+        for tries in (10, 200)
+    )
     assert (many >= few).all(), "the first ten tries are among the two hundred"
     assert (many > margin(problem.model(problem.x), problem.y) + 0.02).all()
 
@@ -168,7 +232,9 @@ def test_noise_keeps_the_best_of_its_tries(norm: str, name: str) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_transfer_from_a_surrogate_that_sees_shrunk_images_still_reaches_a_plane(norm: str) -> None:
     problem = two_classes(smooth=True, gap=0.2)
-    assert fooled(problem, "transfer", norm, 1.3 * float(problem.optimum[norm][0]), steps=40, diversity=0.5).all()
+    assert fooled(
+        problem, "transfer", norm, 1.3 * float(problem.optimum[norm][0]), steps=40, diversity=0.5
+    ).all()
 
 
 def test_the_diverse_model_shows_images_as_they_are_or_smaller_and_moved_on_black() -> None:

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.minimal import planes
-from bench.norms import NORMS
-from bench.target import margin, right
-from tests.attacks.linear import Linear, Problem, Wrapped, candidates, fooled, many_classes, two_classes
+from bench.judging.norms import NORMS
+from bench.judging.target import margin, right
+from tests.attacks.linear import (
+    Linear,
+    Problem,
+    Wrapped,
+    candidates,
+    fooled,
+    many_classes,
+    two_classes,
+)
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deepfool", "linf", {}),
@@ -24,8 +32,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "norm", "knobs"), CASES)
-@pytest.mark.parametrize("problem", [two_classes(), two_classes(channels=3, size=12), many_classes(5)], ids=["1x8x8", "3x12x12", "5 classes"])
-def test_the_point_found_is_misclassified_and_lies_at_the_optimum(problem: Problem, name: str, norm: str, knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "problem",
+    [two_classes(), two_classes(channels=3, size=12), many_classes(5)],
+    ids=["1x8x8", "3x12x12", "5 classes"],
+)
+def test_the_point_found_is_misclassified_and_lies_at_the_optimum(
+    problem: Problem, name: str, norm: str, knobs: dict[str, Any]
+) -> None:
     found = candidates(problem, name, norm, 1e-4, **knobs)[0]
     assert (margin(problem.model(found), problem.y) >= 0).all()
     beyond = NORMS[norm].distance(found - problem.x) - problem.optimum[norm]
@@ -34,13 +48,17 @@ def test_the_point_found_is_misclassified_and_lies_at_the_optimum(problem: Probl
 
 
 @pytest.mark.parametrize(("name", "norm", "knobs"), CASES)
-def test_the_second_candidate_decides_at_a_fixed_eps(name: str, norm: str, knobs: dict[str, Any]) -> None:
+def test_the_second_candidate_decides_at_a_fixed_eps(
+    name: str, norm: str, knobs: dict[str, Any]
+) -> None:
     problem = two_classes()
     best = float(problem.optimum[norm][0])
     assert fooled(problem, name, norm, 1.02 * best, **knobs).all()
     assert not fooled(problem, name, norm, 0.98 * best, **knobs).any()
     ahead = candidates(problem, name, norm, 0.5 * best, **knobs)[1]
-    assert NORMS[norm].distance(ahead - problem.x).tolist() == pytest.approx([0.5 * best] * len(problem.x), rel=1e-4)
+    assert NORMS[norm].distance(ahead - problem.x).tolist() == pytest.approx(
+        [0.5 * best] * len(problem.x), rel=1e-4
+    )
 
 
 class Wall(nn.Module):
@@ -56,7 +74,9 @@ class Wall(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "norm", "knobs"), [case for case in CASES if case[1] != "l1"])
-def test_coordinates_that_the_box_blocks_are_gone_around(name: str, norm: str, knobs: dict[str, Any]) -> None:
+def test_coordinates_that_the_box_blocks_are_gone_around(
+    name: str, norm: str, knobs: dict[str, Any]
+) -> None:
     """The steep half of the image is white and can grow no further: the optimum is reached by the other half alone."""
     x = torch.cat([torch.ones(4, 8), torch.full((4, 8), 0.4)], 1).view(4, 1, 4, 4)
     problem = Problem(Wall(), x, torch.zeros(4, dtype=torch.long), {})
@@ -68,16 +88,23 @@ def test_coordinates_that_the_box_blocks_are_gone_around(name: str, norm: str, k
 
 
 @pytest.mark.parametrize(("name", "norm", "knobs"), CASES)
-def test_who_is_done_leaves_and_who_was_misclassified_stays_put(name: str, norm: str, knobs: dict[str, Any]) -> None:
+def test_who_is_done_leaves_and_who_was_misclassified_stays_put(
+    name: str, norm: str, knobs: dict[str, Any]
+) -> None:
     problem = two_classes(batch=6)
     last = torch.arange(6) >= 3
     mixed = Problem(problem.model, problem.x, torch.where(last, 1 - problem.y, problem.y), {})
     alone = Problem(problem.model, problem.x[:3], problem.y[:3], {})
     targets = [problem.target() for _ in range(2)]
-    made, three = (candidates(one, name, norm, 1e-4, target, **knobs) for one, target in zip((mixed, alone), targets, strict=True))
+    made, three = (
+        candidates(one, name, norm, 1e-4, target, **knobs)
+        for one, target in zip((mixed, alone), targets, strict=True)
+    )
     assert (made[0] - problem.x)[last].abs().max() < 2e-6
     assert torch.allclose(made[0, :3], three[0], atol=1e-6)
-    assert targets[0].backwards <= targets[1].backwards + 3 * 2, "one look at each of the misclassified"
+    assert targets[0].backwards <= targets[1].backwards + 3 * 2, (
+        "one look at each of the misclassified"
+    )
     inside = problem.target()
     candidates(alone, name, norm, 3 * float(problem.optimum[norm][0]), inside, **knobs)
     if name == "cw":
@@ -100,7 +127,12 @@ def test_deepfool_on_a_curve_takes_newtons_steps() -> None:
         value = 0.25 - x[:, 0, 0, 0] ** 2
         return torch.stack([torch.zeros_like(value), value], 1)
 
-    problem = Problem(Wrapped(Linear(torch.zeros(2, 1), torch.zeros(2)), curve), torch.full((1, 1, 1, 1), 0.8), torch.tensor([0]), {})
+    problem = Problem(
+        Wrapped(Linear(torch.zeros(2, 1), torch.zeros(2)), curve),
+        torch.full((1, 1, 1, 1), 0.8),
+        torch.tensor([0]),
+        {},
+    )
     for steps in (1, 2):
         z, share = 0.8, 0.0
         for _ in range(steps):
@@ -118,25 +150,35 @@ def test_planes_are_those_of_the_highest_wrong_classes() -> None:
     logits = problem.model(problem.x)
     for i, label in enumerate(problem.y.tolist()):
         order = [k for k in logits[i].argsort(descending=True).tolist() if k != label][:3]
-        assert gaps[i].tolist() == pytest.approx([float(logits[i, k] - logits[i, label]) for k in order], abs=1e-6)
+        assert gaps[i].tolist() == pytest.approx(
+            [float(logits[i, k] - logits[i, label]) for k in order], abs=1e-6
+        )
         for slope, k in zip(slopes[i], order, strict=True):
-            assert torch.allclose(slope.flatten(), problem.model.weight[k] - problem.model.weight[label], atol=1e-6)
+            assert torch.allclose(
+                slope.flatten(), problem.model.weight[k] - problem.model.weight[label], atol=1e-6
+            )
     assert not wrong.any()
     assert planes(problem.target(), problem.x, (problem.y + 1) % 6, 3)[2].all()
 
 
 def test_cw_with_confidence_goes_as_far_as_that() -> None:
     problem = two_classes(gap=0.1)
-    found = candidates(problem, "cw", "l2", 1e-4, steps=100, searches=6, rate=0.01, constant=0.01, confidence=0.05)[0]
+    found = candidates(
+        problem, "cw", "l2", 1e-4, steps=100, searches=6, rate=0.01, constant=0.01, confidence=0.05
+    )[0]
     lead = margin(problem.model(found), problem.y)
     assert lead.min() >= 0.05
     assert lead.max() < 0.06
 
 
 @pytest.mark.parametrize(("name", "norm", "knobs"), CASES)
-def test_a_noisy_defence_is_walked_to_its_mean_boundary(name: str, norm: str, knobs: dict[str, Any]) -> None:
+def test_a_noisy_defence_is_walked_to_its_mean_boundary(
+    name: str, norm: str, knobs: dict[str, Any]
+) -> None:
     problem = two_classes()
-    size = (0.1 if name == "fab" else 0.3) * float(-margin(problem.model(problem.x), problem.y).mean())
+    size = (0.1 if name == "fab" else 0.3) * float(
+        -margin(problem.model(problem.x), problem.y).mean()
+    )
 
     def shake(logits: Tensor, x: Tensor) -> Tensor:
         return logits + size * torch.randn(len(x), 1) * torch.tensor([-1.0, 1.0])
@@ -145,14 +187,30 @@ def test_a_noisy_defence_is_walked_to_its_mean_boundary(name: str, norm: str, kn
     eps = 1.5 * float(problem.optimum[norm][0])
     target = noisy.target(stochastic=True)
     made = candidates(noisy, name, norm, eps, target, **knobs)[1:]
-    assert torch.stack([~right(problem.model(one), problem.y) for one in made]).any(0).all(), "the direction is right, whatever single draws say"
+    assert torch.stack([~right(problem.model(one), problem.y) for one in made]).any(0).all(), (
+        "the direction is right, whatever single draws say"
+    )
     assert target.backwards >= len(problem.x) * 20, "nobody leaves early"
 
 
 def test_a_constant_and_a_cut_graph_are_no_crash() -> None:
     problem = two_classes(batch=3)
-    for change in (lambda logits, x: logits.detach(), lambda logits, x: 0 * logits + torch.tensor([1.0, 0.0]), lambda logits, x: logits * torch.nan):
+    for change in (
+        lambda logits, x: logits.detach(),
+        lambda logits, x: 0 * logits + torch.tensor([1.0, 0.0]),
+        lambda logits, x: logits * torch.nan,
+    ):
         sick = Problem(Wrapped(problem.model, change), problem.x, problem.y, {})
         for name, norm, _ in CASES:
-            assert candidates(sick, name, norm, 0.1, **({"steps": 3, "searches": 2} if name == "cw" else {"steps": 3})).isfinite().all()
+            assert (
+                candidates(
+                    sick,
+                    name,
+                    norm,
+                    0.1,
+                    **({"steps": 3, "searches": 2} if name == "cw" else {"steps": 3}),
+                )
+                .isfinite()
+                .all()
+            )
     assert right(problem.model(problem.x), problem.y).all()

@@ -13,9 +13,9 @@ from bench.attacks.decision import start
 from bench.attacks.gradient import climb, unit
 from bench.attacks.losses import LOSSES, ROWS, finite, margins
 from bench.attacks.onepixel import paint
-from bench.norms import NORMS, to_ball
-from bench.spec import ThreatModel, parse_eps
-from bench.target import Target, margin
+from bench.judging.norms import NORMS, to_ball
+from bench.judging.target import Target, margin
+from bench.questions.spec import ThreatModel, parse_eps
 from tests.attacks.linear import candidates, many_classes
 
 
@@ -25,7 +25,10 @@ class Waves(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first, self.second = torch.randn(64, 40, generator=generator) * 4, torch.randn(40, 5, generator=generator)
+        self.first, self.second = (
+            torch.randn(64, 40, generator=generator) * 4,
+            torch.randn(40, 5, generator=generator),
+        )
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,13 +37,21 @@ class Waves(nn.Module):
 
 
 def test_losses_on_logits_known_by_hand() -> None:
-    logits, y = torch.tensor([[[3.0, 1.0, 0.0, -1.0], [1.0, 2.0, 5.0, 4.0]]]), torch.tensor([[0, 1]])
+    logits, y = (
+        torch.tensor([[[3.0, 1.0, 0.0, -1.0], [1.0, 2.0, 5.0, 4.0]]]),
+        torch.tensor([[0, 1]]),
+    )
     assert LOSSES["margin"](logits, y).tolist() == [[-2, 3]]
     assert LOSSES["dlr"](logits, y).tolist() == [[pytest.approx(-2 / 3), pytest.approx(3 / 3)]]
     assert LOSSES["ce"](logits, y).tolist() == [
-        [pytest.approx(-math.log(math.exp(3) / sum(map(math.exp, (3, 1, 0, -1)))), abs=1e-5), pytest.approx(3.36, abs=0.1)]
+        [
+            pytest.approx(-math.log(math.exp(3) / sum(map(math.exp, (3, 1, 0, -1)))), abs=1e-5),
+            pytest.approx(3.36, abs=0.1),
+        ]
     ]
-    assert LOSSES["dlr"](logits[..., :2], y[:, :1].expand(1, 2)).tolist() == [[-2, 1]], "two classes have no third: the margin"
+    assert LOSSES["dlr"](logits[..., :2], y[:, :1].expand(1, 2)).tolist() == [[-2, 1]], (
+        "two classes have no third: the margin"
+    )
 
 
 def test_finite_zeroes_the_whole_example() -> None:
@@ -53,7 +64,9 @@ def test_margins_in_parts_are_those_of_the_whole() -> None:
     model = Waves()
     images, y = torch.rand(7, 2 * ROWS["cpu"] // 7 + 3, 1, 8, 8), torch.arange(7) % 5
     whole = margin(model(images.flatten(0, 1)), y.repeat_interleave(images.shape[1])).view(7, -1)
-    assert torch.allclose(margins(Target(model, access="score", classes=5), images, y), whole, atol=1e-5)
+    assert torch.allclose(
+        margins(Target(model, access="score", classes=5), images, y), whole, atol=1e-5
+    )
     assert max(map(len, model.seen[1:])) <= ROWS["cpu"]
 
 
@@ -62,7 +75,9 @@ def test_each_run_of_the_targeted_loss_goes_as_far_towards_its_class_as_a_plane_
     problem = many_classes(3, batch=6)
     eps = 0.9 * float(problem.optimum["linf"].min())  # so that nothing falls and leaves
     target = problem.target()
-    made = candidates(problem, "pgd", "linf", eps, target, loss="ce+targeted", targets=2, restarts=2, steps=20)
+    made = candidates(
+        problem, "pgd", "linf", eps, target, loss="ce+targeted", targets=2, restarts=2, steps=20
+    )
     assert len(made) == 3 * 2 * (1 + 2)
     logits, weight = problem.model(problem.x), problem.model.weight
     goals = losses.likely(logits, problem.y, 2)
@@ -71,17 +86,34 @@ def test_each_run_of_the_targeted_loss_goes_as_far_towards_its_class_as_a_plane_
         gap = (logits.gather(1, goal[:, None]) - logits.gather(1, problem.y[:, None])).squeeze(1)
         reach = gap + eps * (weight[goal] - weight[problem.y]).abs().sum(1)
         steepest = problem.model(made[3 * (2 + run) + 1])
-        found = (steepest.gather(1, goal[:, None]) - steepest.gather(1, problem.y[:, None])).squeeze(1)
+        found = (
+            steepest.gather(1, goal[:, None]) - steepest.gather(1, problem.y[:, None])
+        ).squeeze(1)
         assert torch.allclose(found, reach, rtol=1e-3, atol=1e-4)
     assert target.forwards == 6 * (20 * 2 * 3 + 1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_candidates_are_the_last_the_highest_loss_and_the_highest_margin(norm: str) -> None:
-    model, x, y = Waves(), torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 5
+    model, x, y = (
+        Waves(),
+        torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(2)),
+        torch.arange(6) % 5,
+    )
     eps = {"linf": "0.1", "l2": "1"}[norm]
     torch.manual_seed(0)
-    made = climb(Target(model, classes=5), x, y, ThreatModel(norm, parse_eps(eps)), loss="ce", steps=12, restarts=1, step=2.0, wide=1.0, momentum=0.0)
+    made = climb(
+        Target(model, classes=5),
+        x,
+        y,
+        ThreatModel(norm, parse_eps(eps)),
+        loss="ce",
+        steps=12,
+        restarts=1,
+        step=2.0,
+        wide=1.0,
+        momentum=0.0,
+    )
     visited = torch.stack(model.seen)
     losses = torch.stack([LOSSES["ce"](model(one), y) for one in visited])
     gaps = torch.stack([margin(model(one), y) for one in visited])
@@ -101,12 +133,29 @@ def test_a_broken_example_leaves_the_batch_for_good_and_changes_nothing_for_the_
         target = Target(model, classes=5)
         torch.manual_seed(0)
         threat = ThreatModel("linf", parse_eps("0.01"))
-        made = climb(target, x, y, threat, loss="ce+margin", steps=8, restarts=2, step=2.0, wide=1.0, momentum=0.5, spare=spare)
+        made = climb(
+            target,
+            x,
+            y,
+            threat,
+            loss="ce+margin",
+            steps=8,
+            restarts=2,
+            step=2.0,
+            wide=1.0,
+            momentum=0.5,
+            spare=spare,
+        )
         return made, target.forwards
 
     (whole, all_calls), (less, calls) = run(False), run(True)
     broken = [(margin(model(one), y) > 0) for one in whole]
-    first = [int(torch.stack([gone[i] for gone in broken]).int().argmax()) // 3 if any(gone[i] for gone in broken) else None for i in range(24)]
+    first = [
+        int(torch.stack([gone[i] for gone in broken]).int().argmax()) // 3
+        if any(gone[i] for gone in broken)
+        else None
+        for i in range(24)
+    ]
     assert None in first
     assert 0 in first
     for i, run_of in enumerate(first):
@@ -114,13 +163,17 @@ def test_a_broken_example_leaves_the_batch_for_good_and_changes_nothing_for_the_
             assert torch.equal(less[:, i], whole[:, i])
         else:
             assert torch.equal(less[: 3 * run_of, i], whole[: 3 * run_of, i])
-            assert (margin(model(less[3 * run_of + 2, i : i + 1]), y[i : i + 1]) > 0).all(), "the iterate that broke it is a candidate"
+            assert (margin(model(less[3 * run_of + 2, i : i + 1]), y[i : i + 1]) > 0).all(), (
+                "the iterate that broke it is a candidate"
+            )
     assert all_calls == 24 * 8 * 4
     assert first.count(None) * 8 * 4 < calls < 0.8 * all_calls
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_gradients_are_taken_in_parts_of_bounded_size_which_changes_no_result(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_taken_in_parts_of_bounded_size_which_changes_no_result(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, x = Waves(), torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     y = model(x).argmax(1)
     made = []
@@ -145,11 +198,16 @@ def test_draws_count_towards_the_size_of_a_part(monkeypatch: pytest.MonkeyPatch)
         model.seen.clear()
         parts = losses.answers(Target(model, classes=5), x, y, LOSSES["ce"], eot)
         assert list(map(len, model.seen)) == sizes, "an example's draws stay together"
-        assert all(torch.allclose(one, other[:, :4] if other.dim() == 3 else other, atol=1e-5) for one, other in zip(whole, parts, strict=True))
+        assert all(
+            torch.allclose(one, other[:, :4] if other.dim() == 3 else other, atol=1e-5)
+            for one, other in zip(whole, parts, strict=True)
+        )
 
 
 @pytest.mark.parametrize(("eot", "steps"), [(1, 10), (4, 3), (5, 2), (20, 2)])
-def test_a_stochastic_defences_example_leaves_after_ten_misclassified_draws_of_two_steps_in_a_row(eot: int, steps: int) -> None:
+def test_a_stochastic_defences_example_leaves_after_ten_misclassified_draws_of_two_steps_in_a_row(
+    eot: int, steps: int
+) -> None:
     x, threat = torch.rand(6, 1, 8, 8), ThreatModel("linf", parse_eps("0.01"))
 
     class Turns(nn.Module):
@@ -167,7 +225,20 @@ def test_a_stochastic_defences_example_leaves_after_ten_misclassified_draws_of_t
     def calls(right: int) -> float:
         target = Target(Turns(right), classes=2, stochastic=True)
         y = torch.zeros(6, dtype=torch.long)
-        climb(target, x, y, threat, loss="ce", steps=30, restarts=1, step=2.0, wide=1.0, momentum=0.0, eot=eot, spare=True)
+        climb(
+            target,
+            x,
+            y,
+            threat,
+            loss="ce",
+            steps=30,
+            restarts=1,
+            step=2.0,
+            wide=1.0,
+            momentum=0.0,
+            eot=eot,
+            spare=True,
+        )
         return target.forwards / (6 * eot)
 
     assert calls(0) == steps
@@ -191,20 +262,42 @@ def test_a_ball_that_starts_wide_ends_at_eps(norm: str, steps: int) -> None:
         wide=3.0,
         momentum=0.0,
     )
-    assert all((NORMS[norm].distance(one.double() - x.double()) <= 0.25 + 1e-12).all() for one in made)
+    assert all(
+        (NORMS[norm].distance(one.double() - x.double()) <= 0.25 + 1e-12).all() for one in made
+    )
 
 
 def test_momentum_adds_gradients_of_equal_size() -> None:
-    model, x, y = Waves(), 0.3 + 0.4 * torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)), torch.arange(3)
+    model, x, y = (
+        Waves(),
+        0.3 + 0.4 * torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)),
+        torch.arange(3),
+    )
     threat = ThreatModel("l2", parse_eps("1/2"))
-    made = climb(Target(model, classes=5), x, y, threat, loss="ce", steps=3, restarts=1, step=1.0, wide=1.0, momentum=0.5, from_x=True)[0]
+    made = climb(
+        Target(model, classes=5),
+        x,
+        y,
+        threat,
+        loss="ce",
+        steps=3,
+        restarts=1,
+        step=1.0,
+        wide=1.0,
+        momentum=0.5,
+        from_x=True,
+    )[0]
     x_adv, heading = x, torch.zeros_like(x)
     for i in range(3):
         leaf = x_adv.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+        (grad,) = torch.autograd.grad(
+            nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf
+        )
         heading = 0.5 * heading + grad / grad.abs().flatten(1).mean(1).view(-1, 1, 1, 1)
         length = heading.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        x_adv = to_ball(x_adv + 0.25 * (1 + math.cos(math.pi * i / 3)) * heading / length, x, "l2", 0.5)
+        x_adv = to_ball(
+            x_adv + 0.25 * (1 + math.cos(math.pi * i / 3)) * heading / length, x, "l2", 0.5
+        )
     assert torch.allclose(made, x_adv, atol=1e-5)
     assert unit(torch.zeros(1, 1, 2, 2)).abs().sum() == 0
 

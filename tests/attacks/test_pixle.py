@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks.pixle import copy, propose
-from bench.target import margin
+from bench.judging.target import margin
 from tests.attacks.linear import Linear, Problem, Wrapped, candidates, two_classes
 
 
@@ -16,13 +16,24 @@ def colourful(lead: float) -> Problem:
     linear = two_classes(channels=2, size=6, batch=6).model
     x = torch.rand(6, 2, 6, 6, generator=torch.Generator().manual_seed(4))
     assert isinstance(linear, Linear)
-    return Problem(Linear(linear.weight, linear.bias + torch.tensor([lead, -lead]) / 2), x, torch.zeros(6, dtype=torch.long), {})
+    return Problem(
+        Linear(linear.weight, linear.bias + torch.tensor([lead, -lead]) / 2),
+        x,
+        torch.zeros(6, dtype=torch.long),
+        {},
+    )
 
 
 def test_one_pixel_finds_the_best_of_all_copies() -> None:
     problem = colourful(5.0)
-    every = torch.cartesian_prod(torch.arange(36), torch.arange(36)).T.reshape(2, 1, -1, 1).expand(-1, 6, -1, -1)
-    gaps = margin(problem.model(copy(problem.x, every).flatten(0, 1)), problem.y.repeat_interleave(36 * 36)).view(6, -1)
+    every = (
+        torch.cartesian_prod(torch.arange(36), torch.arange(36))
+        .T.reshape(2, 1, -1, 1)
+        .expand(-1, 6, -1, -1)
+    )
+    gaps = margin(
+        problem.model(copy(problem.x, every).flatten(0, 1)), problem.y.repeat_interleave(36 * 36)
+    ).view(6, -1)
     found = candidates(problem, "pixle", "l0", 1.0, steps=50, samples=250)[0]
     assert torch.allclose(margin(problem.model(found), problem.y), gaps.amax(1), atol=1e-5)
 
@@ -35,7 +46,9 @@ def test_more_pixels_reach_further_and_no_budget_is_passed() -> None:
         assert changed.flatten(1).sum(1).max() <= int(eps)
         for image, before, mask in zip(found, problem.x, changed, strict=True):
             colours = {tuple(colour) for colour in before.flatten(1).T.tolist()}
-            assert {tuple(colour) for colour in image[:, mask].T.tolist()} <= colours, "every new value is that of some pixel"
+            assert {tuple(colour) for colour in image[:, mask].T.tolist()} <= colours, (
+                "every new value is that of some pixel"
+            )
         gaps.append(margin(problem.model(found), problem.y))
     assert (gaps[0] > margin(problem.model(problem.x), problem.y)).all()
     assert (gaps[1] > gaps[0] + 0.1).all()
@@ -45,7 +58,13 @@ def test_more_pixels_reach_further_and_no_budget_is_passed() -> None:
 
 def test_rounds_build_on_what_the_ones_before_have_found() -> None:
     problem = colourful(5.0)
-    few, many = (margin(problem.model(candidates(problem, "pixle", "l0", 5.0, steps=steps, samples=20)[0]), problem.y) for steps in (1, 60))
+    few, many = (
+        margin(
+            problem.model(candidates(problem, "pixle", "l0", 5.0, steps=steps, samples=20)[0]),
+            problem.y,
+        )
+        for steps in (1, 60)
+    )
     assert (many > few + 0.05).all()
 
 
@@ -66,14 +85,19 @@ def test_copies_come_from_one_rectangle_row_by_row() -> None:
         rows, columns = (part[0, index][new[0, index]] for part in (row, column))
         tall, wide = (int(part.max() - part.min()) + 1 for part in (rows, columns))
         size = int(sizes[0, index])
-        assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == size, "no pixel is taken twice"
+        assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == size, (
+            "no pixel is taken twice"
+        )
         assert tall * wide - size < wide, "the rectangle is full but for its last row"
 
 
 def test_copy_takes_values_from_the_image_itself() -> None:
     x = torch.arange(8.0).view(1, 2, 2, 2)
     made = copy(x, torch.tensor([[[[0, 1], [3, 3]]], [[[1, 0], [2, 2]]]]))
-    assert made[0].flatten(2).tolist() == [[[1, 0, 2, 3], [5, 4, 6, 7]], [[0, 1, 2, 2], [4, 5, 6, 6]]]
+    assert made[0].flatten(2).tolist() == [
+        [[1, 0, 2, 3], [5, 4, 6, 7]],
+        [[0, 1, 2, 2], [4, 5, 6, 6]],
+    ]
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.attacks.losses import answers, ce
 from bench.attacks.precision import lowered
 from bench.data.sample import load
-from bench.spec import BadInput, Spec
-from bench.target import margin, right
+from bench.judging.target import margin, right
+from bench.questions import registry
+from bench.questions.spec import BadInput, Spec
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, two_classes
 
 NAMES = ("pgd", "pgd-eot", "apgd", "apgd-eot")
@@ -27,20 +27,39 @@ def digits() -> Problem:
 
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_verdicts_are_nearly_those_of_full_precision(digits: Problem, name: str, precision: str) -> None:
-    knobs: dict[str, Any] = {"steps": 30, **({"loss": "ce+targeted", "targets": 3} if name == "apgd" else {"loss": "ce+margin"})}
-    full, half = (fooled(digits, name, "linf", 0.25, precision=kind, **knobs) for kind in ("float32", precision))
+def test_verdicts_are_nearly_those_of_full_precision(
+    digits: Problem, name: str, precision: str
+) -> None:
+    knobs: dict[str, Any] = {
+        "steps": 30,
+        **({"loss": "ce+targeted", "targets": 3} if name == "apgd" else {"loss": "ce+margin"}),
+    }
+    full, half = (
+        fooled(digits, name, "linf", 0.25, precision=kind, **knobs)
+        for kind in ("float32", precision)
+    )
     assert 0.3 < full.float().mean() < 0.95
     assert full.sum() - half.sum() <= 3
     assert (full == half).float().mean() >= 0.95, "some of those on the edge fall to one of the two"
 
 
 @pytest.mark.parametrize("name", ["pgd-eot", "apgd-eot"])
-def test_verdicts_on_a_noisy_defence_are_nearly_those_of_full_precision(digits: Problem, name: str) -> None:
+def test_verdicts_on_a_noisy_defence_are_nearly_those_of_full_precision(
+    digits: Problem, name: str
+) -> None:
     noisy = Problem(Shaken(digits.model), digits.x, digits.y, {})
     verdicts = []
     for precision in ("float32", "bfloat16"):
-        made = candidates(noisy, name, "linf", 0.25, noisy.target(stochastic=True), steps=8, eot=4, precision=precision)
+        made = candidates(
+            noisy,
+            name,
+            "linf",
+            0.25,
+            noisy.target(stochastic=True),
+            steps=8,
+            eot=4,
+            precision=precision,
+        )
         verdicts.append(torch.stack([~right(digits.model(one), digits.y) for one in made]).any(0))
     assert (verdicts[0] == verdicts[1]).float().mean() >= 0.9
 
@@ -73,12 +92,22 @@ def test_the_model_runs_in_half_and_all_else_in_full_precision(precision: str) -
     assert seen == [getattr(torch, precision)]
     assert {grad.dtype, value.dtype, logits.dtype} == {torch.float32}
     assert target.forwards == target.backwards == 4
-    assert torch.equal(value, ce(logits[:, 0], problem.y)), "of the rounded logits, but itself in float32"
-    assert torch.cosine_similarity(grad.flatten(1), answers(target, problem.x, problem.y, ce, 1)[0].flatten(1)).min() > 0.999
+    assert torch.equal(value, ce(logits[:, 0], problem.y)), (
+        "of the rounded logits, but itself in float32"
+    )
+    assert (
+        torch.cosine_similarity(
+            grad.flatten(1), answers(target, problem.x, problem.y, ce, 1)[0].flatten(1)
+        ).min()
+        > 0.999
+    )
     assert torch.equal(lowered(target, precision).draws(problem.x, 2)[:, 1], logits[:, 0])
     seen.clear()
     for name in NAMES:
-        assert candidates(watched, name, "l2", 0.1, steps=2, precision=precision).dtype == torch.float32
+        assert (
+            candidates(watched, name, "l2", 0.1, steps=2, precision=precision).dtype
+            == torch.float32
+        )
     assert getattr(torch, precision) in seen
 
 
@@ -103,7 +132,9 @@ def test_what_half_precision_alone_calls_fallen_has_not(name: str, norm: str) ->
     candidates(problem, name, norm, 0.5 * best, target, **knobs)
     assert target.backwards == (20 + (name == "apgd")) * 6, "nobody leaves"
     entry = registry.attacks.get(name)
-    assert target.forwards + 2 * target.backwards <= 6 * entry.facts["calls"](entry.resolve(knobs), False)
+    assert target.forwards + 2 * target.backwards <= 6 * entry.facts["calls"](
+        entry.resolve(knobs), False
+    )
     target = problem.target()
     made = candidates(problem, name, norm, 1.05 * best, target, **knobs)
     assert (~right(problem.model(made[0]), problem.y)).all(), "the last is the one that it fell to"
@@ -114,7 +145,13 @@ def test_what_half_precision_alone_calls_fallen_has_not(name: str, norm: str) ->
 def test_bad_gradients_are_counted_and_no_step_is_taken_on_them() -> None:
     problem = two_classes(batch=4)
     sick = Problem(
-        Wrapped(problem.model, lambda logits, x: logits + 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None]), problem.x, problem.y, {}
+        Wrapped(
+            problem.model,
+            lambda logits, x: logits + 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None],
+        ),
+        problem.x,
+        problem.y,
+        {},
     )
     target = sick.target()
     made = candidates(sick, "pgd", "linf", 1e-3, target, steps=3, precision="bfloat16", from_x=True)

@@ -8,21 +8,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import registry
 from bench.attacks.losses import LOSSES, answers, ce, gap, scaled
 from bench.attacks.precision import lowered
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.spec import BadInput, Spec
-from bench.target import margin
+from bench.judging.target import margin
+from bench.questions import registry
+from bench.questions.plan import Request, plan
+from bench.questions.spec import BadInput, Spec
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
 
 NAMES = ("fgsm", "pgd", "pgd-eot")
-SHORT: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {"steps": 6}, "pgd-eot": {"steps": 6, "eot": 2}}
+SHORT: dict[str, dict[str, Any]] = {
+    "fgsm": {},
+    "pgd": {"steps": 6},
+    "pgd-eot": {"steps": 6, "eot": 2},
+}
 
 
 def times(problem: Problem, factor: float) -> Problem:
-    return Problem(Wrapped(problem.model, lambda logits, x: factor * logits), problem.x, problem.y, problem.optimum)
+    return Problem(
+        Wrapped(problem.model, lambda logits, x: factor * logits),
+        problem.x,
+        problem.y,
+        problem.optimum,
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -36,12 +45,16 @@ def test_a_number_multiplies_the_logits(scale: str) -> None:
     problem = many_classes(5)
     target = problem.target()
     slope, value, logits = answers(target, problem.x, problem.y, scaled(ce, scale), 1)
-    assert torch.equal(logits[:, 0], problem.model(problem.x)), "what is judged by is as the defence gave it"
+    assert torch.equal(logits[:, 0], problem.model(problem.x)), (
+        "what is judged by is as the defence gave it"
+    )
     chance = (float(scale) * logits[:, 0]).softmax(1)
     right = torch.nn.functional.one_hot(problem.y, 5)
     assert torch.allclose(value, -(chance * right).sum(1).log(), atol=1e-5)
     weight = problem.model.weight
-    assert torch.allclose(slope.flatten(1), float(scale) * (chance - right) @ weight, atol=1e-5 * float(scale))
+    assert torch.allclose(
+        slope.flatten(1), float(scale) * (chance - right) @ weight, atol=1e-5 * float(scale)
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -58,11 +71,15 @@ def test_gap_divides_them_by_a_constant(classes: int) -> None:
     weight = problem.model.weight
     expected = (chance - right) @ weight / wide[:, None]
     assert torch.allclose(slope.flatten(1), expected, atol=1e-4 * float(expected.abs().max()))
-    assert torch.allclose(scaled(margin, "gap")(logits, problem.y), margin(logits, problem.y) / wide)
+    assert torch.allclose(
+        scaled(margin, "gap")(logits, problem.y), margin(logits, problem.y) / wide
+    )
 
 
 def test_gap_leaves_logits_without_one_as_they_are() -> None:
-    logits = torch.tensor([[2.0, 2, 2, 2], [torch.inf, 0, 0, 0], [3, 1, -torch.inf, -torch.inf], [4, 3, 2, 1]])
+    logits = torch.tensor(
+        [[2.0, 2, 2, 2], [torch.inf, 0, 0, 0], [3, 1, -torch.inf, -torch.inf], [4, 3, 2, 1]]
+    )
     assert gap(logits).flatten().tolist() == [1, 1, 1, 2]
     assert gap(torch.stack([logits, logits])).shape == (2, 4, 1)
 
@@ -74,7 +91,9 @@ def test_with_gap_the_size_of_the_logits_does_not_matter(name: str, norm: str) -
     problem = many_classes(4)
     large = times(problem, 2.0**17)
     eps = 2.0 if norm == "l0" else 0.5 * float(problem.optimum[norm].min())
-    plain, scaled_up = (candidates(one, name, norm, eps, scale="gap", **SHORT[name]) for one in (problem, large))
+    plain, scaled_up = (
+        candidates(one, name, norm, eps, scale="gap", **SHORT[name]) for one in (problem, large)
+    )
     assert torch.equal(plain, scaled_up)
     unmoved = large.target()
     candidates(large, name, norm, eps, unmoved, **SHORT[name])
@@ -88,10 +107,18 @@ def test_with_gap_the_size_of_the_logits_does_not_matter(name: str, norm: str) -
 def test_a_factor_undoes_a_factor_and_the_margin_is_not_scaled(name: str) -> None:
     problem = many_classes(4)
     large = times(problem, 2.0**17)
-    made = [candidates(one, name, "linf", 0.01, scale=scale, **SHORT[name]) for one, scale in ((problem, "1"), (large, str(2.0**-17)))]
+    made = [
+        candidates(one, name, "linf", 0.01, scale=scale, **SHORT[name])
+        for one, scale in ((problem, "1"), (large, str(2.0**-17)))
+    ]
     assert torch.equal(*made)
-    assert torch.equal(candidates(problem, name, "linf", 0.01, **SHORT[name]), made[0]), "1 is the default"
-    rows = [candidates(problem, name, "linf", 0.01, scale=scale, loss="margin", **SHORT[name]) for scale in ("1", "0.125")]
+    assert torch.equal(candidates(problem, name, "linf", 0.01, **SHORT[name]), made[0]), (
+        "1 is the default"
+    )
+    rows = [
+        candidates(problem, name, "linf", 0.01, scale=scale, loss="margin", **SHORT[name])
+        for scale in ("1", "0.125")
+    ]
     assert torch.equal(*rows), "a scaled margin has the same steps, and the same best iterates"
 
 
@@ -101,7 +128,16 @@ def test_it_makes_no_more_nor_less_fall_early() -> None:
     spent = []
     for scale in ("1", "0.01", "gap"):
         target = problem.target()
-        candidates(problem, "pgd", "linf", 1.05 * float(problem.optimum["linf"][0]), target, scale=scale, loss="margin", steps=20)
+        candidates(
+            problem,
+            "pgd",
+            "linf",
+            1.05 * float(problem.optimum["linf"][0]),
+            target,
+            scale=scale,
+            loss="margin",
+            steps=20,
+        )
         spent.append((target.forwards, target.backwards))
     assert len(set(spent)) == 1
     assert spent[0][0] < 20 * len(problem.x)
@@ -118,13 +154,22 @@ def test_half_precision_and_a_scale_go_together() -> None:
     layer = torch.nn.Linear(64, 2).requires_grad_(False)
     layer.weight.copy_(problem.model.weight)
     layer.bias.copy_(problem.model.bias)
-    half = Problem(Wrapped(torch.nn.Sequential(torch.nn.Flatten(), layer), note), problem.x, problem.y, problem.optimum)
+    half = Problem(
+        Wrapped(torch.nn.Sequential(torch.nn.Flatten(), layer), note),
+        problem.x,
+        problem.y,
+        problem.optimum,
+    )
     target = half.target()
     for scale in ("gap", "0.00001"):
-        slope, value, logits = answers(lowered(target, "bfloat16"), half.x, half.y, scaled(ce, scale), 1)
+        slope, value, logits = answers(
+            lowered(target, "bfloat16"), half.x, half.y, scaled(ce, scale), 1
+        )
         assert {slope.dtype, value.dtype, logits.dtype} == {torch.float32}
         factor = 1 / gap(logits[:, 0]) if scale == "gap" else 1e-5
-        assert torch.allclose(value, ce(factor * logits[:, 0], half.y)), "of the rounded logits, scaled in float32"
+        assert torch.allclose(value, ce(factor * logits[:, 0], half.y)), (
+            "of the rounded logits, scaled in float32"
+        )
         assert (slope != 0).flatten(1).any(1).all()
     assert torch.bfloat16 in seen
     eps = 1.3 * float(problem.optimum["linf"][0])
@@ -136,7 +181,10 @@ def test_it_beats_the_defence_whose_logits_are_too_large() -> None:
     data = load(Spec.parse("digits[n=24]"))
     (cell,) = plan([Request(defences=("gallery-scaled",), attacks=("none",))]).cells
     problem = Problem(registry.build_defence(cell.defence), data.x, data.y, {})
-    left = {scale: 1 - float(fooled(problem, "pgd", "linf", 0.2, scale=scale, steps=20).float().mean()) for scale in ("1", "0.0001", "gap")}
+    left = {
+        scale: 1 - float(fooled(problem, "pgd", "linf", 0.2, scale=scale, steps=20).float().mean())
+        for scale in ("1", "0.0001", "gap")
+    }
     assert left["1"] > 0.8
     assert left["0.0001"] == left["gap"] == 0
 
@@ -155,16 +203,41 @@ def test_what_is_no_scale_is_refused_in_one_line(name: str, value: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_default_is_no_part_of_older_questions_and_one_number_has_one_form(name: str) -> None:
     def asked(text: str) -> str:
-        (cell,) = (one for one in plan([Request(defences=("noise",), attacks=(text,))]).cells if one.attack.name != "none")
+        (cell,) = (
+            one
+            for one in plan([Request(defences=("noise",), attacks=(text,))]).cells
+            if one.attack.name != "none"
+        )
         return cell.key
 
     entry = registry.attacks.get(name)
     assert entry.resolve({})["scale"] == "1"
-    assert asked(name) == asked(f"{name}[scale=1]") == asked(f"{name}[scale=1.0]") == asked(f"{name}[scale=1e0]")
-    assert len({asked(f"{name}[scale={scale}]") for scale in ("1", "0.01", "1e-2", "100", "gap")}) == 4
+    assert (
+        asked(name)
+        == asked(f"{name}[scale=1]")
+        == asked(f"{name}[scale=1.0]")
+        == asked(f"{name}[scale=1e0]")
+    )
+    assert (
+        len({asked(f"{name}[scale={scale}]") for scale in ("1", "0.01", "1e-2", "100", "gap")}) == 4
+    )
 
 
 def test_the_keys_of_questions_asked_before_the_knob_came_are_what_they_were() -> None:
-    spec = {"from_x": False, "loss": "ce", "momentum": 0.0, "restarts": 1, "step": 2.0, "steps": 40, "wide": 3.0}
-    (cell,) = (one for one in plan([Request(defences=("undefended",), attacks=("pgd[loss=ce,steps=40]",))]).cells if one.attack.name != "none")
+    spec = {
+        "from_x": False,
+        "loss": "ce",
+        "momentum": 0.0,
+        "restarts": 1,
+        "step": 2.0,
+        "steps": 40,
+        "wide": 3.0,
+    }
+    (cell,) = (
+        one
+        for one in plan(
+            [Request(defences=("undefended",), attacks=("pgd[loss=ce,steps=40]",))]
+        ).cells
+        if one.attack.name != "none"
+    )
     assert cell.attack == Spec.of("pgd", spec)

@@ -8,17 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from bench import registry
 from bench.attacks.via_autoattack import Seen, Unbeaten
-from bench.spec import ThreatModel, parse_eps
-from bench.target import Target, margin, right
+from bench.judging.target import Target, margin, right
+from bench.questions import registry
+from bench.questions.spec import ThreatModel, parse_eps
 from tests.attacks.linear import Problem, Wrapped, candidates, many_classes, two_classes
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
     torch.manual_seed(3)
-    layers = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 10))
+    layers = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 10)
+    )
     return layers.eval().requires_grad_(False)
 
 
@@ -30,22 +32,37 @@ def problem(net: nn.Module) -> Problem:
 
 @pytest.mark.parametrize("version", ["standard", "plus"])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "0.012"), ("l2", "0.06"), ("l1", "0.35")])
-def test_standard_and_plus_are_the_library_bit_for_bit(problem: Problem, net: nn.Module, norm: str, eps: str, version: str) -> None:
+def test_standard_and_plus_are_the_library_bit_for_bit(
+    problem: Problem, net: nn.Module, norm: str, eps: str, version: str
+) -> None:
     from pyautoattack import AutoAttack
 
     queries = 60
     threat = ThreatModel(norm, parse_eps(eps))
     torch.manual_seed(5)
     target, library = Target(net, classes=10), Target(net, classes=10)
-    ours = registry.attacks.get("autoattack").make(target, problem.x.clone(), problem.y, threat, queries=queries, version=version)
+    ours = registry.attacks.get("autoattack").make(
+        target, problem.x.clone(), problem.y, threat, queries=queries, version=version
+    )
     torch.manual_seed(5)
     seed = int(torch.randint(2**31, ()))
-    front = AutoAttack(library, norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[norm], eps=float(threat.eps), seed=seed, version=version)
+    front = AutoAttack(
+        library,
+        norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[norm],
+        eps=float(threat.eps),
+        seed=seed,
+        version=version,
+    )
     front.square.n_queries = queries
     theirs, _ = front.run_standard_evaluation(problem.x.clone(), problem.y)
     assert torch.equal(ours, theirs)
-    checks = 5 + 1 + 1  # the library's own, for randomness, for probabilities, for test-time optimisation
-    assert (library.forwards - checks * len(ours), library.backwards) == (target.forwards, target.backwards)
+    checks = (
+        5 + 1 + 1
+    )  # the library's own, for randomness, for probabilities, for test-time optimisation
+    assert (library.forwards - checks * len(ours), library.backwards) == (
+        target.forwards,
+        target.backwards,
+    )
     changed = (ours != problem.x).flatten(1).any(1)
     assert 0 < changed.sum() < len(changed), "an eps at which some fall and some stand"
     entry = registry.attacks.get("autoattack")
@@ -55,7 +72,9 @@ def test_standard_and_plus_are_the_library_bit_for_bit(problem: Problem, net: nn
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_plus_leaves_out_what_needs_more_classes_and_keeps_to_its_budget(norm: str, classes: int) -> None:
+def test_plus_leaves_out_what_needs_more_classes_and_keeps_to_its_budget(
+    norm: str, classes: int
+) -> None:
     """At an eps that nothing reaches, so that every attack runs to its end on every example."""
     few, entry = many_classes(classes, batch=3, channels=1), registry.attacks.get("autoattack")
     knobs = {"version": "plus", "steps": 6, "queries": 20, "targets": classes - 1}
@@ -64,7 +83,9 @@ def test_plus_leaves_out_what_needs_more_classes_and_keeps_to_its_budget(norm: s
     climbs = 5 * (6 + 1) * (1 if classes == 2 else 2) + (0 if classes < 4 else (classes - 1) * 7)
     fab = 5 * 6 * classes + 6 * (classes - 1)
     assert target.backwards == 3 * (climbs + fab)
-    assert target.forwards + 2 * target.backwards <= 3 * entry.facts["calls"](entry.resolve(knobs), False)
+    assert target.forwards + 2 * target.backwards <= 3 * entry.facts["calls"](
+        entry.resolve(knobs), False
+    )
 
 
 def test_tracing_and_the_dynamic_counters_are_untouched(problem: Problem) -> None:
@@ -87,13 +108,21 @@ def test_tracing_and_the_dynamic_counters_are_untouched(problem: Problem) -> Non
 def test_images_that_are_not_contiguous_are_attacked_all_the_same(problem: Problem) -> None:
     turned = Problem(problem.model, problem.x.expand(-1, -1, -1, -1).transpose(2, 3), problem.y, {})
     made = registry.attacks.get("autoattack").make(
-        Target(problem.model, classes=10), turned.x, turned.y, ThreatModel("linf", parse_eps("0.01")), steps=3, queries=5, targets=1
+        Target(problem.model, classes=10),
+        turned.x,
+        turned.y,
+        ThreatModel("linf", parse_eps("0.01")),
+        steps=3,
+        queries=5,
+        targets=1,
     )
     assert made.isfinite().all()
 
 
 def test_the_seed_comes_from_the_global_generator(problem: Problem) -> None:
-    one, two, three = (candidates(problem, "square", "linf", 0.01, seed=seed, queries=20) for seed in (0, 0, 1))
+    one, two, three = (
+        candidates(problem, "square", "linf", 0.01, seed=seed, queries=20) for seed in (0, 0, 1)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
 
@@ -108,7 +137,9 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
-def test_square_on_a_stochastic_defence_counts_every_draw_and_asks_all_of_them(problem: Problem, eps: float) -> None:
+def test_square_on_a_stochastic_defence_counts_every_draw_and_asks_all_of_them(
+    problem: Problem, eps: float
+) -> None:
     target = Target(problem.model, access="score", stochastic=True, classes=10)
     candidates(problem, "square", "linf", eps, target, queries=10, eot=3)
     assert target.forwards == 30 * len(problem.x)
@@ -118,23 +149,47 @@ def test_square_goes_on_where_a_stochastic_defence_is_wrong_but_half_of_the_time
     """Logits of two classes under noise whose deviation is a tenth of the clean margin, at four times the eps that turns that margin."""
     plain = two_classes(batch=20)
     noise = margin(plain.model(plain.x), plain.y).abs().median() / 10
-    noisy = Problem(Wrapped(plain.model, lambda logits, x: logits + noise * torch.randn_like(logits)), plain.x, plain.y, {})
-    (made,) = candidates(noisy, "square", "linf", 4 * float(plain.optimum["linf"].max()), noisy.target(stochastic=True), queries=600, eot=4)
+    noisy = Problem(
+        Wrapped(plain.model, lambda logits, x: logits + noise * torch.randn_like(logits)),
+        plain.x,
+        plain.y,
+        {},
+    )
+    (made,) = candidates(
+        noisy,
+        "square",
+        "linf",
+        4 * float(plain.optimum["linf"].max()),
+        noisy.target(stochastic=True),
+        queries=600,
+        eot=4,
+    )
     wrong = torch.stack([~right(noisy.model(made), noisy.y) for _ in range(50)]).float().mean()
     assert wrong > 0.95
 
 
 def test_unbeaten_logits_keep_the_order_of_the_margins_and_are_never_wrong() -> None:
-    gaps = torch.tensor([-1e30, -3e7, -1e5, -12.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 12.0, 1e5, 3e7, torch.nan])
+    gaps = torch.tensor(
+        [-1e30, -3e7, -1e5, -12.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 12.0, 1e5, 3e7, torch.nan]
+    )
     y = torch.arange(len(gaps)) % 3
     logits = torch.zeros(len(gaps), 3).scatter(1, y.unsqueeze(1), -gaps.unsqueeze(1))
-    seen = margin(Unbeaten(Seen(Target(Fixed(logits), classes=3)), y)(torch.zeros(len(gaps), 1, 2, 2)), y)
+    seen = margin(
+        Unbeaten(Seen(Target(Fixed(logits), classes=3)), y)(torch.zeros(len(gaps), 1, 2, 2)), y
+    )
     assert (seen < 0).all()
     assert (seen.diff() > 0).all()
 
 
-def test_library_warnings_reach_no_terminal(problem: Problem, capfd: pytest.CaptureFixture[str]) -> None:
-    flat = Problem(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False), problem.x, problem.y, {})
+def test_library_warnings_reach_no_terminal(
+    problem: Problem, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flat = Problem(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False),
+        problem.x,
+        problem.y,
+        {},
+    )
     flat.model[1].weight.zero_()
     candidates(flat, "autoattack", "linf", 0.01, steps=3, queries=5, targets=1)
     out = capfd.readouterr()

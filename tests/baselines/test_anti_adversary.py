@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from baselines.anti_adversary import AntiAdversary, log_odds
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.registry import build_defence, discover, is_stochastic
-from bench.spec import BadInput, Spec
-from bench.target import Target
+from bench.judging.target import Target
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_defence, discover, is_stochastic
+from bench.questions.spec import BadInput, Spec
 
 discover()
 
@@ -25,7 +25,9 @@ class Linear(nn.Module):
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = scale * torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
-        self.towards = (self.weight[0] - self.weight[1]).sign().view(1, 1, 4, 4)  # what makes class 0 likelier
+        self.towards = (
+            (self.weight[0] - self.weight[1]).sign().view(1, 1, 4, 4)
+        )  # what makes class 0 likelier
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - 0.5).flatten(1) @ self.weight.T
@@ -37,7 +39,10 @@ class Curved(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
-        self.first, self.last = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 16), (3, 6)))
+        self.first, self.last = (
+            torch.randn(*shape, generator=generator, dtype=torch.float64)
+            for shape in ((6, 16), (3, 6))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return (2 * (x - 0.5).flatten(1) @ self.first.T).tanh() @ self.last.T
@@ -50,8 +55,13 @@ class Rounded(nn.Module):
         super().__init__()
         self.inner = inner
         self.base = getattr(inner, "base", inner)
-        behind = {"": inner, **{f"+{name}": answer for name, answer in getattr(inner, "surrogates", {}).items()}}
-        self.surrogates = {f"identity{name}": partial(self.bpda, answer) for name, answer in behind.items()}
+        behind = {
+            "": inner,
+            **{f"+{name}": answer for name, answer in getattr(inner, "surrogates", {}).items()},
+        }
+        self.surrogates = {
+            f"identity{name}": partial(self.bpda, answer) for name, answer in behind.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.inner((x * 31).round() / 31)
@@ -62,7 +72,9 @@ class Rounded(nn.Module):
 
 
 def images(count: int = 8, spread: float = 1.0) -> Tensor:
-    return 0.5 + spread * (torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 0.5)
+    return 0.5 + spread * (
+        torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 0.5
+    )
 
 
 def signs(model: Linear, x: Tensor) -> Tensor:
@@ -81,9 +93,13 @@ def defence(text: str) -> Spec:
     return cell.defence
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e4])  # at 1e4 the probability rounds to 1, and the gradient of the cross-entropy to 0
+@pytest.mark.parametrize(
+    "scale", [1.0, 1e4]
+)  # at 1e4 the probability rounds to 1, and the gradient of the cross-entropy to 0
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_linear_classifiers_image_moves_by_steps_along_the_sign_of_its_weights(steps: int, scale: float) -> None:
+def test_a_linear_classifiers_image_moves_by_steps_along_the_sign_of_its_weights(
+    steps: int, scale: float
+) -> None:
     model, x = Linear(scale), images(spread=0.5)
     assert {0, 1} == set(model(x).argmax(1).tolist())
     moved = AntiAdversary(model, steps, 0.02).purify(x)
@@ -132,11 +148,16 @@ def test_forward_and_soft_have_true_gradients() -> None:
 
 
 def test_log_odds_are_those_of_the_softmax() -> None:
-    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.randn(
+        6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     y = torch.tensor([0, 1, 2, 3, 0, 1])
     p = logits.softmax(1).gather(1, y[:, None])[:, 0]
     assert torch.allclose(log_odds(logits, y), (p / (1 - p)).log())
-    ours, (entropy,) = torch.autograd.grad(log_odds(logits, y).sum(), logits)[0], torch.autograd.grad(p.log().sum(), logits)
+    ours, (entropy,) = (
+        torch.autograd.grad(log_odds(logits, y).sum(), logits)[0],
+        torch.autograd.grad(p.log().sum(), logits),
+    )
     assert torch.equal(ours.sign(), entropy.sign())
 
 
@@ -166,8 +187,16 @@ def test_before_a_defence_that_hides_its_gradient_it_follows_the_surrogate(inner
     sure = (inner(x)[:, 0] - inner(x)[:, 1]).abs() > 0.1
     assert isinstance(base, Linear)
     assert defended.base is base
-    assert torch.allclose(defended.purify(x)[sure], (x + 0.04 * signs(base, (x * 31).round() / 31))[sure], atol=1e-6)
-    assert {"identity", "soft", "identity+identity", "soft+identity", "classifier"} <= defended.surrogates.keys()
+    assert torch.allclose(
+        defended.purify(x)[sure], (x + 0.04 * signs(base, (x * 31).round() / 31))[sure], atol=1e-6
+    )
+    assert {
+        "identity",
+        "soft",
+        "identity+identity",
+        "soft+identity",
+        "classifier",
+    } <= defended.surrogates.keys()
     deepest = max(defended.surrogates, key=len)
     assert slope(defended.surrogates[deepest], x).all()
 

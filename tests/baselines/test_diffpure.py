@@ -14,9 +14,9 @@ import baselines.diffpure
 from baselines.diffpure import DiffPure, descent, through
 from baselines.unet import Schedule, schedule_of
 from bench.data.sample import load
-from bench.registry import build_classifier, defences
-from bench.spec import BadInput, Spec
-from bench.streams import stream
+from bench.judging.randomness import stream
+from bench.questions.registry import build_classifier, defences
+from bench.questions.spec import BadInput, Spec
 from carso.adversary import pgd
 
 CPU = torch.device("cpu")
@@ -43,9 +43,24 @@ def config(**changes: Any) -> dict[str, Any]:
     return {"num_train_timesteps": N, "beta_start": 0.02, "beta_end": 0.3, **changes}
 
 
-def built(t: float = 0.5, steps: int = 0, samples: int = 1, *, net: Any = None, inner: nn.Module | None = None, **changes: Any) -> DiffPure:
+def built(
+    t: float = 0.5,
+    steps: int = 0,
+    samples: int = 1,
+    *,
+    net: Any = None,
+    inner: nn.Module | None = None,
+    **changes: Any,
+) -> DiffPure:
     inner = inner or build_classifier("own:digits-standard")
-    return DiffPure(inner, net or unet(), schedule_of(config(**changes), "toy"), t=t, steps=steps, samples=samples)
+    return DiffPure(
+        inner,
+        net or unet(),
+        schedule_of(config(**changes), "toy"),
+        t=t,
+        steps=steps,
+        samples=samples,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +85,9 @@ def queue(monkeypatch: pytest.MonkeyPatch, where: str, noise: list[Tensor]) -> N
         {"variance_type": "fixed_small_log", "beta_schedule": "scaled_linear"},
     ],
 )
-def test_every_step_is_that_of_the_scheduler_of_diffusers(x: Tensor, changes: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_that_of_the_scheduler_of_diffusers(
+    x: Tensor, changes: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     defence = built(steps=steps, **changes)
     seen: list[Tensor] = []
     true = defence.earlier
@@ -93,7 +110,9 @@ def test_every_step_is_that_of_the_scheduler_of_diffusers(x: Tensor, changes: di
     assert torch.allclose(purified, ((here + 1) / 2).clamp(0, 1), atol=2e-5)
 
 
-def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(
+    x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     defence = built(t=1.0)
     with stream(CPU, 1):
         ours = defence.purify(x)
@@ -189,10 +208,20 @@ def test_colour_images_and_smaller_ones_fit_and_others_are_refused() -> None:
         assert torch.equal(framed[:, :, top : top + height, left : left + width], image)
         assert torch.equal(framed[:, :, 0, left : left + width], image[:, :, 0])
         # Without noise and with a network that keeps the image, what comes out is what went in.
-        still = DiffPure(inner, Silent(channels), Schedule((1.0, 1 - 1e-9), "epsilon", False, 1.0), t=1.0, steps=0, samples=1)
+        still = DiffPure(
+            inner,
+            Silent(channels),
+            Schedule((1.0, 1 - 1e-9), "epsilon", False, 1.0),
+            t=1.0,
+            steps=0,
+            samples=1,
+        )
         assert torch.allclose(still.purify(image), image, atol=1e-3)
     for shape in ((1, 8, 8), (3, 9, 8), (3, 8, 9)):
-        with pytest.raises(BadInput, match="its model takes images of 3x8x8 at most, not " + "x".join(map(str, shape))):
+        with pytest.raises(
+            BadInput,
+            match="its model takes images of 3x8x8 at most, not " + "x".join(map(str, shape)),
+        ):
             built(net=unet(3), inner=inner).purify(torch.rand(1, *shape))
 
 
@@ -225,21 +254,34 @@ def test_knobs_out_of_range_are_refused(knobs: dict[str, Any], message: str) -> 
 
 
 def test_surrogates_of_what_is_inside_are_reached() -> None:
-    made = defences.get("diffpure").make(inner="jpeg[classifier=own:digits-standard]", classifier="", checkpoint="own:digits-diffusion")
+    made = defences.get("diffpure").make(
+        inner="jpeg[classifier=own:digits-standard]",
+        classifier="",
+        checkpoint="own:digits-diffusion",
+    )
     ways = ("", "+identity", "+soft")
     assert set(made.surrogates) == {way + name for way in ("identity", "coarse") for name in ways}
     images = load(Spec.of("digits", {"n": 3})).x
     assert torch.equal(made.base(images), build_classifier("own:digits-standard")(images))
 
 
-def test_purified_digits_are_still_recognised_and_an_attack_on_the_bare_classifier_is_partly_undone() -> None:
+def test_purified_digits_are_still_recognised_and_an_attack_on_the_bare_classifier_is_partly_undone() -> (
+    None
+):
     data = load(Spec.of("digits", {"n": 200}))
     classifier = build_classifier("own:digits-standard")
-    defence = defences.get("diffpure").make(classifier="own:digits-standard", checkpoint="own:digits-diffusion")
+    defence = defences.get("diffpure").make(
+        classifier="own:digits-standard", checkpoint="own:digits-diffusion"
+    )
     with stream(CPU, 0):
-        x_adv = pgd(classifier, data.x, data.y, data.x.new_full((200, 1, 1, 1), 0.2), steps=20, step=0.025)
+        x_adv = pgd(
+            classifier, data.x, data.y, data.x.new_full((200, 1, 1, 1), 0.2), steps=20, step=0.025
+        )
         with torch.no_grad():
-            clean, bare, undone = ((way.argmax(1) == data.y).float().mean() for way in (defence(data.x), classifier(x_adv), defence(x_adv)))
+            clean, bare, undone = (
+                (way.argmax(1) == data.y).float().mean()
+                for way in (defence(data.x), classifier(x_adv), defence(x_adv))
+            )
     assert clean >= 0.9
     assert bare <= 0.2
     assert undone >= bare + 0.2
@@ -248,4 +290,8 @@ def test_purified_digits_are_still_recognised_and_an_attack_on_the_bare_classifi
 def test_a_descent_ends_at_the_image() -> None:
     steps = descent(schedule_of(config(), "toy"), 10, 4)
     assert [step.t for step in steps] == [9, 7, 4, 1]
-    assert (steps[-1].image, steps[-1].here, steps[-1].std) == (pytest.approx(1), pytest.approx(0), 0)
+    assert (steps[-1].image, steps[-1].here, steps[-1].std) == (
+        pytest.approx(1),
+        pytest.approx(0),
+        0,
+    )

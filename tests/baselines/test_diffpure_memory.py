@@ -10,9 +10,9 @@ from torch import Tensor
 
 import baselines.diffpure
 from bench.data.sample import load
-from bench.spec import Spec
-from bench.streams import stream
-from bench.target import draws
+from bench.judging.randomness import stream
+from bench.judging.target import draws
+from bench.questions.spec import Spec
 from tests.baselines.test_diffpure import CPU, built
 
 
@@ -26,10 +26,18 @@ def plain(look: Callable[..., Tensor], *given: object, use_reentrant: bool) -> T
 
 
 @pytest.mark.parametrize("way", ["forward", "coarse", "draws"])
-def test_the_recomputed_gradient_is_the_plain_one(x: Tensor, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recomputed_gradient_is_the_plain_one(
+    x: Tensor, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     defence = built(samples=2)
-    monkeypatch.setattr(baselines.diffpure, "FLAT", {"cpu": 5 * 64})  # several parts, whose classifier is recomputed too
-    answer = {"forward": defence, "coarse": defence.surrogates["coarse"], "draws": lambda images: defence.draws(images, 3)}[way]
+    monkeypatch.setattr(
+        baselines.diffpure, "FLAT", {"cpu": 5 * 64}
+    )  # several parts, whose classifier is recomputed too
+    answer = {
+        "forward": defence,
+        "coarse": defence.surrogates["coarse"],
+        "draws": lambda images: defence.draws(images, 3),
+    }[way]
 
     def slope() -> Tensor:
         point = x.clone().requires_grad_()
@@ -57,7 +65,9 @@ def kept(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
     return sum(held)
 
 
-def test_memory_is_flat_in_the_steps_and_in_the_draws(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_flat_in_the_steps_and_in_the_draws(
+    x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(baselines.diffpure, "FLAT", {"cpu": 6 * 64})
     few, many = built(t=1.0, steps=2), built(t=1.0, steps=10)
 
@@ -65,7 +75,9 @@ def test_memory_is_flat_in_the_steps_and_in_the_draws(x: Tensor, monkeypatch: py
         return kept(many, x) - kept(few, x)
 
     def by_draws() -> int:
-        return kept(lambda images: few.draws(images, 8), x) - kept(lambda images: few.draws(images, 2), x)
+        return kept(lambda images: few.draws(images, 8), x) - kept(
+            lambda images: few.draws(images, 2), x
+        )
 
     lean = by_steps(), by_draws()
     monkeypatch.setattr(baselines.diffpure, "recomputed", plain)
@@ -73,7 +85,9 @@ def test_memory_is_flat_in_the_steps_and_in_the_draws(x: Tensor, monkeypatch: py
     assert lean[1] < 0.05 * by_draws()
 
 
-def test_batches_are_bounded_and_draws_are_shared_out_rightly(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_bounded_and_draws_are_shared_out_rightly(
+    x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     defence = built(samples=2)
     sizes: list[int] = []
     defence.unet.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
@@ -84,4 +98,6 @@ def test_batches_are_bounded_and_draws_are_shared_out_rightly(x: Tensor, monkeyp
     assert max(sizes) <= 10
     assert sum(sizes) == 6 * 7 * 2 * len(defence.steps)
     monkeypatch.setattr(defence, "purify", lambda images: images)
-    assert torch.allclose(draws(defence, x, 3), defence.base(x)[:, None].expand(-1, 3, -1), atol=1e-5)
+    assert torch.allclose(
+        draws(defence, x, 3), defence.base(x)[:, None].expand(-1, 3, -1), atol=1e-5
+    )

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from baselines.diffusion import RECIPES, Recipe, fit, loss_of, main, network, noising
 from baselines.unet import load, make, modern, schedule_of
 from bench.data.sample import Dataset, dataset_of
-from bench.registry import build_defence, defences
-from bench.spec import BadInput, Spec
-from bench.streams import stream
+from bench.judging.randomness import stream
+from bench.questions.registry import build_defence, defences
+from bench.questions.spec import BadInput, Spec
 from tests.baselines.test_diffpure import CPU, config, unet
 
 FILE = "diffusion_pytorch_model.safetensors"
-TINY = Recipe((8, 8), steps=60, batch=32, lr=1e-2, average=0.9, noising=20, beta_start=0.01, beta_end=0.6)
+TINY = Recipe(
+    (8, 8), steps=60, batch=32, lr=1e-2, average=0.9, noising=20, beta_start=0.01, beta_end=0.6
+)
 
 
 def quiet(step: int, loss: float) -> None: ...
@@ -48,7 +50,10 @@ def test_training_learns_what_noise_is_and_repeats() -> None:
     assert not net.training
     again, same = train()
     assert loss == same
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 class Knowing(nn.Module):
@@ -67,7 +72,12 @@ def test_the_loss_is_zero_for_who_knows_the_image_and_the_schedule_of_diffusers(
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     reference = DDPMScheduler(**config()).alphas_cumprod.tolist()
     torch.manual_seed(0)
-    assert loss_of(Knowing(image, reference), schedule_of(config(), "toy"), image.expand(200, -1, -1, -1)) < 1e-8
+    assert (
+        loss_of(
+            Knowing(image, reference), schedule_of(config(), "toy"), image.expand(200, -1, -1, -1)
+        )
+        < 1e-8
+    )
 
 
 def save(folder: Path, *, pipeline: bool = True) -> tuple[Path, Any]:
@@ -87,16 +97,27 @@ def same(net: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
-def test_what_diffusers_saved_is_read_and_pinned_and_purifies(tmp_path: Path, pipeline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_diffusers_saved_is_read_and_pinned_and_purifies(
+    tmp_path: Path, pipeline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
     file, net = save(tmp_path, pipeline=pipeline)
     found, schedule = load(f"file:{file}")
     assert same(found, net)
     assert not found.training
     assert not any(p.requires_grad for p in found.parameters())
-    assert schedule.kept[1:] == pytest.approx(DDPMScheduler(**config()).alphas_cumprod.tolist(), rel=1e-7)
+    assert schedule.kept[1:] == pytest.approx(
+        DDPMScheduler(**config()).alphas_cumprod.tolist(), rel=1e-7
+    )
     assert (schedule.predicts, schedule.wide, schedule.clip) == ("epsilon", False, 1.0)
-    built = build_defence(defences.resolve(Spec.of("diffpure", {"classifier": "own:digits-standard", "checkpoint": f"file:{file}", "steps": 1})))
+    built = build_defence(
+        defences.resolve(
+            Spec.of(
+                "diffpure",
+                {"classifier": "own:digits-standard", "checkpoint": f"file:{file}", "steps": 1},
+            )
+        )
+    )
     with stream(CPU, 0):
         assert built(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(BadInput, match="not 00000000"):
@@ -148,21 +169,43 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "changes", "message"),
     [
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "describes a 'UNet2DConditionModel'; did you mean 'UNet2DModel'?"),
+        (
+            "unet/config.json",
+            {"_class_name": "UNet2DConditionModel"},
+            "describes a 'UNet2DConditionModel'; did you mean 'UNet2DModel'?",
+        ),
         ("unet/config.json", {"num_class_embeds": 10}, "is conditional on a class"),
         ("unet/config.json", {"out_channels": 2}, "maps 1 channels to 2"),
-        ("unet/config.json", {"sample_size": None}, "has sample_size=None; it must be the side of its images, or two sides"),
+        (
+            "unet/config.json",
+            {"sample_size": None},
+            "has sample_size=None; it must be the side of its images, or two sides",
+        ),
         ("unet/config.json", {"norm_num_groups": 3}, "cannot be built: "),
         ("unet/config.json", {"block_out_channels": [4, 4]}, "do not fit their card: "),
-        ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "describes a 'ScoreSdeVeScheduler'"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "ScoreSdeVeScheduler"},
+            "describes a 'ScoreSdeVeScheduler'",
+        ),
         ("scheduler/scheduler_config.json", {"beta_schedule": "cubic"}, "the schedule of 'file:"),
         ("scheduler/scheduler_config.json", {"beta_end": 5.0}, "does not fall from 1 to above 0"),
-        ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "has variance_type=learned_range; it must be fixed_small, "),
-        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "has prediction_type=flow; it must be epsilon, sample, v_prediction"),
+        (
+            "scheduler/scheduler_config.json",
+            {"variance_type": "learned_range"},
+            "has variance_type=learned_range; it must be fixed_small, ",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "flow"},
+            "has prediction_type=flow; it must be epsilon, sample, v_prediction",
+        ),
         ("scheduler/scheduler_config.json", {"thresholding": True}, "has dynamic thresholding"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, where: str, changes: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, where: str, changes: dict[str, Any], message: str
+) -> None:
     file, _ = save(tmp_path)
     there = tmp_path / where
     there.write_text(json.dumps({**json.loads(there.read_text()), **changes}))
@@ -172,7 +215,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, where: str, ch
     assert "\n" not in str(error.value)
 
 
-def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_damaged_files_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, _ = save(tmp_path)
     for where in (tmp_path / "scheduler/scheduler_config.json", tmp_path / "unet/config.json"):
         where.write_text("no JSON")
@@ -181,7 +226,9 @@ def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path: Path, monke
         where.unlink()
         with pytest.raises(BadInput, match=f"has neither a card .* nor .*{where.name}"):
             load(f"file:{file}")
-    with pytest.raises(BadInput, match="hold no diffusion model: their card does not describe a 'unet2d'"):
+    with pytest.raises(
+        BadInput, match="hold no diffusion model: their card does not describe a 'unet2d'"
+    ):
         load("own:digits-standard")
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(BadInput, match="install the extra 'diffusion'"):
@@ -190,25 +237,39 @@ def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path: Path, monke
 
 def small_digits(spec: Spec, **_: Any) -> Dataset:
     generator = torch.Generator().manual_seed(0)
-    return dataset_of(spec.name, torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 10, classes=10)
+    return dataset_of(
+        spec.name, torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 10, classes=10
+    )
 
 
 def test_the_command_writes_what_diffpure_reads_and_says_how_it_was_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("baselines.diffusion.load", small_digits)
-    monkeypatch.setitem(RECIPES, "digits", Recipe((8, 8), steps=60, batch=8, noising=10, validation=10))
-    assert main(["--dataset", "digits", "--steps", "3", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    monkeypatch.setitem(
+        RECIPES, "digits", Recipe((8, 8), steps=60, batch=8, noising=10, validation=10)
+    )
+    assert (
+        main(["--dataset", "digits", "--steps", "3", "--device", "cpu", "--out", str(tmp_path)])
+        == 0
+    )
     card = json.loads((tmp_path / "digits-diffusion.json").read_text())
     assert card["recipe"]["steps"] == 3
     assert (card["validation"]["n"], card["seed"]) == (10, 0)
     assert [row["t"] for row in card["validation"]["accuracy"]][2] == 0.1
-    assert all(0 <= row[key] <= 1 for row in card["validation"]["accuracy"] for key in ("clean", "attacked"))
+    assert all(
+        0 <= row[key] <= 1
+        for row in card["validation"]["accuracy"]
+        for key in ("clean", "attacked")
+    )
     net, schedule = load(f"file:{tmp_path / 'digits-diffusion.safetensors'}")
     assert len(schedule.kept) == 11
     assert sum(p.numel() for p in net.parameters()) == card["parameters"]
     first = (tmp_path / "digits-diffusion.safetensors").read_bytes()
-    assert main(["--dataset", "digits", "--steps", "3", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert (
+        main(["--dataset", "digits", "--steps", "3", "--device", "cpu", "--out", str(tmp_path)])
+        == 0
+    )
     assert (tmp_path / "digits-diffusion.safetensors").read_bytes() == first
     assert "held-out accuracy, n=10" in capsys.readouterr().out
 
@@ -216,11 +277,16 @@ def test_the_command_writes_what_diffpure_reads_and_says_how_it_was_made(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--dataset", "digit"], "no recipe for a diffusion model of 'digit'; did you mean 'digits'?"),
+        (
+            ["--dataset", "digit"],
+            "no recipe for a diffusion model of 'digit'; did you mean 'digits'?",
+        ),
         (["--dataset", "digits", "--steps", "-1"], "-1"),
     ],
 )
-def test_a_wrong_command_ends_in_one_line(argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_ends_in_one_line(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*argv, "--out", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert message in told

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from baselines.ensemble import Ensemble, mean_prob
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.registry import build_classifier, build_defence, discover
-from bench.spec import BadInput, Spec
-from bench.target import draws
+from bench.judging.target import draws
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_classifier, build_defence, discover
+from bench.questions.spec import BadInput, Spec
 
 discover()
 
@@ -44,7 +44,9 @@ def defence(text: str) -> Spec:
     return cell.defence
 
 
-def test_the_mean_of_linear_logits_is_the_linear_classifier_of_the_mean_and_so_is_its_gradient() -> None:
+def test_the_mean_of_linear_logits_is_the_linear_classifier_of_the_mean_and_so_is_its_gradient() -> (
+    None
+):
     members = [linear(seed) for seed in range(3)]
     mean = torch.stack([member.weight for member in members]).mean(0)
     x = images().requires_grad_()
@@ -60,14 +62,20 @@ def test_the_mean_probability_is_exact_and_so_is_its_gradient() -> None:
     expected = torch.stack([member(x).double().softmax(1) for member in members]).mean(0).log()
     logits = Ensemble(members, "prob")(x)
     assert torch.allclose(logits.double(), expected, atol=1e-5)
-    (slope,), (truth,) = (torch.autograd.grad(value[:, 0].sum(), x, retain_graph=True) for value in (logits, expected))
+    (slope,), (truth,) = (
+        torch.autograd.grad(value[:, 0].sum(), x, retain_graph=True) for value in (logits, expected)
+    )
     assert torch.allclose(slope, truth, atol=1e-4)
 
 
 def test_certain_members_do_not_round_to_nothing() -> None:
     logits = torch.tensor([[[1e4, 0.0, 0.0], [0.0, 1e4, 0.0]]], requires_grad=True)
     value = mean_prob(logits)
-    assert torch.allclose(value, torch.tensor([[-math.log(2), -math.log(2), -1e4 - math.log(2) + math.log(2)]]), atol=1e-2)
+    assert torch.allclose(
+        value,
+        torch.tensor([[-math.log(2), -math.log(2), -1e4 - math.log(2) + math.log(2)]]),
+        atol=1e-2,
+    )
     (slope,) = torch.autograd.grad(value[0, 2], logits)
     assert slope.isfinite().all()
     assert slope.any()
@@ -85,7 +93,10 @@ def test_every_member_is_run_once_whatever_the_number_of_draws() -> None:
     several = draws(Ensemble(members, "logit"), images(), 7)
     assert several.shape == (5, 7, 3)
     assert torch.equal(several[:, 3], Ensemble(members, "logit")(images()))
-    assert [member.seen for member in members] == [10, 10]  # once for the draws, once for the line above
+    assert [member.seen for member in members] == [
+        10,
+        10,
+    ]  # once for the draws, once for the line above
 
 
 def test_parts_are_those_of_the_members() -> None:
@@ -93,7 +104,9 @@ def test_parts_are_those_of_the_members() -> None:
     by_prob = Ensemble(members, "prob")
     assert by_prob.base is members[0]
     assert torch.equal(by_prob.per_draw(images())[:, 1], members[1](images()))
-    assert torch.equal(by_prob.surrogates["mean-logit"](images()), Ensemble(members, "logit")(images()))
+    assert torch.equal(
+        by_prob.surrogates["mean-logit"](images()), Ensemble(members, "logit")(images())
+    )
     assert not Ensemble(members, "logit").surrogates  # it would be the very same function
 
 
@@ -104,7 +117,9 @@ def test_the_plan_settles_each_member_and_the_first_is_the_base() -> None:
     assert other.startswith("own:digits-other@")
     x = load(Spec.parse("digits[n=20]")).x
     built = build_defence(spec)
-    assert torch.allclose(built(x), (build_classifier(one)(x) + build_classifier(other)(x)) / 2, atol=1e-5)
+    assert torch.allclose(
+        built(x), (build_classifier(one)(x) + build_classifier(other)(x)) / 2, atol=1e-5
+    )
     assert torch.equal(built.base(x), build_classifier(one)(x))
 
 
@@ -112,7 +127,10 @@ def test_the_plan_settles_each_member_and_the_first_is_the_base() -> None:
     ("text", "message"),
     [
         ("ensemble[classifiers=@robust]", "1 classifier is no ensemble; join two or more by '+'"),
-        ("ensemble[classifiers=@robust+@other+own:digits-at]", "names own:digits-at twice; name each once"),
+        (
+            "ensemble[classifiers=@robust+@other+own:digits-at]",
+            "names own:digits-at twice; name each once",
+        ),
         ("ensemble[mean=probs]", "mean='probs' is unknown; did you mean 'prob'?"),
         ("ensemble[classifiers=@robust+own:digits-othr]", "did you mean 'digits-other'?"),
         ("ensemble[inner=jpeg]", "stands before no other defence: it joins bare classifiers"),
@@ -125,5 +143,7 @@ def test_what_is_no_ensemble_is_refused(text: str, message: str) -> None:
 
 
 def test_members_that_know_different_classes_are_refused() -> None:
-    with pytest.raises(BadInput, match="the classifiers know 3, 4 classes; join those of one dataset"):
+    with pytest.raises(
+        BadInput, match="the classifiers know 3, 4 classes; join those of one dataset"
+    ):
         Ensemble([linear(0), linear(1, classes=4)], "logit")(images())

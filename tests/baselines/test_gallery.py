@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from baselines.gallery.quantised import Thermometer
 from baselines.gallery.shattered import KWinners, Winners, hard, soft, through
 from bench.data.sample import load
-from bench.plan import Request, from_file, plan
-from bench.registry import attacks, build_classifier, build_defence, defences, discover, is_stochastic
-from bench.soundness.probes import probe
-from bench.spec import BadInput, Spec, ThreatModel
-from bench.streams import stream
-from bench.target import Target, abstained, draws, right
+from bench.judging.randomness import stream
+from bench.judging.target import Target, abstained, draws, right
+from bench.questions.plan import Request, from_file, plan
+from bench.questions.registry import (
+    attacks,
+    build_classifier,
+    build_defence,
+    defences,
+    discover,
+    is_stochastic,
+)
+from bench.questions.spec import BadInput, Spec, ThreatModel
+from bench.soundness.probes.probe import probe
 
 discover()
 CPU = torch.device("cpu")
@@ -55,16 +62,32 @@ def accuracy(defence: nn.Module, candidates: Tensor, random: bool) -> float:
     k = 8 if random else 1
     with stream(CPU, "judge"), torch.no_grad():
         return float(
-            torch.stack([right(draws(defence, one, k), y[:, None].expand(-1, k)).float().mean(1) for one in (x, *candidates)]).amin(0).mean()
+            torch.stack(
+                [
+                    right(draws(defence, one, k), y[:, None].expand(-1, k)).float().mean(1)
+                    for one in (x, *candidates)
+                ]
+            )
+            .amin(0)
+            .mean()
         )
 
 
-def pgd(model: Callable[[Tensor], Tensor], loss: str, eps: str = "1/5", *, random: bool = False, name: str = "pgd") -> Tensor:
+def pgd(
+    model: Callable[[Tensor], Tensor],
+    loss: str,
+    eps: str = "1/5",
+    *,
+    random: bool = False,
+    name: str = "pgd",
+) -> Tensor:
     """What PGD-40 proposes against `model`, or another attack of its family."""
     x, y = images()
     with stream(CPU, "attack"):
         target = Target(model, classes=10, stochastic=random)
-        found: Tensor = attacks.get(name).make(target, x.clone(), y.clone(), ThreatModel("linf", Fraction(eps)), loss=loss, steps=40)
+        found: Tensor = attacks.get(name).make(
+            target, x.clone(), y.clone(), ThreatModel("linf", Fraction(eps)), loss=loss, steps=40
+        )
     return found
 
 
@@ -79,7 +102,9 @@ def slopes(model: Callable[[Tensor], Tensor], loss: str = "margin") -> Tensor:
     x = x.clone().requires_grad_()
     logits = model(x)
     gap = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return torch.autograd.grad((F.cross_entropy(logits, y, reduction="sum") if loss == "ce" else gap.sum()), x)[0]
+    return torch.autograd.grad(
+        (F.cross_entropy(logits, y, reduction="sum") if loss == "ce" else gap.sum()), x
+    )[0]
 
 
 def dead(grad: Tensor) -> float:
@@ -124,7 +149,10 @@ def test_the_attack_on_what_it_declares_leaves_what_the_classifier_has(name: str
     defence, random = made(name)
     eps = "1/10" if name == "gallery-kwta" else "1/5"
     ways = getattr(defence, "surrogates", {}) or {"itself": defence}
-    left = {way: accuracy(defence, pgd(answer, "margin", eps, random=random, name="transfer"), random) for way, answer in ways.items()}
+    left = {
+        way: accuracy(defence, pgd(answer, "margin", eps, random=random, name="transfer"), random)
+        for way, answer in ways.items()
+    }
     assert min(left.values()) <= of_the_classifier(eps) + 0.05
     assert max(left.values()) <= of_the_classifier(eps) + (0.25 if name == "gallery-kwta" else 0.2)
 
@@ -132,7 +160,9 @@ def test_the_attack_on_what_it_declares_leaves_what_the_classifier_has(name: str
 def test_kwta_fools_the_cross_entropy_where_the_budget_is_smaller() -> None:
     defence, _ = made("gallery-kwta")
     naive = accuracy(defence, pgd(defence, "ce", "1/10"), False)
-    left = accuracy(defence, pgd(defence.surrogates["soft"], "margin", "1/10", name="transfer"), False)
+    left = accuracy(
+        defence, pgd(defence.surrogates["soft"], "margin", "1/10", name="transfer"), False
+    )
     assert naive >= max(left + 0.15, of_the_classifier("1/10"))
 
 
@@ -143,13 +173,28 @@ def test_a_fault_of_the_gradient_alone_leaves_the_logits_bit_for_bit(name: str) 
     assert torch.equal(made(name)[0](x.detach()), plain()(x.detach()))
 
 
-HIDDEN = ["gallery-rounded", "bit-depth", "jpeg", "gallery-thermometer", "gallery-shattered", "gallery-kwta", "gallery-detached"]
+HIDDEN = [
+    "gallery-rounded",
+    "bit-depth",
+    "jpeg",
+    "gallery-thermometer",
+    "gallery-shattered",
+    "gallery-kwta",
+    "gallery-detached",
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [*((name, "identity") for name in HIDDEN), ("gallery-noisy-gradient", "classifier"), ("gallery-nan-gradient", "classifier")]
+    ("name", "way"),
+    [
+        *((name, "identity") for name in HIDDEN),
+        ("gallery-noisy-gradient", "classifier"),
+        ("gallery-nan-gradient", "classifier"),
+    ],
 )
-def test_a_surrogate_that_hides_nothing_has_the_same_logits_and_a_living_gradient(name: str, way: str) -> None:
+def test_a_surrogate_that_hides_nothing_has_the_same_logits_and_a_living_gradient(
+    name: str, way: str
+) -> None:
     defence, x = made(name)[0], images()[0]
     assert torch.allclose(defence.surrogates[way](x), defence(x), atol=1e-4)
     assert dead(slopes(defence.surrogates[way])) < 0.05
@@ -175,7 +220,10 @@ def test_quantised_outputs_keep_the_decision_and_no_gradient() -> None:
     assert torch.equal(rounded(x), (plain()(x) / 5).round() * 5)
     assert dead(slopes(one_hot)) == dead(slopes(rounded)) == 1
     leaf = x.clone().requires_grad_()
-    through_it, true = (torch.autograd.grad(answer(leaf)[:, 3].sum(), leaf)[0] for answer in (rounded.surrogates["identity"], plain()))
+    through_it, true = (
+        torch.autograd.grad(answer(leaf)[:, 3].sum(), leaf)[0]
+        for answer in (rounded.surrogates["identity"], plain())
+    )
     assert torch.equal(through_it, true)
 
 
@@ -196,7 +244,9 @@ def test_the_noise_on_the_gradient_is_fresh_as_large_as_said_and_none_without_on
     noise = (one - true) / true.square().mean((1, 2, 3), keepdim=True).sqrt()
     assert abs(float(noise.std()) - 30) < 2
     mean = torch.stack([slopes(defence) for _ in range(400)]).mean(0)
-    assert (mean - true).flatten(1).norm(dim=1).div(true.flatten(1).norm(dim=1)).mean() == pytest.approx(30 / 400**0.5, rel=0.1)
+    assert (mean - true).flatten(1).norm(dim=1).div(
+        true.flatten(1).norm(dim=1)
+    ).mean() == pytest.approx(30 / 400**0.5, rel=0.1)
     state = torch.get_rng_state()
     defence(images()[0])
     assert torch.equal(torch.get_rng_state(), state)
@@ -236,7 +286,9 @@ def test_kwta_keeps_its_share_in_every_layer_and_all_of_them_are_the_classifier(
     base, x = build_classifier("own:digits-standard"), images()[0]
     seen: list[Tensor] = []
     for name in ("conv2", "conv3", "fc", "logits"):
-        base.get_submodule(name).register_forward_pre_hook(lambda _module, given: seen.append((given[0] != 0).flatten(1).sum(1)))
+        base.get_submodule(name).register_forward_pre_hook(
+            lambda _module, given: seen.append((given[0] != 0).flatten(1).sum(1))
+        )
     KWinners(base, 0.1)(x)
     assert [int(count.max()) for count in seen] == [102, 51, 51, 6]
     assert torch.equal(KWinners(base, 1.0)(x), plain()(x))
@@ -263,9 +315,19 @@ def test_an_abstention_is_no_robustness_but_would_be_where_it_is_counted_as_safe
     def credited(candidates: Tensor) -> float:
         """Accuracy where an abstention is as good as a right answer."""
         with torch.no_grad():
-            return float(torch.stack([abstained(defence(one)) | right(defence(one), y) for one in candidates]).all(0).float().mean())
+            return float(
+                torch.stack(
+                    [abstained(defence(one)) | right(defence(one), y) for one in candidates]
+                )
+                .all(0)
+                .float()
+                .mean()
+            )
 
-    naive, confident = pgd(defence, "ce"), pgd(plain(), "ce+margin", name="transfer")  # a transfer does not stop at its first success
+    naive, confident = (
+        pgd(defence, "ce"),
+        pgd(plain(), "ce+margin", name="transfer"),
+    )  # a transfer does not stop at its first success
     assert credited(naive) > 0.35
     assert credited(confident) < 0.1
     assert accuracy(defence, naive, False) == accuracy(defence, confident, False) == 0
@@ -284,12 +346,22 @@ def test_every_gradient_of_the_nan_defence_is_nan_and_none_is_zero() -> None:
     assert dead(grad) == 0
 
 
-SEEN = {"D1": "scaled softmax one-hot rounded bit-depth jpeg", "P11": "thermometer detached", "D2": "peel-naive nan-gradient"}
-EXPECTED = {f"gallery-{name}" if f"gallery-{name}" in MADE else name: code for code, names in SEEN.items() for name in names.split()}
+SEEN = {
+    "D1": "scaled softmax one-hot rounded bit-depth jpeg",
+    "P11": "thermometer detached",
+    "D2": "peel-naive nan-gradient",
+}
+EXPECTED = {
+    f"gallery-{name}" if f"gallery-{name}" in MADE else name: code
+    for code, names in SEEN.items()
+    for name in names.split()
+}
 
 
 @pytest.mark.parametrize("name", [*EXPECTED, "resize-pad", *CONTROLS])
-def test_the_probes_see_what_can_be_seen_without_an_attack_and_nothing_hard_in_the_controls(name: str) -> None:
+def test_the_probes_see_what_can_be_seen_without_an_attack_and_nothing_hard_in_the_controls(
+    name: str,
+) -> None:
     defence, random = made(name)
     with stream(CPU, "probe"):
         found = probe(defence, *images(), 0.2, declared=random)

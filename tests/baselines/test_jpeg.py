@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baselines.jpeg import Jpeg
 from bench.data.sample import load
-from bench.registry import defences
-from bench.spec import Spec
+from bench.questions.registry import defences
+from bench.questions.spec import Spec
 
 
 def codec(x: Tensor, quality: int, subsampling: int) -> Tensor:
@@ -36,16 +36,24 @@ def scenes(channels: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.linspace(0, 3, height)[:, None], torch.linspace(0, 3, width)
     phase = torch.rand(8, channels, 2, 1, 1, generator=generator) * 6
-    waves = 0.5 + 0.25 * torch.sin(rows + phase[:, :, 0]) + 0.25 * torch.cos(2 * columns + phase[:, :, 1])
+    waves = (
+        0.5
+        + 0.25 * torch.sin(rows + phase[:, :, 0])
+        + 0.25 * torch.cos(2 * columns + phase[:, :, 1])
+    )
     shapes = torch.where((rows + columns > 3) & (rows < 2), 0.8 * waves, waves).clamp(0, 1)
     noise = torch.rand(8, channels, height, width, generator=generator)
     return torch.cat([shapes, noise, (noise > 0.5).float()])
 
 
 @pytest.mark.parametrize("quality", [1, 20, 49, 50, 75, 90, 100])
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (13, 21), (17, 34), (5, 3), (3, 5), (4, 4), (1, 1)])
+@pytest.mark.parametrize(
+    "size", [(8, 8), (28, 28), (32, 32), (13, 21), (17, 34), (5, 3), (3, 5), (4, 4), (1, 1)]
+)
 @pytest.mark.parametrize(("channels", "subsampling"), [(1, 420), (3, 420), (3, 444)])
-def test_every_pixel_is_the_codecs(quality: int, size: tuple[int, int], channels: int, subsampling: int) -> None:
+def test_every_pixel_is_the_codecs(
+    quality: int, size: tuple[int, int], channels: int, subsampling: int
+) -> None:
     x = scenes(channels, *size)
     assert torch.equal(levels(Jpeg(quality, subsampling)(x)), codec(x, quality, subsampling))
 
@@ -60,7 +68,10 @@ def test_the_defence_subsamples_as_pillow_does_unless_told() -> None:
     file = io.BytesIO()
     Image.fromarray(levels(x[0]).permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
     built = defences.get("jpeg").make(classifier="own:digits-standard")
-    assert torch.equal(levels(built.purify(x[:1]))[0].permute(1, 2, 0), torch.from_numpy(np.array(Image.open(file))))
+    assert torch.equal(
+        levels(built.purify(x[:1]))[0].permute(1, 2, 0),
+        torch.from_numpy(np.array(Image.open(file))),
+    )
 
 
 def test_other_numbers_of_channels_are_grey_each() -> None:
@@ -78,11 +89,17 @@ def test_tables_follow_the_quality() -> None:
 
 
 @pytest.mark.parametrize("subsampling", [420, 444])
-def test_the_differentiable_codec_is_near_and_has_the_gradient_of_what_it_computes(subsampling: int) -> None:
+def test_the_differentiable_codec_is_near_and_has_the_gradient_of_what_it_computes(
+    subsampling: int,
+) -> None:
     x = scenes(3, 16, 16)[:12]
     jpeg = Jpeg(75, subsampling)
     assert (jpeg.soft(x) - jpeg(x)).abs().mean() < 0.2 * (jpeg(x) - x).abs().mean() + 1 / 255
-    inner = (0.3 + 0.4 * torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    inner = (
+        (0.3 + 0.4 * torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
+        .double()
+        .requires_grad_()
+    )
     assert torch.autograd.gradcheck(jpeg.soft, inner, eps=1e-7, atol=1e-4)
     assert torch.autograd.grad(jpeg.soft(inner).sum(), inner)[0].any()
 

@@ -18,24 +18,36 @@ from baselines.own import make, own_classifiers
 from baselines.train import measure
 from bench import weights
 from bench.data.sample import load
-from bench.registry import build_classifier, datasets
-from bench.spec import BadInput, Spec
+from bench.questions.registry import build_classifier, datasets
+from bench.questions.spec import BadInput, Spec
 
-ARCH: dict[str, Any] = {"name": "cnn", "params": {"shape": [1, 8, 8], "classes": 10, "width": 4, "hidden": 8}}
+ARCH: dict[str, Any] = {
+    "name": "cnn",
+    "params": {"shape": [1, 8, 8], "classes": 10, "width": 4, "hidden": 8},
+}
 
 
 def keep(path: Path, tensors: dict[str, Tensor], arch: object) -> str:
     """Write weights and card without the checks of `weights.save`; return their name."""
     save_file(tensors, path)
-    path.with_suffix(".json").write_text(json.dumps({"arch": arch, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    path.with_suffix(".json").write_text(
+        json.dumps({"arch": arch, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    )
     return f"file:{path}"
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "size"),
-    [("cnn", (1, 8, 8), {"width": 4}), ("cnn", (3, 28, 28), {"width": 4}), ("mlp", (1, 8, 8), {}), ("resnet", (3, 32, 32), {"width": 4})],
+    [
+        ("cnn", (1, 8, 8), {"width": 4}),
+        ("cnn", (3, 28, 28), {"width": 4}),
+        ("mlp", (1, 8, 8), {}),
+        ("resnet", (3, 32, 32), {"width": 4}),
+    ],
 )
-def test_a_network_comes_back_as_it_was_kept(tmp_path: Path, name: str, shape: tuple[int, int, int], size: dict[str, int]) -> None:
+def test_a_network_comes_back_as_it_was_kept(
+    tmp_path: Path, name: str, shape: tuple[int, int, int], size: dict[str, int]
+) -> None:
     arch = {"name": name, "params": {"shape": shape, "classes": 7, **size}}
     net = make(arch, "net").eval()
     net.get_buffer("mean").fill_(0.25)
@@ -113,7 +125,9 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     path.write_bytes(whole[:-8])
     with pytest.raises(BadInput, match="not the one that its card describes"):
         build_classifier(text)
-    path.with_suffix(".json").write_text(json.dumps({"arch": ARCH, "sha256": hashlib.sha256(whole[:-8]).hexdigest()}))
+    path.with_suffix(".json").write_text(
+        json.dumps({"arch": ARCH, "sha256": hashlib.sha256(whole[:-8]).hexdigest()})
+    )
     with pytest.raises(BadInput, match="damaged"):
         build_classifier(text)
     path.with_suffix(".json").unlink()
@@ -138,7 +152,10 @@ def test_every_committed_classifier_is_what_its_card_says(name: str) -> None:
     n = int(card["accuracy"]["n"])
     data = load(Spec.of(card["dataset"], {"n": n}))
     net = build_classifier(f"own:{name}")
-    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in zip(data.x.split(100), data.y.split(100), strict=True))
+    right = sum(
+        int((net(x).argmax(1) == y).sum())
+        for x, y in zip(data.x.split(100), data.y.split(100), strict=True)
+    )
     assert abs(right / n - card["accuracy"]["clean"]) <= 0.001
     assert sum(p.numel() for p in net.parameters()) == card["parameters"]
     assert card["data"]["test"] == data.digest
@@ -149,7 +166,9 @@ def test_adversarial_training_makes_the_difference() -> None:
     data = load(Spec.parse("digits[n=100]"))
     eps = float(Fraction(datasets.get("digits").facts["eps"]["linf"]))
     torch.manual_seed(0)
-    clean, robust = measure(build_classifier("own:digits-at"), data, eps, "cpu", steps=20, restarts=1)
+    clean, robust = measure(
+        build_classifier("own:digits-at"), data, eps, "cpu", steps=20, restarts=1
+    )
     assert clean >= 0.97
     assert 0.65 <= robust <= 0.9
     for name in ("own:digits-standard", "own:digits-other"):

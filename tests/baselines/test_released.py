@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baselines import released as classifiers
 from baselines import zoo
-from bench.registry import build_classifier, datasets, defences
-from bench.spec import BadInput
+from bench.questions.registry import build_classifier, datasets, defences
+from bench.questions.spec import BadInput
 from carso import defence, released
 from tests.carso import authors
 
@@ -35,7 +35,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         state = authors.random_state(authors.classifier_shapes(released.SCENARIOS[name].classes))
         authors.write(released.folder() / released.SCENARIOS[name].classifier, state)
     for part, shapes in authors.released_shapes("cifar10").items():
-        authors.write(released.folder() / released.files("cifar10")[part], authors.random_state(shapes, 3))
+        authors.write(
+            released.folder() / released.files("cifar10")[part], authors.random_state(shapes, 3)
+        )
     yield top
     os.environ.pop("BENCH_MODELS")
     if before is not None:
@@ -94,7 +96,9 @@ def test_a_classifier_is_the_authors_function(models: Path, name: str, side: int
     net = build_classifier(f"released:{name}")
     assert torch.equal(torch.rand(4), expected)
     classes = released.SCENARIOS[name].classes
-    want, _ = authors.wide_resnet(authors.random_state(authors.classifier_shapes(classes)), images(1, side), *SCALING[classes])
+    want, _ = authors.wide_resnet(
+        authors.random_state(authors.classifier_shapes(classes)), images(1, side), *SCALING[classes]
+    )
     got = net(images(1, side))
     assert got.shape == (1, classes)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -107,20 +111,31 @@ def test_the_defence_is_the_authors_function(models: Path) -> None:
     defence.ensure(knobs)
     model = defences.get("carso").make(**knobs, samples=2)
     state = authors.random_state(authors.classifier_shapes(10))
-    held = {part: authors.random_state(shapes, 3) for part, shapes in authors.released_shapes("cifar10").items()}
+    held = {
+        part: authors.random_state(shapes, 3)
+        for part, shapes in authors.released_shapes("cifar10").items()
+    }
     x, z = images(1, 32), torch.randn(1, 2, 128)
     _, taps = authors.wide_resnet(state, x, *SCALING[10])
     c = authors.condition(held["repr_compressors"], held["repr_fcn_compressor"], taps)
     torch.testing.assert_close(model.latent(x), c, rtol=1e-3, atol=1e-4)
     assert c.std() > 0.05
-    want = torch.stack([authors.wide_resnet(state, authors.decode(held["decoder"], z[:, e], c), *SCALING[10])[0] for e in range(2)], 1)
+    want = torch.stack(
+        [
+            authors.wide_resnet(state, authors.decode(held["decoder"], z[:, e], c), *SCALING[10])[0]
+            for e in range(2)
+        ],
+        1,
+    )
     torch.testing.assert_close(model.sample_logits(x, z), want, rtol=1e-3, atol=1e-3)
     assert sum(p.numel() for p in model.purifier.parameters()) == 106_183_571
 
     found = defence.digest(knobs)
     assert found is not None
     assert len(found) == 8
-    assert f"have the digest {found}, not 12345678" in refused(lambda: defences.get("carso").make(**knobs | {"weights": "released@12345678"}))
+    assert f"have the digest {found}, not 12345678" in refused(
+        lambda: defences.get("carso").make(**knobs | {"weights": "released@12345678"})
+    )
 
 
 def test_pins(models: Path) -> None:
@@ -129,7 +144,10 @@ def test_pins(models: Path) -> None:
     assert found == classifiers.digest(f"cifar10@{found}")
     classifiers.ensure(f"cifar10@{found}")
     build_classifier(f"released:cifar10@{found}")
-    assert refused(lambda: build_classifier("released:cifar10@12345678")) == f"weights 'released:cifar10' have the digest {found}, not 12345678"
+    assert (
+        refused(lambda: build_classifier("released:cifar10@12345678"))
+        == f"weights 'released:cifar10' have the digest {found}, not 12345678"
+    )
     assert classifiers.digest("cifar100") is None
     assert defence.digest({"classifier": "released:cifar100", "weights": "released"}) is None
     assert defence.digest({"classifier": "own:digits-at", "weights": "own:digits-carso"}) is None
@@ -149,7 +167,10 @@ def test_the_scenario_follows_from_the_classifier(classifier: str, name: str) ->
     assert defence.scenario_of(classifier) == name
 
 
-@pytest.mark.parametrize("classifier", ["own:digits-at", "robustbench:Standard", "released:cifar10-gowal", "robustbench:cifar10"])
+@pytest.mark.parametrize(
+    "classifier",
+    ["own:digits-at", "robustbench:Standard", "released:cifar10-gowal", "robustbench:cifar10"],
+)
 def test_a_classifier_without_a_released_purifier(classifier: str) -> None:
     knobs = {"classifier": classifier, "weights": "released"}
     for act in (lambda: defence.ensure(knobs), lambda: defences.get("carso").make(**knobs)):
@@ -163,13 +184,19 @@ def test_a_classifier_without_a_released_purifier(classifier: str) -> None:
 
 
 def test_what_the_datasets_name_exists() -> None:
-    for dataset, name in (("cifar10", "cifar10"), ("cifar100", "cifar100"), ("tiny-imagenet", "tinyimagenet200")):
+    for dataset, name in (
+        ("cifar10", "cifar10"),
+        ("cifar100", "cifar100"),
+        ("tiny-imagenet", "tinyimagenet200"),
+    ):
         roles = datasets.get(dataset).facts["roles"]
         assert roles["carso"] == "released"
         assert defence.scenario_of(roles["robust"]) == name
 
 
-def test_missing_files_are_named_with_their_places(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_named_with_their_places(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = empty / "cifar_10_cuiwrn2810/models/cifar10_a3_b10_t4_20m_w.safetensors"
     line = f"the files of classifier 'released:cifar10' are not there: put {released.BASE}{path.relative_to(empty)} at {path}"
     assert refused(lambda: build_classifier("released:cifar10")) == line
@@ -178,8 +205,13 @@ def test_missing_files_are_named_with_their_places(empty: Path, monkeypatch: pyt
         raise OSError("no network")
 
     monkeypatch.setattr(released, "fetch", fail)
-    assert refused(lambda: classifiers.ensure("cifar10")) == f"{line} (the download of {path.name} failed: no network)"
-    both = refused(lambda: defence.ensure({"classifier": "released:cifar10", "weights": "released"}))
+    assert (
+        refused(lambda: classifiers.ensure("cifar10"))
+        == f"{line} (the download of {path.name} failed: no network)"
+    )
+    both = refused(
+        lambda: defence.ensure({"classifier": "released:cifar10", "weights": "released"})
+    )
     assert both.count(released.BASE) == 3
     assert "did you mean 'cifar10'" in refused(lambda: classifiers.ensure("cifar1"))
     assert not empty.exists()

@@ -48,11 +48,19 @@ def test_real_sizes_are_those_of_grid_sample() -> None:
     scale = side / size[:, 0]
     theta = torch.zeros(20, 2, 3).double()
     theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, 0, 2], theta[:, 1, 2] = (scale * (side - 2 * start[:, 0]) / side - 1 for start in (left, top))
+    theta[:, 0, 2], theta[:, 1, 2] = (
+        scale * (side - 2 * start[:, 0]) / side - 1 for start in (left, top)
+    )
     grid = F.affine_grid(theta, [20, 2, side, side], align_corners=False)
-    expected = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False) * (grid.abs() < 1).all(-1)[:, None]
+    expected = (
+        F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        * (grid.abs() < 1).all(-1)[:, None]
+    )
     assert torch.allclose(found, expected, atol=1e-9)
-    assert torch.autograd.gradcheck(lambda images: placed(images, size[:2], size[:2], top[:2], left[:2]), x[:2, :, :, :].requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda images: placed(images, size[:2], size[:2], top[:2], left[:2]),
+        x[:2, :, :, :].requires_grad_(),
+    )
 
 
 def test_white_shows_sizes_and_places() -> None:
@@ -66,7 +74,11 @@ def test_white_shows_sizes_and_places() -> None:
         assert abs(size.mean() - 35) < 0.2  # uniform from 30 to 40
         before, after = edge.argmax(1), edge.flip(1).argmax(1)
         assert abs(before.float().mean() - after.float().mean()) < 0.25
-        assert abs(before.float().mean() - 2.5) < 0.2  # uniform from 0 to what is left, 5 in the mean
+        assert (
+            abs(before.float().mean() - 2.5) < 0.2
+        )  # uniform from 0 to what is left, 5 in the mean
     assert (rows.sum(1) - columns.sum(1)).abs().max() <= 1  # both sides shrink alike
     away = rows.argmax(1)[rows.sum(1) < 33].float(), columns.argmax(1)[rows.sum(1) < 33].float()
-    assert abs(torch.corrcoef(torch.stack(away))[0, 1]) < 0.15  # but down and right are each for themselves
+    assert (
+        abs(torch.corrcoef(torch.stack(away))[0, 1]) < 0.15
+    )  # but down and right are each for themselves

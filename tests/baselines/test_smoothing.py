@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import baselines.smoothing
 from baselines.smoothing import Smoothing, clear_majority, lower_limit
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.registry import build_classifier, build_defence, defences, discover
-from bench.spec import BadInput, Spec
-from bench.streams import stream
-from bench.target import abstained, right
+from bench.judging.randomness import stream
+from bench.judging.target import abstained, right
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_classifier, build_defence, defences, discover
+from bench.questions.spec import BadInput, Spec
 from carso.model import FLAT
 
 discover()
@@ -47,8 +47,21 @@ class Half(nn.Module):
 
 
 def smooth(inner: nn.Module, **knobs: float) -> Smoothing:
-    given = {"sigma": SIGMA, "samples": 40, "alpha": 0.05, "n0": 20, "n": 100, "chunk": 4000, **knobs}
-    return Smoothing(inner, sigma=given.pop("sigma"), alpha=given.pop("alpha"), **{name: int(value) for name, value in given.items()})
+    given = {
+        "sigma": SIGMA,
+        "samples": 40,
+        "alpha": 0.05,
+        "n0": 20,
+        "n": 100,
+        "chunk": 4000,
+        **knobs,
+    }
+    return Smoothing(
+        inner,
+        sigma=given.pop("sigma"),
+        alpha=given.pop("alpha"),
+        **{name: int(value) for name, value in given.items()},
+    )
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.2, 0.45])
@@ -63,9 +76,16 @@ def test_a_radius_is_too_large_as_seldom_as_its_alpha_says(distance: float) -> N
     slack = 4 * (alpha * (1 - alpha) / runs) ** 0.5
     assert wrong <= alpha + slack
     p = norm.cdf(distance / SIGMA)
-    beyond = [k for k in range(n + 1) if k and binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, "exact").low > p]
+    beyond = [
+        k
+        for k in range(n + 1)
+        if k and binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, "exact").low > p
+    ]
     expected = binom.pmf(beyond, n, p).sum()
-    assert abs((radii > distance).float().mean().item() - expected) <= slack + norm.cdf(-distance / SIGMA) ** 5
+    assert (
+        abs((radii > distance).float().mean().item() - expected)
+        <= slack + norm.cdf(-distance / SIGMA) ** 5
+    )
 
 
 def test_the_radius_comes_close_with_many_samples_and_grows_with_them() -> None:
@@ -85,7 +105,9 @@ def test_the_largest_radius_is_that_of_unanimous_copies() -> None:
     half = Half()
     labels, radii = smooth(half, sigma=0.01, n=50).certify(half.at(0.5, 3))
     assert (labels == 1).all()
-    assert torch.allclose(radii, torch.full((3,), 0.01 * norm.ppf(0.05 ** (1 / 50)), dtype=torch.float64))
+    assert torch.allclose(
+        radii, torch.full((3,), 0.01 * norm.ppf(0.05 ** (1 / 50)), dtype=torch.float64)
+    )
 
 
 def test_selection_and_estimation_use_different_noise() -> None:
@@ -93,7 +115,9 @@ def test_selection_and_estimation_use_different_noise() -> None:
     half = Half()
     with stream(CPU, 2):
         labels, radii = smooth(half, n0=100, n=100, alpha=0.05).certify(half.at(0.0, 4000))
-    assert (labels >= 0).float().mean() < 0.05 + 4 * (0.05 * 0.95 / 4000) ** 0.5  # the same copies: twice as often
+    assert (labels >= 0).float().mean() < 0.05 + 4 * (
+        0.05 * 0.95 / 4000
+    ) ** 0.5  # the same copies: twice as often
     assert (radii[labels < 0] == 0).all()
     assert (radii[labels >= 0] > 0).all()
 
@@ -101,7 +125,10 @@ def test_selection_and_estimation_use_different_noise() -> None:
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 def test_the_limit_is_that_of_clopper_and_pearson(alpha: float) -> None:
     n = 57
-    expected = [binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, "exact").low for k in range(n + 1)]
+    expected = [
+        binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, "exact").low
+        for k in range(n + 1)
+    ]
     assert lower_limit(torch.arange(n + 1), n, alpha).tolist() == pytest.approx(expected, abs=1e-12)
 
 
@@ -115,7 +142,9 @@ def test_a_majority_is_clear_where_the_two_sided_binomial_test_says_so(alpha: fl
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.08, 0.3])
-def test_it_abstains_as_often_as_the_theory_says_and_an_abstention_is_wrong(distance: float) -> None:
+def test_it_abstains_as_often_as_the_theory_says_and_an_abstention_is_wrong(
+    distance: float,
+) -> None:
     runs, samples, alpha = 4000, 40, 0.05
     half = Half()
     with stream(CPU, 3):
@@ -158,7 +187,9 @@ def test_the_vote_decides_and_not_the_mean_probability() -> None:
 
 def test_without_noise_soft_is_the_classifier() -> None:
     net, x = build_classifier("own:digits-standard"), load(Spec.parse("digits[n=20]")).x
-    assert torch.allclose(smooth(net, sigma=1e-7).surrogates["soft"](x), net(x).log_softmax(1), atol=1e-3)
+    assert torch.allclose(
+        smooth(net, sigma=1e-7).surrogates["soft"](x), net(x).log_softmax(1), atol=1e-3
+    )
 
 
 def test_the_gradient_of_the_answer_points_where_that_of_soft_does() -> None:
@@ -207,7 +238,9 @@ def plain(look: Callable[..., object], *given: object, use_reentrant: bool) -> o
     return look(*given)
 
 
-def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whole, its activations would leave the cache: `python -m benchmarks.parts`."""
 
     def answer(half: Half) -> Tensor:
@@ -240,7 +273,9 @@ def test_copies_that_are_nan_or_infinite_win_no_votes_they_should_not() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             nan = x.flatten(1)[:, :1] > 0.5
-            return torch.where(nan, torch.nan, x.new_tensor([-torch.inf, torch.inf]).expand(len(x), 2))
+            return torch.where(
+                nan, torch.nan, x.new_tensor([-torch.inf, torch.inf]).expand(len(x), 2)
+            )
 
     x = torch.full((5, 1, 2, 3), 0.5)
     with stream(CPU, 8):
@@ -254,7 +289,9 @@ def test_copies_that_are_nan_or_infinite_win_no_votes_they_should_not() -> None:
 
 
 def test_it_stands_before_other_defences_and_reaches_their_surrogates() -> None:
-    (cell,) = plan([Request(defences=("smoothing[samples=20,inner=jpeg]",), attacks=("none",))]).cells
+    (cell,) = plan(
+        [Request(defences=("smoothing[samples=20,inner=jpeg]",), attacks=("none",))]
+    ).cells
     built = build_defence(cell.defence)
     assert set(built.surrogates) == {"soft", "soft+identity", "soft+soft"}
     x = load(Spec.parse("digits[n=3]")).x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baselines.total_variation import TotalVariation, adjoint, differences
 from bench.data.sample import load
-from bench.spec import Spec
+from bench.questions.spec import Spec
 
 
 def rough(*shape: int) -> Tensor:
@@ -38,7 +38,11 @@ def test_a_step_shrinks_on_both_sides_by_weight_over_width(turned: bool) -> None
     wide, weight = 3, 0.3
     x = torch.full((1, 1, 6, 8), 0.8).double()
     x[..., :wide] = 0.2
-    expected = torch.where(torch.arange(8) < wide, 0.2 + weight / wide, 0.8 - weight / (8 - wide)).double().expand(6, 8)
+    expected = (
+        torch.where(torch.arange(8) < wide, 0.2 + weight / wide, 0.8 - weight / (8 - wide))
+        .double()
+        .expand(6, 8)
+    )
     if turned:
         x, expected = x.transpose(2, 3), expected.T
     found = TotalVariation(weight, 3000, 1)(x)[0, 0]
@@ -66,18 +70,34 @@ def test_no_image_has_less_of_what_is_minimised(keep: float) -> None:
         value = (kept * (z - x) ** 2 / 2).sum() + weight * lengths
         return value.item(), torch.autograd.grad(value, z)[0].numpy().ravel()
 
-    best = minimize(smooth, np.full(36, 0.5), jac=True, method="L-BFGS-B", options={"maxiter": 20000, "maxfun": 40000, "ftol": 1e-14})
-    assert ours <= energy(torch.from_numpy(best.x.reshape(1, 1, 6, 6)), x, kept, weight).item() + 1e-5
+    best = minimize(
+        smooth,
+        np.full(36, 0.5),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 20000, "maxfun": 40000, "ftol": 1e-14},
+    )
+    assert (
+        ours <= energy(torch.from_numpy(best.x.reshape(1, 1, 6, 6)), x, kept, weight).item() + 1e-5
+    )
     assert ours >= best.fun - weight * 36 * 1e-4 - 1e-5  # the rounding adds at most 1e-4 a pixel
     assert ours < energy(x, x, kept, weight).item() * 0.9
 
 
-@pytest.mark.parametrize(("keep", "weight", "gap"), [(1.0, 0.03, 0.005), (0.9, 0.03, 0.02), (1.0, 0.1, 0.005), (0.9, 0.1, 0.02)])
-def test_the_steps_that_are_the_default_come_near_the_minimum(keep: float, weight: float, gap: float) -> None:
+@pytest.mark.parametrize(
+    ("keep", "weight", "gap"),
+    [(1.0, 0.03, 0.005), (0.9, 0.03, 0.02), (1.0, 0.1, 0.005), (0.9, 0.1, 0.02)],
+)
+def test_the_steps_that_are_the_default_come_near_the_minimum(
+    keep: float, weight: float, gap: float
+) -> None:
     x = load(Spec.parse("digits[n=50]")).x.double()
     torch.manual_seed(0)
     kept = (torch.rand_like(x[:, :1]) < keep).double()
-    near, least = (energy(TotalVariation(weight, steps, keep).minimise(x, kept), x, kept, weight) for steps in (40, 3000))
+    near, least = (
+        energy(TotalVariation(weight, steps, keep).minimise(x, kept), x, kept, weight)
+        for steps in (40, 3000)
+    )
     start = energy(TotalVariation(weight, 1, keep).minimise(x, kept), x, kept, weight)
     assert (near / least - 1).max() < gap
     assert (near - least).sum() < 0.03 * (start - least).sum()
@@ -88,7 +108,9 @@ def test_nothing_of_a_dropped_pixel_comes_through_and_all_channels_drop_it() -> 
     other = x + 0.5
     model = TotalVariation(0.05, 30, 0.5)
     kept = (rough(4, 1, 8, 8) < 0.5).double()
-    assert torch.equal(model.minimise(torch.where(kept > 0, x, other), kept), model.minimise(x, kept))
+    assert torch.equal(
+        model.minimise(torch.where(kept > 0, x, other), kept), model.minimise(x, kept)
+    )
     x.requires_grad_()
     torch.manual_seed(0)
     slope = torch.autograd.grad(model(x).pow(2).sum(), x)[0]
@@ -104,12 +126,16 @@ def test_masks_are_fresh_as_dense_as_said_and_empty_ones_harmless() -> None:
     assert len(once.detach().flatten(1).unique(dim=0)) == 200
     seen = torch.autograd.grad(once.pow(2).sum(), x)[0] != 0
     assert abs(seen.double().mean() - 0.7) < 0.02
-    nothing = TotalVariation(0.05, 3, 0.5).minimise(rough(1, 1, 4, 4), torch.zeros(1, 1, 4, 4).double())
+    nothing = TotalVariation(0.05, 3, 0.5).minimise(
+        rough(1, 1, 4, 4), torch.zeros(1, 1, 4, 4).double()
+    )
     assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
 def test_the_gradient_is_that_of_the_steps() -> None:
     x = rough(1, 1, 4, 4).requires_grad_()
     assert torch.autograd.gradcheck(TotalVariation(0.05, 10, 1), x)
-    flat = torch.full((1, 1, 6, 6), 0.5).requires_grad_()  # no difference anywhere: where a length would have no gradient
+    flat = torch.full(
+        (1, 1, 6, 6), 0.5
+    ).requires_grad_()  # no difference anywhere: where a length would have no gradient
     assert torch.autograd.grad(TotalVariation(0.05, 10, 1)(flat).sum(), flat)[0].isfinite().all()

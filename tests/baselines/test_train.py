@@ -13,8 +13,8 @@ from baselines.own import make
 from baselines.recipes import RECIPES, Recipe
 from baselines.train import attack, augment, every, fit, main, measure, rounded
 from bench.data.sample import dataset_of, load
-from bench.registry import build_classifier, datasets, discover
-from bench.spec import Spec
+from bench.questions.registry import build_classifier, datasets, discover
+from bench.questions.spec import Spec
 
 
 def two_kinds(count: int = 64) -> tuple[Tensor, Tensor]:
@@ -38,14 +38,23 @@ def test_fit_learns_and_repeats(net: str, eps: str) -> None:
 
     def train() -> nn.Module:
         torch.manual_seed(0)
-        return fit(make({"name": net, "params": {"shape": [1, 8, 8], "classes": 2}}, net), data, recipe, "cpu", quiet)
+        return fit(
+            make({"name": net, "params": {"shape": [1, 8, 8], "classes": 2}}, net),
+            data,
+            recipe,
+            "cpu",
+            quiet,
+        )
 
     once = train()
     assert measure(once, data, 0.05, "cpu", steps=3, restarts=1)[0] == 1.0
     assert torch.allclose(once.get_buffer("mean"), data.x.mean())
     assert not once.training
     again = train()
-    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(once.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_the_attack_of_training_stays_in_ball_and_box_and_raises_the_loss() -> None:
@@ -68,7 +77,13 @@ def test_the_strength_of_training_rises_to_its_eps(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("baselines.train.attack", spy)
     recipe = Recipe("mlp", epochs=5, batch=32, eps="1/10", warm=0.4)
-    fit(make({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net"), dataset_of("toy", *two_kinds(), classes=2), recipe, "cpu", quiet)
+    fit(
+        make({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net"),
+        dataset_of("toy", *two_kinds(), classes=2),
+        recipe,
+        "cpu",
+        quiet,
+    )
     assert strengths[::2] == [0.05, 0.1, 0.1, 0.1, 0.1]  # two batches in each epoch
 
 
@@ -88,7 +103,9 @@ def test_measure_counts_an_example_that_one_restart_breaks() -> None:
             s = x.flatten(1)[:, 0] - 0.5 - 0.05  # class 1 as soon as the first pixel rises by 0.05
             return torch.stack([-s, s], 1)
 
-    data = dataset_of("toy", torch.full((10, 1, 1, 2), 0.5), torch.zeros(10, dtype=torch.long), classes=2)
+    data = dataset_of(
+        "toy", torch.full((10, 1, 1, 2), 0.5), torch.zeros(10, dtype=torch.long), classes=2
+    )
     assert measure(Edge(), data, 0.04, "cpu", steps=5, restarts=2) == (1.0, 1.0)
     assert measure(Edge(), data, 0.06, "cpu", steps=5, restarts=2) == (1.0, 0.0)
 
@@ -116,12 +133,37 @@ def test_gaussian_noise_is_added_once_to_every_image_and_not_clipped() -> None:
     assert added.flatten(1).std(1).min() > 0.25
 
 
-def test_the_command_writes_weights_and_a_card_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--dataset", "digits", "--name", "other", "--epochs", "2", "--n", "100", "--device", "cpu", "--out", str(tmp_path), "--seed", "4"]
+def test_the_command_writes_weights_and_a_card_that_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "--dataset",
+        "digits",
+        "--name",
+        "other",
+        "--epochs",
+        "2",
+        "--n",
+        "100",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--seed",
+        "4",
+    ]
     assert main(argv) == 0
     card = json.loads((tmp_path / "digits-other.json").read_text())
-    assert (card["recipe"]["epochs"], card["seed"], card["accuracy"]["n"], card["dataset"]) == (2, 4, 100, "digits")
-    assert card["arch"] == {"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 10, "hidden": 128}}
+    assert (card["recipe"]["epochs"], card["seed"], card["accuracy"]["n"], card["dataset"]) == (
+        2,
+        4,
+        100,
+        "digits",
+    )
+    assert card["arch"] == {
+        "name": "mlp",
+        "params": {"shape": [1, 8, 8], "classes": 10, "hidden": 128},
+    }
     net = build_classifier(f"file:{tmp_path / 'digits-other.safetensors'}")
     data = load(Spec.parse("digits[n=100]"))
     assert measure(net, data, 0.2, "cpu", steps=1, restarts=0)[0] == card["accuracy"]["clean"]
@@ -139,7 +181,9 @@ def test_the_command_writes_weights_and_a_card_that_agree(tmp_path: Path, capsys
         (["--dataset", "digits", "--device", "cpu", "--precision", "tf32"], "tf32 needs a GPU"),
     ],
 )
-def test_bad_input_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str) -> None:
+def test_bad_input_is_one_line_and_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+) -> None:
     assert main([*argv, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -147,13 +191,17 @@ def test_bad_input_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dataset_whose_classifiers_are_not_ours_has_nothing_to_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_whose_classifiers_are_not_ours_has_nothing_to_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--dataset", "cifar10", "--out", str(tmp_path)]) == 0
     assert "robustbench:Cui2023Decoupled_WRN-28-10" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_what_takes_days_without_a_gpu_is_left_out_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_takes_days_without_a_gpu_is_left_out_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert every("cifar10-jpeg", "cpu") == ["at", "other"]
     assert "wide" in capsys.readouterr().out
     assert every("cifar10-jpeg", "cuda:0") == ["at", "other", "wide"]
@@ -162,10 +210,24 @@ def test_what_takes_days_without_a_gpu_is_left_out_there(capsys: pytest.CaptureF
 
 
 def test_half_precision_is_of_the_training_alone(tmp_path: Path) -> None:
-    words = ["--dataset", "digits", "--name", "standard", "--epochs", "2", "--n", "200", "--device", "cpu"]
+    words = [
+        "--dataset",
+        "digits",
+        "--name",
+        "standard",
+        "--epochs",
+        "2",
+        "--n",
+        "200",
+        "--device",
+        "cpu",
+    ]
     for precision in ("32-true", "bf16-mixed"):
         assert main([*words, "--precision", precision, "--out", str(tmp_path / precision)]) == 0
-    full, half = (json.loads((tmp_path / precision / "digits-standard.json").read_text()) for precision in ("32-true", "bf16-mixed"))
+    full, half = (
+        json.loads((tmp_path / precision / "digits-standard.json").read_text())
+        for precision in ("32-true", "bf16-mixed")
+    )
     assert half["precision"] == "bf16-mixed"
     assert half["sha256"] != full["sha256"]
     assert abs(half["accuracy"]["clean"] - full["accuracy"]["clean"]) < 0.15
@@ -176,9 +238,13 @@ def test_recipes_name_what_exists() -> None:
     discover()
     for name, recipes in RECIPES.items():
         roles = datasets.get(name).facts["roles"]
-        assert {roles.get(role) for role in ("standard", "robust", "other", "noise", "wide")} >= {f"own:{name}-{kind}" for kind in recipes}
+        assert {roles.get(role) for role in ("standard", "robust", "other", "noise", "wide")} >= {
+            f"own:{name}-{kind}" for kind in recipes
+        }
         assert {"at", "other"} <= recipes.keys() <= {"standard", "at", "other", "noise", "wide"}
         assert [kind for kind in recipes if recipes[kind].noise] == ["noise"] * ("noise" in recipes)
-        assert recipes["other"].net not in {recipes[kind].net for kind in recipes.keys() - {"other"}}
+        assert recipes["other"].net not in {
+            recipes[kind].net for kind in recipes.keys() - {"other"}
+        }
         assert recipes["at"].eps != "0"
         assert {recipes[kind].eps for kind in recipes.keys() - {"at", "wide"}} == {"0"}

@@ -16,9 +16,9 @@ from baselines.median import Median
 from baselines.noise import Noisy
 from baselines.transform import Transformed, inside, mirrored, soft_round
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.registry import build_classifier, build_defence, defences, is_stochastic
-from bench.spec import BadInput, Spec
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_classifier, build_defence, defences, is_stochastic
+from bench.questions.spec import BadInput, Spec
 from carso.model import FLAT
 
 ROUNDED = ["jpeg", "bit-depth"]
@@ -80,7 +80,10 @@ def test_inside_keeps_the_gradient() -> None:
 @pytest.mark.parametrize("shape", [(4, 1, 8, 8), (2, 3, 13, 9)])
 def test_median_is_scipys(window: int, shape: tuple[int, ...]) -> None:
     x = rough(*shape)
-    assert np.array_equal(Median(window)(x).numpy(), ndimage.median_filter(x.numpy(), (1, 1, window, window), mode="reflect"))
+    assert np.array_equal(
+        Median(window)(x).numpy(),
+        ndimage.median_filter(x.numpy(), (1, 1, window, window), mode="reflect"),
+    )
 
 
 def test_median_hands_the_gradient_to_the_pixel_that_it_took() -> None:
@@ -95,9 +98,13 @@ def test_median_hands_the_gradient_to_the_pixel_that_it_took() -> None:
 @pytest.mark.parametrize("shape", [(4, 1, 8, 8), (2, 3, 13, 9)])
 def test_gaussian_is_scipys(sigma: float, shape: tuple[int, ...]) -> None:
     x = rough(*shape)
-    expected = ndimage.gaussian_filter(x.double().numpy(), (0, 0, sigma, sigma), mode="reflect", truncate=4)
+    expected = ndimage.gaussian_filter(
+        x.double().numpy(), (0, 0, sigma, sigma), mode="reflect", truncate=4
+    )
     assert np.abs(Blur(sigma)(x).numpy() - expected).max() < 1e-6
-    assert torch.autograd.gradcheck(Blur(sigma).double(), rough(1, 1, 5, 4).double().requires_grad_())
+    assert torch.autograd.gradcheck(
+        Blur(sigma).double(), rough(1, 1, 5, 4).double().requires_grad_()
+    )
 
 
 def test_noise_has_its_spread_and_stays_in_the_box() -> None:
@@ -124,7 +131,8 @@ def test_knobs_out_of_range_are_refused_by_name_value_and_range(text: str) -> No
     ((knob, value),) = spec.params.items()
     params = defences.get(spec.name).resolve({**spec.params, "classifier": "own:digits-standard"})
     with pytest.raises(
-        BadInput, match=rf"defence '{spec.name}': {knob}={value}(\.0)? is (not (between .* and|above 0 and at most) |neither 420 nor 444)"
+        BadInput,
+        match=rf"defence '{spec.name}': {knob}={value}(\.0)? is (not (between .* and|above 0 and at most) |neither 420 nor 444)",
     ):
         defences.get(spec.name).make(**params)
 
@@ -155,7 +163,9 @@ def test_the_rounding_hides_the_gradient_and_the_surrogates_show_it(text: str) -
     assert torch.allclose(slope(identity, x), slope(defended.base, defended.purify(x)), atol=1e-4)
     moved = (x + 0.3 / 255 + 0.01 * rough(*x.shape)).clamp(0, 1)
     assert (slope(defended.surrogates["soft"], moved) != 0).flatten(1).any(1).float().mean() > 0.9
-    assert (defended.surrogates["soft"](x) - defended(x)).abs().max() < 0.5 * (defended.base(x) - defended(x)).abs().max() + 1
+    assert (defended.surrogates["soft"](x) - defended(x)).abs().max() < 0.5 * (
+        defended.base(x) - defended(x)
+    ).abs().max() + 1
 
 
 @pytest.mark.parametrize("text", TRUE + RANDOM)
@@ -172,17 +182,35 @@ def test_the_gradient_is_that_of_finite_differences(text: str) -> None:
 
 
 def test_what_has_a_true_gradient_declares_no_other_but_identity_for_the_costly_one() -> None:
-    assert [list(made(text).surrogates) for text in TRUE + RANDOM] == [[], [], ["identity"], [], [], ["identity"]]
+    assert [list(made(text).surrogates) for text in TRUE + RANDOM] == [
+        [],
+        [],
+        ["identity"],
+        [],
+        [],
+        ["identity"],
+    ]
     defended, x = made("tv"), load(Spec.parse("digits[n=20]")).x
-    assert torch.allclose(seeded(defended.surrogates["identity"], x), seeded(defended, x), atol=1e-4)
-    assert torch.allclose(slope(defended.surrogates["identity"], x), slope(defended.base, seeded(defended.purify, x)), atol=1e-4)
+    assert torch.allclose(
+        seeded(defended.surrogates["identity"], x), seeded(defended, x), atol=1e-4
+    )
+    assert torch.allclose(
+        slope(defended.surrogates["identity"], x),
+        slope(defended.base, seeded(defended.purify, x)),
+        atol=1e-4,
+    )
 
 
 def test_the_surrogates_of_what_is_inside_are_behind_those_outside() -> None:
     hidden = {"identity", "soft"}
     assert set(made("median[inner=bit-depth]").surrogates) == {f"exact+{name}" for name in hidden}
-    assert set(made("tv[inner=bit-depth]").surrogates) == {"identity", *(f"{way}+{name}" for way in ("exact", "identity") for name in hidden)}
-    assert set(made("jpeg[inner=bit-depth]").surrogates) == hidden | {f"{way}+{name}" for way in hidden for name in hidden}
+    assert set(made("tv[inner=bit-depth]").surrogates) == {
+        "identity",
+        *(f"{way}+{name}" for way in ("exact", "identity") for name in hidden),
+    }
+    assert set(made("jpeg[inner=bit-depth]").surrogates) == hidden | {
+        f"{way}+{name}" for way in hidden for name in hidden
+    }
     defended, x = made("median[inner=bit-depth]"), rough(20, 1, 8, 8)
     assert not slope(defended, x).any()
     inside_it = made("bit-depth")
@@ -205,14 +233,18 @@ class Seen(nn.Module):
 
 def test_random_draws_come_in_batches_of_bounded_size_and_others_share_the_transformation() -> None:
     seen, sigma = Seen(), 0.2
-    x = 0.3 + 0.05 * torch.arange(7.0).view(7, 1, 1, 1).expand(-1, 3, 32, 32)  # each 20 standard deviations of a mean from the next
+    x = 0.3 + 0.05 * torch.arange(7.0).view(7, 1, 1, 1).expand(
+        -1, 3, 32, 32
+    )  # each 20 standard deviations of a mean from the next
     several = Transformed(seen, Noisy(sigma), random=True).draws(x, 20)
     assert several.shape == (7, 20, 2)
     assert sum(seen.batches) == 140
     assert max(seen.batches) <= FLAT["cpu"] // x[0].numel() < 140
     assert len(several[..., 0].unique()) > 120
     assert (several.std(1) > 0).all()
-    assert ((several[..., 0] - several[..., 0].mean(1, keepdim=True)).abs() < 0.02).all()  # a row is of one image
+    assert (
+        (several[..., 0] - several[..., 0].mean(1, keepdim=True)).abs() < 0.02
+    ).all()  # a row is of one image
     assert several[..., 0].mean(1).diff().min() > 0.03
     once: list[int] = []
     median, images = Median(2), rough(7, 3, 8, 8)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from baselines.tta import Augmented
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.registry import build_defence, discover, is_stochastic
-from bench.spec import BadInput, Spec
-from bench.streams import stream
-from bench.target import draws
+from bench.judging.randomness import stream
+from bench.judging.target import draws
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_defence, discover, is_stochastic
+from bench.questions.spec import BadInput, Spec
 from carso.model import FLAT
 
 discover()
@@ -55,7 +55,14 @@ class Rounded(nn.Module):
         return logits.round()
 
 
-def augmented(inner: nn.Module, samples: int = 8, shift: int = 0, flip: bool = False, noise: float = 0.0, mean: str = "logit") -> Augmented:
+def augmented(
+    inner: nn.Module,
+    samples: int = 8,
+    shift: int = 0,
+    flip: bool = False,
+    noise: float = 0.0,
+    mean: str = "logit",
+) -> Augmented:
     return Augmented(inner, samples, shift, flip, noise, mean)
 
 
@@ -75,11 +82,20 @@ def test_on_an_invariant_classifier_it_is_the_identity() -> None:
 def test_versions_are_the_crops_of_the_reflected_image_each_as_often() -> None:
     image = torch.arange(2 * 5 * 6.0).view(1, 2, 5, 6) / 60
     padded = F.pad(image, (2, 2, 2, 2), mode="reflect")[0]
-    crops = {tuple(padded[:, top : top + 5, left : left + 6].flatten().tolist()) for top in range(5) for left in range(5)}
+    crops = {
+        tuple(padded[:, top : top + 5, left : left + 6].flatten().tolist())
+        for top in range(5)
+        for left in range(5)
+    }
     torch.manual_seed(0)
-    found = Counter(tuple(version.flatten().tolist()) for version in augmented(Extremes(), shift=2).purify(image.expand(5000, -1, -1, -1)))
+    found = Counter(
+        tuple(version.flatten().tolist())
+        for version in augmented(Extremes(), shift=2).purify(image.expand(5000, -1, -1, -1))
+    )
     assert found.keys() == crops
-    assert sum((count - 200) ** 2 / 200 for count in found.values()) < 51  # chi-square with 24 degrees of freedom: p = 0.001
+    assert (
+        sum((count - 200) ** 2 / 200 for count in found.values()) < 51
+    )  # chi-square with 24 degrees of freedom: p = 0.001
 
 
 def test_a_mirror_is_left_to_right_for_half_of_the_images_each_by_itself() -> None:
@@ -98,7 +114,11 @@ def test_the_variance_of_a_linear_classifier_falls_as_one_over_samples() -> None
     for samples in (1, 4, 16):
         torch.manual_seed(0)
         logits = draws(augmented(inner, samples, noise=0.05), x, 4000)[0]
-        assert torch.allclose(logits.var(0) * samples / (0.05**2 * inner.weight.square().sum(1)), torch.ones(3), atol=0.12)  # 5 standard errors
+        assert torch.allclose(
+            logits.var(0) * samples / (0.05**2 * inner.weight.square().sum(1)),
+            torch.ones(3),
+            atol=0.12,
+        )  # 5 standard errors
         assert torch.allclose(logits.mean(0), inner(x)[0], atol=0.02)
 
 
@@ -118,7 +138,9 @@ def test_means_are_over_the_samples_of_one_draw() -> None:
         with stream(CPU, 0):
             found = model(x)
         assert each.shape == (3, 5, 3)
-        assert torch.allclose(found, each.mean(1) if mean == "logit" else each.softmax(2).mean(1).log(), atol=1e-5)
+        assert torch.allclose(
+            found, each.mean(1) if mean == "logit" else each.softmax(2).mean(1).log(), atol=1e-5
+        )
 
 
 def test_draws_are_one_flat_batch_of_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +162,9 @@ def test_the_answers_of_a_draw_belong_to_their_image() -> None:
 
 def test_its_gradient_is_the_true_one() -> None:
     model = augmented(Linear(2 * 5 * 6), 3, shift=2, flip=True, noise=0.01, mean="prob")
-    x = 0.3 + 0.4 * torch.rand(2, 2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = 0.3 + 0.4 * torch.rand(
+        2, 2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
     def drawn(x: Tensor) -> Tensor:
         with stream(CPU, 0):

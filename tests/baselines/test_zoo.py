@@ -15,8 +15,8 @@ import torch
 
 from baselines import zoo
 from bench import weights
-from bench.registry import ROOT, build_classifier
-from bench.spec import BadInput
+from bench.questions.registry import ROOT, build_classifier
+from bench.questions.spec import BadInput
 from tests.baselines.zoo_fakes import SMALL, put, random_state, refused
 
 
@@ -29,7 +29,13 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_names_of_the_zoo() -> None:
     names = zoo.names()
     assert len(names) == 164  # of robustbench 1.1.1; the old copy in torchattacks has fewer
-    for name in ("Cui2023Decoupled_WRN-28-10", "Standard", "cifar10/L2/Rice2020Overfitting", "cifar100/Linf/Cui2023Decoupled_WRN-28-10", SMALL):
+    for name in (
+        "Cui2023Decoupled_WRN-28-10",
+        "Standard",
+        "cifar10/L2/Rice2020Overfitting",
+        "cifar100/Linf/Cui2023Decoupled_WRN-28-10",
+        SMALL,
+    ):
         assert name in names
 
 
@@ -46,7 +52,9 @@ def test_a_model_is_loaded_from_its_place(models: Path, capfd: pytest.CaptureFix
     torch.manual_seed(3)
     zoo.ensure(SMALL)
     net = build_classifier(f"robustbench:{SMALL}")
-    assert torch.equal(torch.rand(4), expected)  # building and loading draw no numbers that others see
+    assert torch.equal(
+        torch.rand(4), expected
+    )  # building and loading draw no numbers that others see
     assert capfd.readouterr().out == ""
     own = zoo.dicts()["cifar10"]["corruptions"]["Hendrycks2020AugMix_WRN"]["model"]()
     own.load_state_dict(state, strict=False)
@@ -65,14 +73,22 @@ class Bomb:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_runs_code_does_not(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+def test_a_pickle_that_runs_code_does_not(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = models / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"
     path.parent.mkdir(parents=True)
     mark = tmp_path / "ran"
-    torch.save({"state_dict": random_state(), "more": Bomb(mark)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": random_state(), "more": Bomb(mark)},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     plain = torch.load
-    assert ("cannot be loaded from" if zipped else "holds more than tensors") in refused(zoo.robustbench, SMALL)
+    assert ("cannot be loaded from" if zipped else "holds more than tensors") in refused(
+        zoo.robustbench, SMALL
+    )
     assert not mark.exists()
     assert torch.load is plain
     with pytest.warns(UserWarning, match="forcing weights_only=False"):
@@ -91,21 +107,36 @@ def test_a_loader_that_asks_for_more_than_tensors_does_not_get_it(tmp_path: Path
 def test_a_misspelt_name() -> None:
     assert "did you mean 'Wong2020Fast'" in refused(zoo.ensure, "Wong2020fast")
     assert "is unknown" in refused(zoo.robustbench, "cifar100/L2/Standard")
-    assert "is unknown" in refused(zoo.ensure, "cifar10/Linf/Wong2020Fast")  # one name for one model: the bare one
+    assert "is unknown" in refused(
+        zoo.ensure, "cifar10/Linf/Wong2020Fast"
+    )  # one name for one model: the bare one
 
 
 def test_a_pin_names_the_very_file(models: Path) -> None:
     path = put(models / f"{SMALL}.pt", {"state_dict": random_state()})
     found = zoo.digest(SMALL)
-    assert found == hashlib.sha256(hashlib.sha256(path.read_bytes()).hexdigest().encode()).hexdigest()[:8]
+    assert (
+        found
+        == hashlib.sha256(hashlib.sha256(path.read_bytes()).hexdigest().encode()).hexdigest()[:8]
+    )
     assert zoo.digest(f"{SMALL}@{found}") == found
     zoo.ensure(f"{SMALL}@{found}")
-    assert zoo.parts(f"{SMALL}@{found}") == zoo.parts(SMALL) == ("cifar10", "corruptions", "Hendrycks2020AugMix_WRN")
+    assert (
+        zoo.parts(f"{SMALL}@{found}")
+        == zoo.parts(SMALL)
+        == ("cifar10", "corruptions", "Hendrycks2020AugMix_WRN")
+    )
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(build_classifier(f"robustbench:{SMALL}@{found}")(x), build_classifier(f"robustbench:{SMALL}")(x))
+        assert torch.equal(
+            build_classifier(f"robustbench:{SMALL}@{found}")(x),
+            build_classifier(f"robustbench:{SMALL}")(x),
+        )
     for act in (zoo.ensure, zoo.robustbench):
-        assert refused(act, f"{SMALL}@00000000") == f"weights 'robustbench:{SMALL}' have the digest {found}, not 00000000"
+        assert (
+            refused(act, f"{SMALL}@00000000")
+            == f"weights 'robustbench:{SMALL}' have the digest {found}, not 00000000"
+        )
     put(path, {"state_dict": random_state()})
     assert zoo.digest(SMALL) != found
     assert f"not {found}" in refused(zoo.ensure, f"{SMALL}@{found}")
@@ -125,19 +156,28 @@ def test_the_digest_of_an_ensemble_is_of_all_its_files_in_order(models: Path) ->
 
 def test_where_nothing_can_be_pinned(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert zoo.digest(SMALL) is None
-    assert "are not there: put Hendrycks2020AugMix_WRN.pt into" in refused(zoo.robustbench, f"{SMALL}@1a2b3c4d")
+    assert "are not there: put Hendrycks2020AugMix_WRN.pt into" in refused(
+        zoo.robustbench, f"{SMALL}@1a2b3c4d"
+    )
     monkeypatch.setenv("TORCH_HOME", str(models))
     name = "Debenedetti2022Light_XCiT-S12"
     assert zoo.digest(name) is None
     put(zoo.places(name)[0], {"model": {}})
-    assert refused(zoo.ensure, f"{name}@1a2b3c4d") == f"weights 'robustbench:{name}' are in the cache of torch's hub, and take no pin"
+    assert (
+        refused(zoo.ensure, f"{name}@1a2b3c4d")
+        == f"weights 'robustbench:{name}' are in the cache of torch's hub, and take no pin"
+    )
     with pytest.raises(BadInput, match="is unknown; did you mean 'Wong2020Fast'"):
         zoo.digest("Wong2020fast@1a2b3c4d")
 
 
-def test_an_old_copy_of_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_copy_of_the_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo.refuse_old_copy()
-    real = [file for file in metadata.files("robustbench") or [] if str(file) == "robustbench/utils.py"]
+    real = [
+        file for file in metadata.files("robustbench") or [] if str(file) == "robustbench/utils.py"
+    ]
     assert len(real) == 1
     changed = tmp_path / "utils.py"
     changed.write_bytes(Path(str(real[0].locate())).read_bytes() + b"\n")
@@ -149,8 +189,10 @@ def test_an_old_copy_of_the_package_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_plug_ins_are_discovered_without_importing_the_libraries() -> None:
     heavy = "robustbench", "timm", "torchvision"
-    code = f"import sys; from bench.registry import discover; discover(); print(sorted({set(heavy)} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = f"import sys; from bench.questions.registry import discover; discover(); print(sorted({set(heavy)} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

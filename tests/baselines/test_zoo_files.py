@@ -48,7 +48,10 @@ def fake_download(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], object]
     monkeypatch.setattr(torch.hub, "download_url_to_file", address)
 
 
-SMALL_STATE = {"state_dict": {f"layer{i}.weight": torch.arange(12.0).view(3, 4) for i in range(3)}, "note": "ü" * 300}
+SMALL_STATE = {
+    "state_dict": {f"layer{i}.weight": torch.arange(12.0).view(3, 4) for i in range(3)},
+    "note": "ü" * 300,
+}
 OLD = saved(SMALL_STATE, zipped=False)
 NEW = saved(SMALL_STATE, zipped=True)
 NOT_READ = "damaged, or holds more than tensors"
@@ -72,28 +75,46 @@ def test_an_old_file_that_is_cut_anywhere_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "says"), DAMAGED)
-def test_a_damaged_file_that_lies_there_is_refused_and_left_alone(models: Path, content: bytes, says: str) -> None:
+def test_a_damaged_file_that_lies_there_is_refused_and_left_alone(
+    models: Path, content: bytes, says: str
+) -> None:
     path = put(models / f"{SMALL}.pt", content)
-    line = f"weights file '{path}' of 'robustbench:{SMALL}' is {says}; remove it, and fetch it again"
+    line = (
+        f"weights file '{path}' of 'robustbench:{SMALL}' is {says}; remove it, and fetch it again"
+    )
     assert refused(zoo.ensure, SMALL) == line
     assert refused(zoo.robustbench, SMALL) == line
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {"foreign": torch.zeros(2)}}, {"state_dict": {}}, {}, [1, 2]])
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {"foreign": torch.zeros(2)}}, {"state_dict": {}}, {}, [1, 2]]
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_sound_file_of_something_else(models: Path, content: Any, zipped: bool) -> None:
     path = put(models / f"{SMALL}.pt", content, zipped=zipped)
-    assert f"'robustbench:{SMALL}' cannot be loaded from {path}: " in refused(zoo.robustbench, SMALL)
+    assert f"'robustbench:{SMALL}' cannot be loaded from {path}: " in refused(
+        zoo.robustbench, SMALL
+    )
     assert path.is_file()
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "file"), [("Wong2020Fast", "models/cifar10/Linf", "Wong2020Fast.pt"), (XCIT, "home/hub/checkpoints", XCIT_FILE)]
+    ("name", "folder", "file"),
+    [
+        ("Wong2020Fast", "models/cifar10/Linf", "Wong2020Fast.pt"),
+        (XCIT, "home/hub/checkpoints", XCIT_FILE),
+    ],
 )
 @pytest.mark.parametrize(("content", "says"), DAMAGED)
 def test_a_damaged_download_is_refused_and_removed(
-    models: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str, file: str, content: bytes, says: str
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    folder: str,
+    file: str,
+    content: bytes,
+    says: str,
 ) -> None:
     fake_download(monkeypatch, lambda path: put(path, content))
     where = models.parent / folder
@@ -103,7 +124,9 @@ def test_a_damaged_download_is_refused_and_removed(
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_download_goes_to_its_place(models: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_download_goes_to_its_place(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     state = random_state()
 
     def fetch(path: Path) -> None:
@@ -113,26 +136,34 @@ def test_a_download_goes_to_its_place(models: Path, monkeypatch: pytest.MonkeyPa
 
     fake_download(monkeypatch, fetch)
     zoo.ensure(SMALL)
-    assert [path.name for path in (models / "cifar10/corruptions").iterdir()] == ["Hendrycks2020AugMix_WRN.pt"]
+    assert [path.name for path in (models / "cifar10/corruptions").iterdir()] == [
+        "Hendrycks2020AugMix_WRN.pt"
+    ]
     assert capfd.readouterr().out == ""
     fake_download(monkeypatch, lambda path: pytest.fail("it downloaded again"))
     zoo.ensure(SMALL)
     zoo.robustbench(SMALL)
 
 
-def test_all_files_of_an_ensemble_are_fetched(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_files_of_an_ensemble_are_fetched(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_download(monkeypatch, lambda path: put(path, {"name": path.name}))
     kept = put(zoo.files("Chen2020Adversarial")[1], {"mine": 1})
     held = kept.read_bytes()
     zoo.ensure("Chen2020Adversarial")
-    assert sorted(path.name for path in kept.parent.iterdir()) == [f"Chen2020Adversarial.pt_m{i}.pt" for i in range(3)]
+    assert sorted(path.name for path in kept.parent.iterdir()) == [
+        f"Chen2020Adversarial.pt_m{i}.pt" for i in range(3)
+    ]
     assert kept.read_bytes() == held
     assert torch.load(zoo.files("Chen2020Adversarial")[2])["name"] == "Chen2020Adversarial.pt_m2.pt"
 
 
 def test_a_download_that_brings_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_download(monkeypatch, lambda path: None)
-    assert refused(zoo.ensure, "Wong2020Fast").endswith("(their download failed: what came is nothing)")
+    assert refused(zoo.ensure, "Wong2020Fast").endswith(
+        "(their download failed: what came is nothing)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,21 +174,29 @@ def test_a_download_that_brings_nothing(models: Path, monkeypatch: pytest.Monkey
         (XCIT, "home/hub/checkpoints", XCIT_FILE),
     ],
 )
-def test_without_a_network_one_line_says_what_to_put_where(models: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str, file: str) -> None:
+def test_without_a_network_one_line_says_what_to_put_where(
+    models: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str, file: str
+) -> None:
     def fail(path: Path) -> None:
         put(path, PAGE)
         raise urllib.error.URLError("no network")
 
     fake_download(monkeypatch, fail)
-    there = f"weights of 'robustbench:{name}' are not there: put {file} into {models.parent / folder}"
-    assert refused(zoo.ensure, name) == f"{there} (their download failed: <urlopen error no network>)"
+    there = (
+        f"weights of 'robustbench:{name}' are not there: put {file} into {models.parent / folder}"
+    )
+    assert (
+        refused(zoo.ensure, name) == f"{there} (their download failed: <urlopen error no network>)"
+    )
     fake_download(monkeypatch, lambda path: pytest.fail("loading never downloads"))
     assert refused(zoo.robustbench, name) == there
     assert list(models.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["Wong2020Fast", XCIT])
-def test_the_real_downloaders_without_a_network(models: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_real_downloaders_without_a_network(
+    models: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

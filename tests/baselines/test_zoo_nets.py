@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from baselines import zoo
-from bench import published
-from bench.registry import build_classifier
+from bench.questions.registry import build_classifier
+from bench.results import published
 from tests.baselines.zoo_fakes import put, shaken, untrained
 
 State = dict[str, Any]
@@ -28,11 +28,23 @@ def unscaled(state: State) -> State:
 
 
 LAYOUTS: list[tuple[str, str, Callable[[State], State]]] = [
-    ("Sehwag2021Proxy_R18", "ResNet-18", lambda state: {"epoch": 3, "state_dict": prefixed(state, "module.")}),
+    (
+        "Sehwag2021Proxy_R18",
+        "ResNet-18",
+        lambda state: {"epoch": 3, "state_dict": prefixed(state, "module.")},
+    ),
     ("Wong2020Fast", "PreActResNet-18", unscaled),
-    ("Andriushchenko2020Understanding", "PreActResNet-18", lambda state: {"last": state, "best": {name: 0 * held for name, held in state.items()}}),
+    (
+        "Andriushchenko2020Understanding",
+        "PreActResNet-18",
+        lambda state: {"last": state, "best": {name: 0 * held for name, held in state.items()}},
+    ),
     ("Cui2023Decoupled_WRN-28-10", "WideResNet-28-10", lambda state: prefixed(state, "module.")),
-    ("Chen2020Efficient", "WideResNet-34-10", lambda state: {"state_dict": prefixed(unscaled(state), "model.")}),
+    (
+        "Chen2020Efficient",
+        "WideResNet-34-10",
+        lambda state: {"state_dict": prefixed(unscaled(state), "model.")},
+    ),
     ("cifar100/Linf/Addepalli2022Efficient_RN18", "ResNet-18", lambda state: state),
 ]
 
@@ -58,8 +70,12 @@ def compare(argument: str, net: nn.Module) -> None:
     assert not any(module.training for module in loaded.modules())
 
 
-@pytest.mark.parametrize(("argument", "architecture", "layout"), LAYOUTS, ids=[case[0] for case in LAYOUTS])
-def test_a_network_is_loaded_whole(models: Path, argument: str, architecture: str, layout: Callable[[State], State]) -> None:
+@pytest.mark.parametrize(
+    ("argument", "architecture", "layout"), LAYOUTS, ids=[case[0] for case in LAYOUTS]
+)
+def test_a_network_is_loaded_whole(
+    models: Path, argument: str, architecture: str, layout: Callable[[State], State]
+) -> None:
     assert published.zoo()[f"robustbench:{argument}"].architecture == architecture
     net = shaken(untrained(argument))
     put(zoo.files(argument)[0], layout(net.state_dict()))
@@ -69,7 +85,9 @@ def test_a_network_is_loaded_whole(models: Path, argument: str, architecture: st
 def test_an_ensemble_is_loaded_from_its_files_in_order(models: Path) -> None:
     argument = "cifar10/corruptions/Diffenderfer2021Winning_LRR_CARD_Deck"
     paths = zoo.files(argument)
-    assert [path.name for path in paths] == [f"Diffenderfer2021Winning_LRR_CARD_Deck.pt_m{i}.pt" for i in range(6)]
+    assert [path.name for path in paths] == [
+        f"Diffenderfer2021Winning_LRR_CARD_Deck.pt_m{i}.pt" for i in range(6)
+    ]
     name = "Chen2020Adversarial"
     net = shaken(untrained(name))
     for path, branch in zip(zoo.files(name), (net.branch1, net.branch2, net.branch3), strict=True):
@@ -78,11 +96,17 @@ def test_an_ensemble_is_loaded_from_its_files_in_order(models: Path) -> None:
     compare(name, net)
 
 
-def test_a_transformer_of_timm_is_loaded_from_the_cache_of_torchs_hub(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("it downloaded"))
+def test_a_transformer_of_timm_is_loaded_from_the_cache_of_torchs_hub(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("it downloaded")
+    )
     argument = "Debenedetti2022Light_XCiT-S12"
     net = shaken(untrained(argument))
-    assert isinstance(net, nn.Sequential)  # the scaling of the images, and the network, whose file has no scaling
+    assert isinstance(
+        net, nn.Sequential
+    )  # the scaling of the images, and the network, whose file has no scaling
     (path,) = zoo.places(argument)
     assert path.name == "debenedetti2022light-xcit-s-cifar10-linf.pth.tar"
     assert path.parent == models.parent / "hub/hub/checkpoints"
@@ -95,7 +119,9 @@ def test_images_are_scaled_inside(models: Path) -> None:
     put(zoo.files("Wong2020Fast")[0], unscaled(net.state_dict()))
     loaded = build_classifier("robustbench:Wong2020Fast")
     x = torch.rand(2, 3, 32, 32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616])
+    )
     network = zoo.package("model_zoo.architectures.resnet").PreActResNet  # it takes scaled images
     with torch.no_grad():
         inside = network.forward(net, (x - mean) / std)
@@ -103,12 +129,20 @@ def test_images_are_scaled_inside(models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["Sehwag2021Proxy_R18", "Cui2023Decoupled_WRN-34-10", "cifar100/Linf/Debenedetti2022Light_XCiT-M12", "Chen2020Adversarial"]
+    "argument",
+    [
+        "Sehwag2021Proxy_R18",
+        "Cui2023Decoupled_WRN-34-10",
+        "cifar100/Linf/Debenedetti2022Light_XCiT-M12",
+        "Chen2020Adversarial",
+    ],
 )
 def test_the_table_of_parameters(argument: str) -> None:
     with torch.device("meta"):
         net = untrained(argument)
-    assert published.zoo()[f"robustbench:{argument}"].parameters == sum(p.numel() for p in net.parameters())
+    assert published.zoo()[f"robustbench:{argument}"].parameters == sum(
+        p.numel() for p in net.parameters()
+    )
 
 
 def test_the_table_has_the_entries_and_files_of_the_package() -> None:
@@ -118,5 +152,7 @@ def test_the_table_has_the_entries_and_files_of_the_package() -> None:
             for name, facts in entries.items():
                 key = facts["gdrive_id"]
                 split = "" if (dataset, threat) == zoo.SPLIT else f"{dataset}/{threat}/"
-                there[f"robustbench:{split}{name}"] = 0 if key is None else len(key) if isinstance(key, list) else 1
+                there[f"robustbench:{split}{name}"] = (
+                    0 if key is None else len(key) if isinstance(key, list) else 1
+                )
     assert {name: listed.files for name, listed in published.zoo().items()} == there

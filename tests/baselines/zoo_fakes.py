@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from baselines import zoo
-from bench.spec import BadInput
+from bench.questions.spec import BadInput
 
-SMALL = "cifar10/corruptions/Hendrycks2020AugMix_WRN"  # the smallest of the zoo: 2.2 million parameters
+SMALL = (
+    "cifar10/corruptions/Hendrycks2020AugMix_WRN"  # the smallest of the zoo: 2.2 million parameters
+)
 PAGE = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
 SCALING = ("mu", "sigma", "mean", "std")  # of the images: not learnt
 

@@ -39,7 +39,19 @@ def classifier(seed: int = 0) -> Small:
 
 def layout(taps: tuple[tuple[int, ...], ...] | None = None) -> Layout:
     found = shapes(classifier(), IMAGE, LAYERS) if taps is None else taps
-    return Layout(IMAGE, found, (0.3,), (0.4,), blocks=1, padding=1, bottleneck=6, latent=3, encoder=(2, 4), decoder=(8, 6, 4), last_kernel=3)
+    return Layout(
+        IMAGE,
+        found,
+        (0.3,),
+        (0.4,),
+        blocks=1,
+        padding=1,
+        bottleneck=6,
+        latent=3,
+        encoder=(2, 4),
+        decoder=(8, 6, 4),
+        last_kernel=3,
+    )
 
 
 def purifier(seed: int = 1, *, unconditional: bool = False) -> Purifier:

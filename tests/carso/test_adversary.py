@@ -14,7 +14,16 @@ ALL = Adversaries(0.5, 0.05, 0.1, steps=5, step=0.02)
 
 
 @pytest.mark.parametrize(
-    ("batch", "share", "m"), [(640, 0.5, 80), (490, 0.5, 61), (640, 0.15, 24), (340, 0.15, 12), (128, 0.01, 0), (84, 0.01, 0), (1024, 0.01, 2)]
+    ("batch", "share", "m"),
+    [
+        (640, 0.5, 80),
+        (490, 0.5, 61),
+        (640, 0.15, 24),
+        (340, 0.15, 12),
+        (128, 0.01, 0),
+        (84, 0.01, 0),
+        (1024, 0.01, 2),
+    ],
 )
 def test_a_batch_is_dealt_as_in_the_paper(batch: int, share: float, m: int) -> None:
     x, y = images(batch), torch.zeros(batch, dtype=torch.int64)
@@ -53,7 +62,9 @@ def test_fgsm_on_a_linear_model_is_closed_form() -> None:
     f = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).requires_grad_(False)
     x, y = 0.25 + images(6) / 2, torch.tensor([0, 1] * 3)
     weight = f[1].weight
-    want = x + 0.1 * torch.where(y == 0, 1.0, -1.0)[:, None, None, None] * (weight[1] - weight[0]).sign().view(1, 1, 8, 8)
+    want = x + 0.1 * torch.where(y == 0, 1.0, -1.0)[:, None, None, None] * (
+        weight[1] - weight[0]
+    ).sign().view(1, 1, 8, 8)
     torch.testing.assert_close(fgsm(f, x, y, torch.full((6, 1, 1, 1), 0.1)), want)
 
 
@@ -64,7 +75,11 @@ def test_strengths_of_the_paper() -> None:
 
 @pytest.mark.parametrize(
     ("name", "weak", "strong"),
-    [("cifar10", 0.062562, 0.125123), ("cifar100", 0.058831, 0.117662), ("tinyimagenet200", 0.068910, 0.137821)],
+    [
+        ("cifar10", 0.062562, 0.125123),
+        ("cifar100", 0.058831, 0.117662),
+        ("tinyimagenet200", 0.068910, 0.137821),
+    ],
 )
 def test_strengths_of_the_released_weights(name: str, weak: float, strong: float) -> None:
     a = Adversaries.of(read(name, changes={"eps_unit": "std"}))
@@ -103,7 +118,9 @@ def test_no_gradient_of_a_parameter_is_computed() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         fgsm(f, images(3), torch.zeros(3, dtype=torch.int64), torch.full((3, 1, 1, 1), 0.1))
     assert asked
-    assert torch.Size([3, 96]) not in saved  # the input of fc, which only the gradient of its weight would need
+    assert (
+        torch.Size([3, 96]) not in saved
+    )  # the input of fc, which only the gradient of its weight would need
 
 
 def test_labels_go_with_their_images() -> None:
@@ -112,5 +129,7 @@ def test_labels_go_with_their_images() -> None:
     torch.manual_seed(4)
     mixed = ALL.deal(f, x, y)
     torch.manual_seed(4)
-    want = torch.cat([x[:40], pgd(f, x[40:60], y[40:60], eps, steps=5, step=0.02), fgsm(f, x[60:], y[60:], eps)])
+    want = torch.cat(
+        [x[:40], pgd(f, x[40:60], y[40:60], eps, steps=5, step=0.02), fgsm(f, x[60:], y[60:], eps)]
+    )
     torch.testing.assert_close(mixed, want)

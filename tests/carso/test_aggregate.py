@@ -15,8 +15,18 @@ STABLE = ("peel", "logit", "prob", "lse")
 FLAT = ("count", "vote")
 
 
-def draw(scale: float, *, b: int = 6, e: int = 8, k: int = 10, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return scale * torch.randn(b, e, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def draw(
+    scale: float,
+    *,
+    b: int = 6,
+    e: int = 8,
+    k: int = 10,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    return scale * torch.randn(
+        b, e, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def exact_peel(logits: Tensor) -> Tensor:
@@ -24,10 +34,18 @@ def exact_peel(logits: Tensor) -> Tensor:
     with mpmath.workdps(2000):
         rows = []
         for sample in logits.tolist():
-            s = [mpmath.fsum(mpmath.exp(mpmath.mpf(v)) for v in column) for column in zip(*sample, strict=True)]
+            s = [
+                mpmath.fsum(mpmath.exp(mpmath.mpf(v)) for v in column)
+                for column in zip(*sample, strict=True)
+            ]
             powers = [mpmath.exp(v) for v in s]
             total = mpmath.fsum(powers)
-            rows.append([float(mpmath.log(p / mpmath.fsum(q for j, q in enumerate(powers) if j != i))) for i, p in enumerate(powers)])
+            rows.append(
+                [
+                    float(mpmath.log(p / mpmath.fsum(q for j, q in enumerate(powers) if j != i)))
+                    for i, p in enumerate(powers)
+                ]
+            )
             assert total > 0
         return torch.tensor(rows, dtype=torch.float64)
 
@@ -37,14 +55,18 @@ def test_peel_is_its_definition(scale: float) -> None:
     logits = draw(scale)
     want = exact_peel(logits)
     torch.testing.assert_close(AGGREGATIONS["peel"](logits), want, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(AGGREGATIONS["peel"](logits.float()).double(), want, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        AGGREGATIONS["peel"](logits.float()).double(), want, rtol=2e-5, atol=2e-5
+    )
 
 
 def test_peel_with_ties() -> None:
     logits = torch.zeros(3, 2, 5, dtype=torch.float64)
     logits[1, :, :2] = 4.0  # two at the top
     logits[2, :, 1:] = 4.0  # all but one
-    torch.testing.assert_close(AGGREGATIONS["peel"](logits), exact_peel(logits), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        AGGREGATIONS["peel"](logits), exact_peel(logits), rtol=1e-13, atol=1e-13
+    )
 
 
 def test_peel_gradient_is_the_closed_form() -> None:
@@ -57,7 +79,9 @@ def test_peel_gradient_is_the_closed_form() -> None:
         w = torch.cat([s[:k], torch.tensor([-math.inf], dtype=s.dtype), s[k + 1 :]]).softmax(0)
         factor = -w
         factor[k] = 1
-        torch.testing.assert_close(got[0], logits.detach()[0].exp() * factor, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            got[0], logits.detach()[0].exp() * factor, rtol=1e-12, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("name", STABLE)
@@ -73,7 +97,9 @@ def test_peel_is_the_naive_form_where_that_is_finite(scale: float) -> None:
     assert finite.float().mean() > 0.5
     # The naive form computes 1 - p, and loses what p takes of the 16 digits.
     moderate = finite & (naive < 12)
-    torch.testing.assert_close(AGGREGATIONS["peel"](logits)[moderate], naive[moderate], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        AGGREGATIONS["peel"](logits)[moderate], naive[moderate], rtol=1e-9, atol=1e-9
+    )
 
 
 def test_the_naive_form_breaks_where_its_record_says() -> None:
@@ -88,7 +114,9 @@ def test_the_naive_form_breaks_where_its_record_says() -> None:
 def test_prob_is_its_definition() -> None:
     logits = draw(2.0)
     q = logits.sigmoid().mean(1)
-    torch.testing.assert_close(AGGREGATIONS["prob"](logits), (q / (1 - q)).log(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        AGGREGATIONS["prob"](logits), (q / (1 - q)).log(), rtol=1e-12, atol=1e-12
+    )
 
 
 def extremes() -> dict[str, Tensor]:
@@ -104,7 +132,16 @@ def extremes() -> dict[str, Tensor]:
     near = torch.full((2, 8, 10), 50.0)
     near[:, :, 1] = torch.nextafter(torch.tensor(50.0), torch.tensor(0.0))
     two = torch.tensor([[[50.0, -50.0]] * 8, [[50.0, 50.0]] * 8, [[-50.0, -50.0]] * 8])
-    return {"spread": spread, "one": one, "lone": lone, "tied": tied, "low": -tied, "pair": pair, "near": near, "two": two}
+    return {
+        "spread": spread,
+        "one": one,
+        "lone": lone,
+        "tied": tied,
+        "low": -tied,
+        "pair": pair,
+        "near": near,
+        "two": two,
+    }
 
 
 @pytest.mark.parametrize("case", list(extremes()))
@@ -116,7 +153,9 @@ def test_margins_have_finite_gradients_that_are_not_zero(name: str, case: str) -
     for y in range(logits.shape[2]):
         wrong = out.clone()
         wrong[:, y] = -math.inf
-        (gradient,) = torch.autograd.grad((wrong.amax(1) - out[:, y]).sum(), logits, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            (wrong.amax(1) - out[:, y]).sum(), logits, retain_graph=True
+        )
         assert gradient.isfinite().all()
         assert (gradient.flatten(1).abs().amax(1) > 0).all()
         assert (gradient[:, :, y] < 0).any(1).all()  # down with the true class
@@ -152,7 +191,9 @@ def test_vote_counts_and_count_does_not() -> None:
     logits = torch.tensor([[[-1.0, -5.0, -3.0], [2.0, 1.0, -3.0], [1.0, 4.0, 0.0]]])
     assert AGGREGATIONS["vote"](logits).tolist() == [[2.0, 1.0, 0.0]]
     # floor(l / max): a sample of negative logits gives its worst class the most.
-    assert AGGREGATIONS["count"](logits).tolist() == [[1.0 + 1.0 + 0.0, 5.0 + 0.0 + 1.0, 3.0 - 2.0 + 0.0]]
+    assert AGGREGATIONS["count"](logits).tolist() == [
+        [1.0 + 1.0 + 0.0, 5.0 + 0.0 + 1.0, 3.0 - 2.0 + 0.0]
+    ]
 
 
 def test_count_where_the_maximum_is_zero() -> None:
@@ -167,7 +208,10 @@ def test_unknown_name() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 8])
-@pytest.mark.parametrize(("name", "level"), [(name, level) for name in (*STABLE, "vote") for level in (-100, -3, 0, 3, 80)])
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [(name, level) for name in (*STABLE, "vote") for level in (-100, -3, 0, 3, 80)],
+)
 def test_the_class_that_every_sample_names_wins(name: str, level: float, samples: int) -> None:
     """Whatever the level of the logits: all below zero, all of one size, or large; but for PeeL far below zero, where its values tie."""
     logits = level + draw(1, b=64, e=samples, dtype=torch.float32)

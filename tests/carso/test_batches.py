@@ -30,7 +30,9 @@ def test_bad_pixels(bad: float) -> None:
     assert packed(x) is x
 
 
-@pytest.mark.parametrize(("n", "batch", "count"), [(100, 32, 1), (100, 30, 3), (97, 32, 4), (50000, 5120, 8)])
+@pytest.mark.parametrize(
+    ("n", "batch", "count"), [(100, 32, 1), (100, 30, 3), (97, 32, 4), (50000, 5120, 8)]
+)
 def test_every_image_is_shown_once(n: int, batch: int, count: int) -> None:
     shares = [batches(n, batch, seed=4, rank=rank, count=count) for rank in range(count)]
     for together in zip(*shares, strict=True):
@@ -40,18 +42,28 @@ def test_every_image_is_shown_once(n: int, batch: int, count: int) -> None:
     seen = torch.cat([share for one in shares for share in one])
     assert len(seen) == len(seen.unique()) == n - (n % batch if n % batch < 2 * count else 0)
     alone = batches(n, batch, seed=4)
-    assert [sorted(b.tolist()) for b in alone] == [sorted(torch.cat(together).tolist()) for together in zip(*shares, strict=True)]
+    assert [sorted(b.tolist()) for b in alone] == [
+        sorted(torch.cat(together).tolist()) for together in zip(*shares, strict=True)
+    ]
     assert not torch.equal(alone[0], batches(n, batch, seed=5)[0])
 
 
 @pytest.mark.parametrize(
     ("name", "n", "gpus", "steps", "share", "last"),
-    [("cifar10", 50000, 8, 10, 640, 490), ("cifar100", 50000, 4, 20, 640, 340), ("tinyimagenet200", 100000, 8, 98, 128, 84)],
+    [
+        ("cifar10", 50000, 8, 10, 640, 490),
+        ("cifar100", 50000, 4, 20, 640, 340),
+        ("tinyimagenet200", 100000, 8, 98, 128, 84),
+    ],
 )
-def test_steps_and_shares_of_the_paper(name: str, n: int, gpus: int, steps: int, share: int, last: int) -> None:
+def test_steps_and_shares_of_the_paper(
+    name: str, n: int, gpus: int, steps: int, share: int, last: int
+) -> None:
     recipe = read(name)
     epoch = batches(n, recipe.batch, seed=0, count=gpus)
     assert [len(b) for b in epoch] == [share] * (steps - 1) + [last]
-    assert recipe.epochs * steps == {"cifar10": 2000, "cifar100": 4000, "tinyimagenet200": 24500}[name]
+    assert (
+        recipe.epochs * steps == {"cifar10": 2000, "cifar100": 4000, "tinyimagenet200": 24500}[name]
+    )
     assert recipe.lr == pytest.approx(1e-4 * share)
     assert recipe.lr_final == pytest.approx(1.25e-8 * share)

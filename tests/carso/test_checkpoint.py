@@ -15,7 +15,9 @@ from tests.carso.small import classifier, images, purifier
 
 def write(path: Path, *, half: bool = False) -> Path:
     p = purifier()
-    checkpoint.save(path, p, {**checkpoint.describe(p, classifier()), "classifier": "small"}, half=half)
+    checkpoint.save(
+        path, p, {**checkpoint.describe(p, classifier()), "classifier": "small"}, half=half
+    )
     return path
 
 
@@ -37,13 +39,18 @@ def test_fingerprint_is_of_the_values() -> None:
     with torch.no_grad():
         f.logits.bias[0] += 1e-6
     assert checkpoint.fingerprint(f) != checkpoint.fingerprint(classifier())
-    one, other = (nn.ModuleDict({name: nn.PReLU()}) for name in "ab")  # equal values under other names
+    one, other = (
+        nn.ModuleDict({name: nn.PReLU()}) for name in "ab"
+    )  # equal values under other names
     assert checkpoint.fingerprint(one) != checkpoint.fingerprint(other)
 
 
 def test_another_classifier_is_refused(tmp_path: Path) -> None:
     _, card = checkpoint.load(write(tmp_path / "a.safetensors"))
-    with pytest.raises(ValueError, match=r"made for another classifier: small, fingerprint \w{8}; this one's is \w{8}$"):
+    with pytest.raises(
+        ValueError,
+        match=r"made for another classifier: small, fingerprint \w{8}; this one's is \w{8}$",
+    ):
         checkpoint.check(card, classifier(5))
     checkpoint.check(card | {"kind": "vae"}, classifier(5))
 
@@ -58,7 +65,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         checkpoint.load(path)
     path.write_bytes(good)
-    for change, message in (({"arch": "cnn"}, "describes a 'cnn'"), ({"layout": {**card["layout"], "latent": 4}}, "do not fit its layout: decoder")):
+    for change, message in (
+        ({"arch": "cnn"}, "describes a 'cnn'"),
+        ({"layout": {**card["layout"], "latent": 4}}, "do not fit its layout: decoder"),
+    ):
         path.with_suffix(".json").write_text(json.dumps(card | change))
         with pytest.raises(ValueError, match=message):
             checkpoint.load(path)
@@ -72,7 +82,9 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
     before = path.read_bytes()
     p = purifier()
     p.compressors[0][0][1].running_var.fill_(1e5)  # beyond half precision
-    with pytest.raises(ValueError, match=r"not finite: compressors\.0\.0\.1\.running_var in half precision"):
+    with pytest.raises(
+        ValueError, match=r"not finite: compressors\.0\.0\.1\.running_var in half precision"
+    ):
         checkpoint.save(path, p, {}, half=True)
     assert path.read_bytes() == before
     checkpoint.save(path, p, {}, half=False)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.registry import build_defence, defences
-from bench.spec import BadInput, Spec
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_defence, defences
+from bench.questions.spec import BadInput, Spec
 from carso.defence import follows, last_layer
 from carso.model import CARSO
 
@@ -45,9 +45,15 @@ def test_the_purifier_follows_from_classifier_and_condition(text: str, weights: 
 
 
 def test_around_another_classifier_of_the_dataset_the_purifier_has_its_name() -> None:
-    assert follows({"weights": "@carso", "condition": "layers", "classifier": "@wide"}) == {"weights": "@carso-wide"}
-    assert follows({"weights": "@carso", "condition": "none", "classifier": "@wide"}) == {"weights": "@vae-wide"}
-    assert follows({"weights": "@carso", "condition": "layers", "classifier": "own:x"}) == {"weights": "@carso"}
+    assert follows({"weights": "@carso", "condition": "layers", "classifier": "@wide"}) == {
+        "weights": "@carso-wide"
+    }
+    assert follows({"weights": "@carso", "condition": "none", "classifier": "@wide"}) == {
+        "weights": "@vae-wide"
+    }
+    assert follows({"weights": "@carso", "condition": "layers", "classifier": "own:x"}) == {
+        "weights": "@carso"
+    }
     assert follows({"weights": "own:x", "condition": "layers", "classifier": "@wide"}) == {}
 
 
@@ -106,7 +112,9 @@ def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
 def test_the_last_layer_is_the_one_whose_output_is_the_answer() -> None:
     made = built("carso")
     seen: list[torch.Tensor] = []
-    handle = dict(made.base.named_modules())[last_layer(made.base)].register_forward_hook(lambda m, i, o: seen.append(o))
+    handle = dict(made.base.named_modules())[last_layer(made.base)].register_forward_hook(
+        lambda m, i, o: seen.append(o)
+    )
     x = torch.rand(3, 1, 8, 8)
     answer = made.base(x)
     handle.remove()

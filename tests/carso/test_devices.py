@@ -54,7 +54,9 @@ except OSError:
         file.write("stopped")
 """
 
-RECIPE = recipe(epochs=2, batch=20, lr_start=1e-4, lr=0.01, warmup=0.5, lag=0.0, beta=0.5, adversarial=0.0)
+RECIPE = recipe(
+    epochs=2, batch=20, lr_start=1e-4, lr=0.01, warmup=0.5, lag=0.0, beta=0.5, adversarial=0.0
+)
 
 
 def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> None:
@@ -62,7 +64,12 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
     ended = subprocess.run(
-        [sys.executable, script, tmp_path], check=False, capture_output=True, text=True, timeout=100, env={"PYTHONPATH": str(Path.cwd())}
+        [sys.executable, script, tmp_path],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={"PYTHONPATH": str(Path.cwd())},
     )
     assert ended.returncode == 0, ended.stderr
     said = [(tmp_path / f"{rank}.txt").read_text().split() for rank in (0, 1)]
@@ -72,9 +79,22 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
     torch.manual_seed(5)
     f, (x, y) = classifier(), blobs(45)
     p = new_purifier(f, IMAGE, RECIPE).train()
-    run = _Run(p, p, f, x, y, RECIPE, Devices(torch.device("cpu")), int(torch.randint(2**62, ()).item()), Lookahead(p.parameters(), RECIPE.lr))
+    run = _Run(
+        p,
+        p,
+        f,
+        x,
+        y,
+        RECIPE,
+        Devices(torch.device("cpu")),
+        int(torch.randint(2**62, ()).item()),
+        Lookahead(p.parameters(), RECIPE.lr),
+    )
     for epoch, lr in enumerate((RECIPE.lr_start, RECIPE.lr)):
-        shares = [batches(45, 20, seed=run.stream("order", epoch, 0), rank=rank, count=2) for rank in (0, 1)]
+        shares = [
+            batches(45, 20, seed=run.stream("order", epoch, 0), rank=rank, count=2)
+            for rank in (0, 1)
+        ]
         noise = []
         for rank in (0, 1):
             torch.manual_seed(run.stream("training", epoch, rank))
@@ -84,7 +104,9 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
         for pair in zip(*shares, strict=True):
             run.optimiser.zero_grad()
             buffers = copy.deepcopy(dict(p.named_buffers()))
-            for rank, chosen in reversed(list(enumerate(pair))):  # the first process' statistics are kept
+            for rank, chosen in reversed(
+                list(enumerate(pair))
+            ):  # the first process' statistics are kept
                 for name, buffer in p.named_buffers():
                     buffer.copy_(buffers[name])
                 torch.set_rng_state(noise[rank])
@@ -126,7 +148,9 @@ def test_bfloat16_leaves_the_last_sigmoid_in_float32() -> None:
     p, chosen = purifier(), choose("cpu", precision="bf16-mixed")
     model = chosen.wrap(p.train())
     f, (x, _) = classifier(), blobs(8)
-    nn.init.constant_(p.decoder[-2].bias, 8.0)  # sigmoid(8) = 0.99966, which bfloat16 cannot tell from 1
+    nn.init.constant_(
+        p.decoder[-2].bias, 8.0
+    )  # sigmoid(8) = 0.99966, which bfloat16 cannot tell from 1
     with torch.no_grad(), chosen.autocast():
         representation = taps(f, x, p.layers)
     rec, _, _ = model(x, representation)
@@ -143,14 +167,20 @@ def test_one_device_in_float32_is_no_fabric(monkeypatch: pytest.MonkeyPatch) -> 
     assert one.wrap(p) is p
     half = choose("cpu", half=True)
     with half.attacking():
-        assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(1, 2)).dtype == torch.bfloat16
+        assert (
+            torch.nn.functional.linear(torch.ones(1, 2), torch.ones(1, 2)).dtype == torch.bfloat16
+        )
 
 
 @pytest.mark.parametrize(
     ("gpus", "flags", "message"),
     [
         (0, {"kind": "cuda"}, "there is no GPU"),
-        (1, {"kind": "cuda", "devices": "3"}, "--devices 3 were asked for, but there is 1 GPU here"),
+        (
+            1,
+            {"kind": "cuda", "devices": "3"},
+            "--devices 3 were asked for, but there is 1 GPU here",
+        ),
         (2, {"devices": "3"}, "but there are 2 GPUs here"),
         (0, {"devices": "0"}, "must be numbers above 0"),
         (0, {"devices": "two"}, "must be numbers above 0"),
@@ -158,7 +188,9 @@ def test_one_device_in_float32_is_no_fabric(monkeypatch: pytest.MonkeyPatch) -> 
         (0, {"precision": "tf32"}, "tf32 needs a GPU"),
     ],
 )
-def test_devices_that_are_not_there(gpus: int, flags: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_are_not_there(
+    gpus: int, flags: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ValueError, match=message) as caught:

@@ -52,21 +52,34 @@ def test_the_example_runs_without_the_bench(tmp_path: Path) -> None:
     example, keeping = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 21
     program = f"import sys, torch\nsys.path.insert(0, {str(ROOT)!r})\ntorch.manual_seed(0)\n{example}{keeping}{CLAIMS}"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
 
 def test_every_field_of_a_recipe_and_every_recipe_is_on_the_page() -> None:
     _, section = TEXT.split("## Recipes and training")
-    table = [line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    table = [
+        line.split("|")[1]
+        for line in section.partition("\n## ")[0].splitlines()
+        if line.startswith("| `")
+    ]
     assert sorted(re.findall(r"`(\w+)`", " ".join(table))) == sorted(f.name for f in fields(Recipe))
     assert all(f"`{path.stem}`" in section for path in FOLDER.glob("*.toml"))
 
 
 def test_the_aggregations_of_the_page_are_those_of_the_code() -> None:
     _, section = TEXT.split("## From samples to one answer")
-    assert set(re.findall(r"^\| `([\w-]+)` \|", section.partition("\n## ")[0], re.MULTILINE)) == set(AGGREGATIONS)
+    assert set(
+        re.findall(r"^\| `([\w-]+)` \|", section.partition("\n## ")[0], re.MULTILINE)
+    ) == set(AGGREGATIONS)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +101,9 @@ def test_the_aggregations_of_the_page_are_those_of_the_code() -> None:
 )
 def test_signatures_are_those_of_the_code(name: str, function: object) -> None:
     assert callable(function)
-    (given,) = re.findall(rf"`{re.escape(name)}\(([^`]*)\)`", TEXT.split("## The interface")[1].partition("\n## ")[0])
+    (given,) = re.findall(
+        rf"`{re.escape(name)}\(([^`]*)\)`", TEXT.split("## The interface")[1].partition("\n## ")[0]
+    )
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     plain = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
     assert given.replace('"', "'").split(", ") == plain
@@ -110,4 +125,6 @@ def test_commands_of_the_page_have_such_flags() -> None:
         source = ROOT / (words[2].replace(".", "/") + ".py")
         assert words[:2] == ["python", "-m"]
         assert source.is_file()
-        assert all(f'"{word}"' in source.read_text() for word in words if word.startswith("--")), words
+        assert all(f'"{word}"' in source.read_text() for word in words if word.startswith("--")), (
+            words
+        )

@@ -29,7 +29,9 @@ class Site:
     data: bytes = DATA
     tag: str | None = '"one"'
     ranges: bool = True
-    cut: list[int | None] = field(default_factory=list)  # per request, after how many bytes it hangs up
+    cut: list[int | None] = field(
+        default_factory=list
+    )  # per request, after how many bytes it hangs up
     status: list[int] = field(default_factory=list)  # per request, an answer instead
     to: str = ""  # where it redirects
     headers: dict[str, str] = field(default_factory=dict)
@@ -59,12 +61,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         body = site.data[start:]
         sent = body[: site.cut.pop(0)] if site.cut else body
-        site.seen.append((asked, len(sent)))  # before the answer: who refuses it by its headers may look at once
+        site.seen.append(
+            (asked, len(sent))
+        )  # before the answer: who refuses it by its headers may look at once
         self.send_response(206 if start else 200)
         if site.sized:
             self.send_header("Content-Length", str(len(body)))
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(site.data) - 1}/{len(site.data)}")
+            self.send_header(
+                "Content-Range", f"bytes {start}-{len(site.data) - 1}/{len(site.data)}"
+            )
         for name, value in {**({"ETag": site.tag} if site.tag else {}), **site.headers}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -76,10 +82,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     made = Site()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("One", (Handler,), {"site": made}))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("One", (Handler,), {"site": made})
+    )
     made.url = f"http://127.0.0.1:{server.server_port}/file"
     monkeypatch.setenv("no_proxy", "*")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield made
     server.shutdown()
@@ -113,7 +123,9 @@ def test_a_whole_file(site: Site, path: Path, capsys: pytest.CaptureFixture[str]
     assert (out, err) == ("", "downloading file.safetensors (0.3 MB)\n")
 
 
-def test_a_bar_on_a_terminal(site: Site, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_on_a_terminal(
+    site: Site, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     fetch(site.url, path, waits=())
     out, err = capsys.readouterr()
@@ -150,7 +162,9 @@ def test_a_part_that_is_whole_is_not_fetched_again(site: Site, path: Path) -> No
     assert site.seen[1] == (f"bytes={len(DATA) - 1}-", 1)
 
 
-def test_an_interrupt_leaves_the_part(site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_the_part(
+    site: Site, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, count = download.read, iter(range(9))
 
     def read(answer: Any) -> bytes:
@@ -220,7 +234,9 @@ def test_a_web_page_is_refused_without_another_try(site: Site, path: Path, kind:
 
 
 def test_a_wrong_checksum_is_refused_and_removed(site: Site, path: Path) -> None:
-    assert f"is {sha256(DATA).hexdigest()[:16]}, not {'0' * 16}" in refused(Refused, site, path, sha256="0" * 64)
+    assert f"is {sha256(DATA).hexdigest()[:16]}, not {'0' * 16}" in refused(
+        Refused, site, path, sha256="0" * 64
+    )
     assert not path.parent.exists()
 
 
@@ -266,14 +282,18 @@ def test_a_server_that_goes_silent(site: Site, path: Path, monkeypatch: pytest.M
         assert "timed out" in refused(Broken, site, path)
 
 
-def test_a_length_that_is_not_told(site: Site, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_length_that_is_not_told(
+    site: Site, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     site.sized = False
     fetch(site.url, path, waits=())
     assert path.read_bytes() == DATA
     assert "(size unknown)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("to", ["file:///etc/hostname", "ftp://127.0.0.1/file", "data:text/plain,x"])
+@pytest.mark.parametrize(
+    "to", ["file:///etc/hostname", "ftp://127.0.0.1/file", "data:text/plain,x"]
+)
 def test_redirections_lead_to_the_web_only(site: Site, path: Path, to: str) -> None:
     site.to = to
     assert re.search("not http or https|not allowed|answers 302", refused(Refused, site, path))
@@ -286,7 +306,9 @@ def test_an_address_that_is_not_of_the_web(path: Path) -> None:
     assert "is not http or https" in refused(Refused, Site(url="file:///etc/hostname"), path)
 
 
-def test_a_full_disk_is_not_tried_again(site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_tried_again(
+    site: Site, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -29,13 +29,27 @@ def blobs(n: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
     y = torch.randint(4, (n,), generator=g)
     coarse = torch.zeros(n, 1, 4, 4)
     for i, label in enumerate(y.tolist()):
-        coarse[i, 0, 2 * (label // 2) : 2 * (label // 2) + 2, 2 * (label % 2) : 2 * (label % 2) + 2] = 0.8
-    return (interpolate(coarse, scale_factor=2) + 0.1 * torch.rand(n, 1, 8, 8, generator=g)).clamp(0, 1), y
+        coarse[
+            i, 0, 2 * (label // 2) : 2 * (label // 2) + 2, 2 * (label % 2) : 2 * (label % 2) + 2
+        ] = 0.8
+    return (interpolate(coarse, scale_factor=2) + 0.1 * torch.rand(n, 1, 8, 8, generator=g)).clamp(
+        0, 1
+    ), y
 
 
 def recipe(kind: str = "carso", **changes: object) -> Recipe:
     layers = LAYERS if kind == "carso" else ()
-    small = replace(read("digits", kind), bottleneck=8, latent=3, encoder=(2, 4), decoder=(8, 6, 4), epochs=40, batch=24, pgd_steps=2, layers=layers)
+    small = replace(
+        read("digits", kind),
+        bottleneck=8,
+        latent=3,
+        encoder=(2, 4),
+        decoder=(8, 6, 4),
+        epochs=40,
+        batch=24,
+        pgd_steps=2,
+        layers=layers,
+    )
     return replace(small, **changes)
 
 
@@ -91,7 +105,9 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
 
     def look(_module: Any, args: Any) -> None:
         inputs.append(args[0])
-        for got, want in zip(args[1], taps(f, args[0], LAYERS), strict=True):  # of the attacked images, detached
+        for got, want in zip(
+            args[1], taps(f, args[0], LAYERS), strict=True
+        ):  # of the attacked images, detached
             torch.testing.assert_close(got, want.detach())
             assert not got.requires_grad
 
@@ -111,7 +127,10 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
     fit(p, f, x, y, r)
     seen = sorted(image.flatten().tolist() for image in torch.cat(targets))
     assert seen == sorted(image.flatten().tolist() for image in x)  # every clean image once
-    attacked = [int(((a - b).abs().flatten(1).amax(1) > 0).sum()) for a, b in zip(inputs, targets, strict=True)]
+    attacked = [
+        int(((a - b).abs().flatten(1).amax(1) > 0).sum())
+        for a, b in zip(inputs, targets, strict=True)
+    ]
     assert attacked == [20, 20, 8]  # of 40, 40 and 16
     for parameter, slow in zip(p.parameters(), made[0].slow, strict=True):
         assert torch.equal(parameter, slow)
@@ -147,7 +166,11 @@ def test_every_epoch_has_a_stream_of_its_own() -> None:
         p = new_purifier(f, IMAGE, r)
         history = fit(p, f, x, y, r, validation=Validation(measure, every))
         weights.append(fingerprint(p))
-        assert [e.epoch for e in history if e.clean_acc is not None] == {0: [3], 1: [0, 1, 2, 3], 3: [2, 3]}[every]
+        assert [e.epoch for e in history if e.clean_acc is not None] == {
+            0: [3],
+            1: [0, 1, 2, 3],
+            3: [2, 3],
+        }[every]
         assert (history[-1].clean_acc, history[-1].pgd_acc) == (0.5, 0.25)
         after = float(torch.rand(()))
     assert len(set(weights)) == 1
@@ -158,11 +181,17 @@ def test_every_epoch_has_a_stream_of_its_own() -> None:
     torch.manual_seed(3)
     new_purifier(f, IMAGE, r)
     torch.randint(2**62, ())
-    assert float(torch.rand(())) == after  # the global generator has given one number, whatever the epochs took
+    assert (
+        float(torch.rand(())) == after
+    )  # the global generator has given one number, whatever the epochs took
 
 
 def test_what_is_validated_is_what_training_would_leave() -> None:
-    f, (x, y), r = trained_classifier(), blobs(), recipe(epochs=4, lr=0.02)  # 16 steps, which do not end on a meeting
+    f, (x, y), r = (
+        trained_classifier(),
+        blobs(),
+        recipe(epochs=4, lr=0.02),
+    )  # 16 steps, which do not end on a meeting
     found: list[str] = []
 
     def measure(p: Purifier) -> tuple[float, float]:
@@ -195,7 +224,9 @@ def test_bad_input() -> None:
     p = new_purifier(f, IMAGE, recipe())
     with pytest.raises(ValueError, match="not finite, or outside"):
         fit(p, f, x.index_fill(0, torch.tensor([5]), float("nan")), y, recipe())
-    with pytest.raises(ValueError, match=r"1 training images in batches of 24 on 1 device\(s\) give no batch"):
+    with pytest.raises(
+        ValueError, match=r"1 training images in batches of 24 on 1 device\(s\) give no batch"
+    ):
         fit(p, f, x[:1], y[:1], recipe())
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         new_purifier(f, IMAGE, recipe(layers=("conv9",)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.target import margin
+from bench.judging.target import margin
 from carso import CARSO
 from carso.analysis.gradients import by_layer, cancelling, cosine, main, slope
 from tests.carso.small import classifier, purifier
@@ -48,14 +48,25 @@ def test_the_slopes_through_the_layers_add_up_to_the_whole() -> None:
     assert torch.allclose(sum(ways), torch.autograd.grad(whole, seen)[0], rtol=1e-6, atol=1e-12)
 
 
-def test_ways_that_are_opposite_cancel_and_ways_that_agree_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ways_that_are_opposite_cancel_and_ways_that_agree_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     g = torch.randn(2, 1, 3, 3)
-    for ways, expected in (([g, g], 0.0), ([g, -g], 1.0), ([g, torch.zeros_like(g)], 0.0), ([3 * g, -g], 0.5)):
+    for ways, expected in (
+        ([g, g], 0.0),
+        ([g, -g], 1.0),
+        ([g, torch.zeros_like(g)], 0.0),
+        ([3 * g, -g], 0.5),
+    ):
         monkeypatch.setattr("carso.analysis.gradients.by_layer", lambda *_, ways=ways: ways)
-        assert torch.allclose(cancelling(CARSO.__new__(CARSO), g, g, 1), torch.full((2,), expected), atol=1e-6)
+        assert torch.allclose(
+            cancelling(CARSO.__new__(CARSO), g, g, 1), torch.full((2,), expected), atol=1e-6
+        )
 
 
-def test_the_command_prints_one_row_per_defence_and_the_classifier_agrees_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_one_row_per_defence_and_the_classifier_agrees_with_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["--n", "20", "--draws", "2", "--defences", "at,carso,vae"]) == 0
     head, _, at, method, vae, *_ = capsys.readouterr().out.splitlines()
     assert head.split(" | ")[1:4] == ["to the classifier", "to itself", "corrected"]

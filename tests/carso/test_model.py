@@ -55,12 +55,17 @@ def test_gradients_reach_the_image_through_the_representation() -> None:
 
     def loop(v: Tensor) -> Tensor:
         c = d.purifier.condition(taps(d.base, v, LAYERS))
-        return AGGREGATIONS["peel"](torch.stack([d.base(d.purifier.decode(z[:, e], c)) for e in range(3)], 1))
+        return AGGREGATIONS["peel"](
+            torch.stack([d.base(d.purifier.decode(z[:, e], c)) for e in range(3)], 1)
+        )
 
     def flat(v: Tensor) -> Tensor:
         return d.aggregate(d.sample_logits(v, z))
 
-    got, want = (torch.autograd.grad(f(v)[:, 1].sum(), v)[0] for f, v in ((flat, x.clone().requires_grad_()), (loop, x.clone().requires_grad_())))
+    got, want = (
+        torch.autograd.grad(f(v)[:, 1].sum(), v)[0]
+        for f, v in ((flat, x.clone().requires_grad_()), (loop, x.clone().requires_grad_()))
+    )
     torch.testing.assert_close(got, want)
     assert (got.flatten(1).abs().amax(1) > 0).all()
     assert not any(p.requires_grad for p in d.parameters())
@@ -69,7 +74,9 @@ def test_gradients_reach_the_image_through_the_representation() -> None:
 def test_gradcheck_of_the_whole() -> None:
     d = carso(2).double()
     z = torch.randn(2, 2, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda v: d.aggregate(d.sample_logits(v, z)), images(2).double().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda v: d.aggregate(d.sample_logits(v, z)), images(2).double().requires_grad_()
+    )
 
 
 def test_z_is_fresh_per_call_per_image_and_per_sample() -> None:
@@ -88,7 +95,11 @@ def test_draws_share_the_representation(make: type) -> None:
     d, x = make(3), images()
     encoder = d.base if isinstance(d, CARSO) and d.purifier.layers else d.purifier.encoder
     part = d.purifier.bottleneck if d.purifier.layers else encoder
-    with counted(part) as encoded, counted(d.purifier.decoder) as decoded, counted(d.base) as classified:
+    with (
+        counted(part) as encoded,
+        counted(d.purifier.decoder) as decoded,
+        counted(d.base) as classified,
+    ):
         out = d.draws(x, 4)
     assert out.shape == (5, 4, 4)
     assert (encoded, decoded) == ([5], [5 * 4 * 3])
@@ -112,7 +123,9 @@ def limit(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 
 
 @pytest.mark.parametrize("make", [carso, vae])
-def test_large_batches_are_split_and_stay_the_same(make: Callable[[int], CARSO], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_are_split_and_stay_the_same(
+    make: Callable[[int], CARSO], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values and gradients to float rounding; the representation is still one pass."""
     d, x = make(3).double(), images().double()
 
@@ -120,7 +133,11 @@ def test_large_batches_are_split_and_stay_the_same(make: Callable[[int], CARSO],
         v = x.clone().requires_grad_()
         torch.manual_seed(1)
         representation = d.purifier.bottleneck or d.purifier.encoder
-        with counted(representation) as encoded, counted(d.purifier.decoder) as decoded, counted(d.final) as judged:
+        with (
+            counted(representation) as encoded,
+            counted(d.purifier.decoder) as decoded,
+            counted(d.final) as judged,
+        ):
             logits, drawn = d.sample_logits(v), d.draws(v, 5)
         gradient = torch.autograd.grad(logits.square().sum() + drawn.sum(), v)[0]
         assert (gradient != 0).any()
@@ -144,7 +161,9 @@ def test_a_batch_of_one_image_is_never_split_further(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("samples", [0, 1, 8])
-def test_the_representation_is_computed_once_per_image(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_representation_is_computed_once_per_image(
+    samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the samples, the draws, and the batches they are cut into: one pass of the classifier up to the taps, one of the purifier's."""
     limit(monkeypatch, 3)
     d, x = carso(samples), images()
@@ -156,7 +175,15 @@ def test_the_representation_is_computed_once_per_image(samples: int, monkeypatch
         return plain(self, taps)
 
     monkeypatch.setattr(Purifier, "condition", condition)
-    for use in (d, lambda v: d.draws(v, 1), lambda v: d.draws(v, 20), d.sample_logits, d.purify, d.surrogates["lse"], d.surrogates["mean-latent"]):
+    for use in (
+        d,
+        lambda v: d.draws(v, 1),
+        lambda v: d.draws(v, 20),
+        d.sample_logits,
+        d.purify,
+        d.surrogates["lse"],
+        d.surrogates["mean-latent"],
+    ):
         calls.clear()
         with counted(d.base) as classified, counted(d.purifier.compressors[0]) as compressed:
             use(x)
@@ -176,7 +203,9 @@ def test_no_samples_is_the_prior_mean_and_deterministic(make: type) -> None:
 
 def test_declared_parts_compose() -> None:
     d, x = carso(0), images()
-    torch.testing.assert_close(d.classify(d.decode(torch.zeros(5, d.latent_dim), d.latent(x))), d.per_draw(x)[:, 0])
+    torch.testing.assert_close(
+        d.classify(d.decode(torch.zeros(5, d.latent_dim), d.latent(x))), d.per_draw(x)[:, 0]
+    )
     torch.testing.assert_close(d.classify(d.purify(x)), d.per_draw(x)[:, 0])
     assert d.base is d.final
     noisy = carso(2)
@@ -188,7 +217,11 @@ def test_declared_parts_compose() -> None:
         assert torch.autograd.grad(out.sum(), v)[0].abs().sum() > 0
     torch.manual_seed(0)
     logits = noisy.per_draw(x)
-    for name, want in (("lse", logits.logsumexp(1)), ("mean-logit", logits.mean(1)), ("classifier", noisy.base(x))):
+    for name, want in (
+        ("lse", logits.logsumexp(1)),
+        ("mean-logit", logits.mean(1)),
+        ("classifier", noisy.base(x)),
+    ):
         torch.manual_seed(0)
         torch.testing.assert_close(noisy.surrogates[name](x), want)
 
@@ -213,7 +246,13 @@ def test_the_unconditional_vae_encodes_the_image() -> None:
     d, x = vae(2), images()
     mu, logvar = d.purifier.encode(x, torch.zeros(5, 0))
     z = torch.randn(5, 2, 3)
-    want = torch.stack([d.base(d.purifier.decode(mu + (logvar / 2).exp() * z[:, e], torch.zeros(5, 0))) for e in range(2)], 1)
+    want = torch.stack(
+        [
+            d.base(d.purifier.decode(mu + (logvar / 2).exp() * z[:, e], torch.zeros(5, 0)))
+            for e in range(2)
+        ],
+        1,
+    )
     torch.testing.assert_close(d.sample_logits(x, z), want)
 
 

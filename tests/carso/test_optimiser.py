@@ -17,21 +17,41 @@ from carso.recipe import read
     [
         (
             "cifar10",
-            {0: 5e-9, 1: 0.00256, 12: 0.03072, 24: 0.06144, 25: 0.064, 50: 0.064, 51: 0.063573, 100: 0.042669, 150: 0.021339, 199: 4.35e-4},
+            {
+                0: 5e-9,
+                1: 0.00256,
+                12: 0.03072,
+                24: 0.06144,
+                25: 0.064,
+                50: 0.064,
+                51: 0.063573,
+                100: 0.042669,
+                150: 0.021339,
+                199: 4.35e-4,
+            },
         ),
         ("cifar100", {0: 5e-9, 1: 0.00256, 25: 0.064, 50: 0.064, 51: 0.063573, 199: 4.35e-4}),
-        ("tinyimagenet200", {1: 4.13e-4, 31: 0.0128, 62: 0.0128, 63: 0.012732, 150: 0.006809, 249: 6.97e-5}),
+        (
+            "tinyimagenet200",
+            {1: 4.13e-4, 31: 0.0128, 62: 0.0128, 63: 0.012732, 150: 0.006809, 249: 6.97e-5},
+        ),
     ],
 )
 def test_learning_rate_of_the_paper(name: str, points: dict[int, float]) -> None:
     r = read(name)
     for epoch, want in points.items():
-        got = learning_rate(epoch, r.epochs, start=r.lr_start, base=r.lr, final=r.lr_final, warmup=r.warmup)
+        got = learning_rate(
+            epoch, r.epochs, start=r.lr_start, base=r.lr, final=r.lr_final, warmup=r.warmup
+        )
         assert got == pytest.approx(want, rel=2e-3)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "points"), [(200, {0: 0, 25: 0, 26: 1 / 9, 33: 8 / 9, 34: 1, 199: 1}), (250, {32: 0, 33: 1 / 11, 42: 10 / 11, 43: 1})]
+    ("epochs", "points"),
+    [
+        (200, {0: 0, 25: 0, 26: 1 / 9, 33: 8 / 9, 34: 1, 199: 1}),
+        (250, {32: 0, 33: 1 / 11, 42: 10 / 11, 43: 1}),
+    ],
 )
 def test_beta_of_the_paper(epochs: int, points: dict[int, float]) -> None:
     for epoch, want in points.items():
@@ -39,10 +59,16 @@ def test_beta_of_the_paper(epochs: int, points: dict[int, float]) -> None:
 
 
 def test_elbo_is_a_sum() -> None:
-    x, rec = torch.rand(3, 1, 4, 4, dtype=torch.float64), torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    x, rec = (
+        torch.rand(3, 1, 4, 4, dtype=torch.float64),
+        torch.rand(3, 1, 4, 4, dtype=torch.float64),
+    )
     mu, logvar = torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
     total, reconstruction, kl = elbo(rec, x, mu, logvar, 0.3)
-    bce = -sum(float(a) * math.log(b) + (1 - float(a)) * math.log(1 - b) for a, b in zip(x.flatten().tolist(), rec.flatten().tolist(), strict=True))
+    bce = -sum(
+        float(a) * math.log(b) + (1 - float(a)) * math.log(1 - b)
+        for a, b in zip(x.flatten().tolist(), rec.flatten().tolist(), strict=True)
+    )
     assert float(reconstruction) == pytest.approx(bce)
     posterior = torch.distributions.Normal(mu, (logvar / 2).exp())
     prior = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
@@ -51,7 +77,9 @@ def test_elbo_is_a_sum() -> None:
     assert elbo(torch.zeros(1, 1), torch.ones(1, 1), mu, logvar, 0)[1] == 100  # the clamp
 
 
-def radam(theta: float, gradients: list[float], lr: float, *, lookahead: bool = False) -> list[float]:
+def radam(
+    theta: float, gradients: list[float], lr: float, *, lookahead: bool = False
+) -> list[float]:
     """The paper's text, for one number."""
     m = v = 0.0
     out, slow = [], theta
@@ -59,7 +87,9 @@ def radam(theta: float, gradients: list[float], lr: float, *, lookahead: bool = 
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         n = 1999 - 2 * t * 0.999**t / (1 - 0.999**t)
         if n >= 5:
-            r = math.sqrt((1 - 0.999**t) * (n - 4) * (n - 2) * 1999 / (1995 * 1997 * n)) / (1 - 0.9**t)
+            r = math.sqrt((1 - 0.999**t) * (n - 4) * (n - 2) * 1999 / (1995 * 1997 * n)) / (
+                1 - 0.9**t
+            )
             theta -= lr * r * m / (math.sqrt(v) + 1e-8)
         else:
             theta -= lr * m / (1 - 0.9**t)
@@ -73,7 +103,9 @@ def test_radam_inside_is_the_text() -> None:
     gradients = [math.sin(3 * t) + 0.2 for t in range(1, 6)]
     parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimiser = Lookahead([parameter], lr=0.01)
-    for g, want in zip(gradients, radam(1.0, gradients, 0.01), strict=True):  # five steps: before the first meeting
+    for g, want in zip(
+        gradients, radam(1.0, gradients, 0.01), strict=True
+    ):  # five steps: before the first meeting
         parameter.grad = torch.tensor([g], dtype=torch.float64)
         optimiser.step()
         assert parameter.item() == pytest.approx(want, rel=1e-9)
@@ -100,7 +132,9 @@ def test_a_restored_optimiser_goes_on_as_it_would_have(stop: int) -> None:
         optimiser.step()
 
     def new() -> Lookahead:
-        return Lookahead([torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.zeros(4))], lr=1.0)
+        return Lookahead(
+            [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.zeros(4))], lr=1.0
+        )
 
     one, other = new(), new()
     for t in range(stop):
@@ -117,11 +151,16 @@ def test_a_restored_optimiser_goes_on_as_it_would_have(stop: int) -> None:
         assert torch.equal(p, q)
     if stop:
         with pytest.raises(KeyError, match=r"exp_avg\.1"):
-            new().restore({name: value for name, value in one.state().items() if name != "exp_avg.1"}, stop)
+            new().restore(
+                {name: value for name, value in one.state().items() if name != "exp_avg.1"}, stop
+            )
 
 
 def test_a_schedule_without_a_decay() -> None:
-    assert [learning_rate(e, 2, start=0.1, base=1.0, final=0.0, warmup=0.5) for e in range(2)] == [0.1, 1.0]
+    assert [learning_rate(e, 2, start=0.1, base=1.0, final=0.0, warmup=0.5) for e in range(2)] == [
+        0.1,
+        1.0,
+    ]
 
 
 def test_lookahead_meets_every_six_steps_and_ends_on_the_slow_weights() -> None:

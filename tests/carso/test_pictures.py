@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from bench.data.sample import load, stratified_order
-from bench.evaluate import evaluate
-from bench.execute import commit
-from bench.spec import Spec
-from bench.streams import stream
+from bench.judging.evaluate import evaluate
+from bench.judging.execute import commit
+from bench.judging.randomness import stream
+from bench.questions.spec import Spec
 from carso.analysis import pictures, sheet
 from carso.analysis.sheet import Tile, place, png, zoom
 
@@ -38,18 +38,30 @@ def pixels(data: bytes) -> Any:
 def test_every_pixel_of_an_image_is_a_square_of_the_sheet(channels: int, side: int) -> None:
     rng = np.random.default_rng(0)
     images = rng.random((2, 3, channels, side, side), dtype=np.float32)
-    rows = [[Tile(image, "4", i % 2 == 0, "small") for i, image in enumerate(row)] for row in images]
+    rows = [
+        [Tile(image, "4", i % 2 == 0, "small") for i, image in enumerate(row)] for row in images
+    ]
     found, z = pixels(png("title", ["note"], ["a", "b", "c"], rows)), zoom(side, side)
     for r, row in enumerate(images):
         for c, image in enumerate(row):
             x, y = place(r, c, side, side)
-            want = np.repeat(np.repeat(np.broadcast_to(np.rint(image * 255), (3, side, side)).transpose(1, 2, 0), z, 0), z, 1)
+            want = np.repeat(
+                np.repeat(
+                    np.broadcast_to(np.rint(image * 255), (3, side, side)).transpose(1, 2, 0), z, 0
+                ),
+                z,
+                1,
+            )
             assert np.array_equal(found[y : y + side * z, x : x + side * z], want)
 
 
 def test_right_and_wrong_differ_in_mark_and_colour() -> None:
     image = np.zeros((1, 8, 8), np.float32)
-    assert [Tile(image, "4", ok).text for ok in (True, False, None)] == ["\N{CHECK MARK} 4", "\N{BALLOT X} 4", "4"]
+    assert [Tile(image, "4", ok).text for ok in (True, False, None)] == [
+        "\N{CHECK MARK} 4",
+        "\N{BALLOT X} 4",
+        "4",
+    ]
     for ok, colour in ((True, sheet.RIGHT), (False, sheet.WRONG)):
         want = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         for tile in (Tile(image, "4", ok), Tile(None, "4", ok)):
@@ -76,16 +88,31 @@ def test_the_facts_are_those_of_the_harness(tmp_path: Path) -> None:
     assert [one["id"] for one in facts["images"]] == whole.ids[first].tolist()
     assert [one["label"] for one in facts["images"]] == whole.y[first].tolist()
     assert len(set(whole.y[first].tolist())) == 6
-    assert all(0 < one["distance"] <= 0.2 + 1e-6 and one["strayed"] == 0 and len(one["reconstructions"]) == 8 for one in facts["images"])
-    assert (facts["n"], facts["seed"], facts["eps"], facts["norm"], facts["difference_scale"]) == (6, 0, "1/5", "linf", 0.2)
+    assert all(
+        0 < one["distance"] <= 0.2 + 1e-6
+        and one["strayed"] == 0
+        and len(one["reconstructions"]) == 8
+        for one in facts["images"]
+    )
+    assert (facts["n"], facts["seed"], facts["eps"], facts["norm"], facts["difference_scale"]) == (
+        6,
+        0,
+        "1/5",
+        "linf",
+        0.2,
+    )
     assert set(facts["weights"]) == {"own:digits-at", "own:digits-carso"}
     assert all(len(digest) == 64 for digest in facts["weights"].values())
-    assert facts["command"].startswith("python -m carso.analysis.pictures --attack 'pgd-eot[steps=3,eot=1]'")
+    assert facts["command"].startswith(
+        "python -m carso.analysis.pictures --attack 'pgd-eot[steps=3,eot=1]'"
+    )
     assert facts["commit"] == commit()
     assert facts["device"].startswith("CPU")
 
 
-def test_what_is_drawn_is_what_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_drawn_is_what_was_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[pictures.Shown] = []
     sheets: list[Any] = []
     plain = pictures.show
@@ -110,25 +137,36 @@ def test_what_is_drawn_is_what_was_computed(tmp_path: Path, monkeypatch: pytest.
     with torch.no_grad():
         for i, (row, fact) in enumerate(zip(rows, facts["images"], strict=True)):
             label = fact["label"]
-            for tile, x in ((row[0], got.x[i]), (row[1], got.x_adv[i]), *((row[3 + e], got.images[i, e]) for e in range(8))):
+            for tile, x in (
+                (row[0], got.x[i]),
+                (row[1], got.x_adv[i]),
+                *((row[3 + e], got.images[i, e]) for e in range(8)),
+            ):
                 assert np.array_equal(tile.image, x.numpy())
                 said = int(defence.base(x[None]).argmax())  # one image at a time
                 assert (tile.line, tile.right) == (str(said), said == label)
-            assert np.allclose((row[2].image - 0.5) * 0.4, (got.x_adv[i] - got.x[i]).numpy(), atol=1e-6)
+            assert np.allclose(
+                (row[2].image - 0.5) * 0.4, (got.x_adv[i] - got.x[i]).numpy(), atol=1e-6
+            )
             assert [int(tile.line) for tile in row[3:11]] == fact["reconstructions"]
-            assert (row[11].line, row[11].right) == (str(fact["aggregated"]), fact["aggregated"] == label)
+            assert (row[11].line, row[11].right) == (
+                str(fact["aggregated"]),
+                fact["aggregated"] == label,
+            )
             assert row[11].small == f"{fact['right_draws']} of 10\ndraws right"
             assert int(defence.aggregate(got.logits[i : i + 1]).argmax()) == fact["aggregated"]
         spread = got.images.std(1).amax()
         assert spread > 1e-4, "eight times the same reconstruction"
         with stream(torch.device("cpu"), got.cell.key, 0, "pictures"):
             z = torch.randn(3, 8, defence.latent_dim)
-        want = defence.decode(z.flatten(0, 1), defence.latent(got.x_adv).repeat_interleave(8, 0)).unflatten(0, (3, 8))
+        want = defence.decode(
+            z.flatten(0, 1), defence.latent(got.x_adv).repeat_interleave(8, 0)
+        ).unflatten(0, (3, 8))
         torch.testing.assert_close(got.images, want)
 
 
 def evaluate_defence() -> Any:
-    from bench.registry import build_defence
+    from bench.questions.registry import build_defence
 
     return build_defence(pictures.cell_of(pictures.parse(FAST)).defence)
 
@@ -158,7 +196,9 @@ def test_same_command_same_bytes_another_seed_others(tmp_path: Path) -> None:
         (["--device", "cuda:7"], "cuda:7"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "figures"
     assert pictures.main([*FAST, "--out", str(out), *words]) == 2
     line = capsys.readouterr().err
@@ -167,19 +207,28 @@ def test_bad_input_is_one_line(words: list[str], says: str, tmp_path: Path, caps
     assert not out.exists()
 
 
-def test_missing_data_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
     out = tmp_path / "figures"
-    assert pictures.main([*FAST, "--dataset", "mnist", "--data-dir", str(tmp_path / "data"), "--out", str(out)]) == 2
+    assert (
+        pictures.main(
+            [*FAST, "--dataset", "mnist", "--data-dir", str(tmp_path / "data"), "--out", str(out)]
+        )
+        == 2
+    )
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("pictures: dataset 'mnist' is not there: put ")
     assert not out.exists()
 
 
-def test_interrupted_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -37,34 +37,69 @@ def count(*modules: Any) -> int:
 @pytest.mark.parametrize("name", list(COUNTS))
 def test_parameter_counts_of_the_paper(name: str) -> None:
     p = paper(name)
-    got = (count(p.encoder), count(p.compressors), count(p.bottleneck), count(p.joint), count(p.mu, p.logvar), count(p.decoder), count(p))
+    got = (
+        count(p.encoder),
+        count(p.compressors),
+        count(p.bottleneck),
+        count(p.joint),
+        count(p.mu, p.logvar),
+        count(p.decoder),
+        count(p),
+    )
     assert got == COUNTS[name]
 
 
 def test_layers_of_the_paper() -> None:
     layers = read("cifar10").layers
     assert len(layers) == 26
-    assert layers[:3] == ("layer.0.block.0.conv_0", "layer.0.block.0.conv_1", "layer.0.block.1.conv_0")
-    assert layers[8:11] == ("layer.1.block.0.conv_0", "layer.1.block.0.conv_1", "layer.1.block.0.shortcut")
-    assert layers[17:20] == ("layer.2.block.0.conv_0", "layer.2.block.0.conv_1", "layer.2.block.0.shortcut")
+    assert layers[:3] == (
+        "layer.0.block.0.conv_0",
+        "layer.0.block.0.conv_1",
+        "layer.0.block.1.conv_0",
+    )
+    assert layers[8:11] == (
+        "layer.1.block.0.conv_0",
+        "layer.1.block.0.conv_1",
+        "layer.1.block.0.shortcut",
+    )
+    assert layers[17:20] == (
+        "layer.2.block.0.conv_0",
+        "layer.2.block.0.conv_1",
+        "layer.2.block.0.shortcut",
+    )
     assert layers == read("cifar100").layers == read("tinyimagenet200").layers
 
 
 @pytest.mark.parametrize(
     ("name", "compressed", "flat", "decoder"),
     [
-        ("cifar10", ((20, 26, 26), (40, 10, 10), (80, 2, 2)), 147_040, [(256, 5, 5), (128, 9, 9), (64, 17, 17), (32, 33, 33), (3, 32, 32)]),
-        ("tinyimagenet200", ((10, 56, 56), (20, 24, 24), (40, 8, 8)), 377_600, [(256, 8, 8), (128, 16, 16), (64, 32, 32), (32, 64, 64), (3, 64, 64)]),
+        (
+            "cifar10",
+            ((20, 26, 26), (40, 10, 10), (80, 2, 2)),
+            147_040,
+            [(256, 5, 5), (128, 9, 9), (64, 17, 17), (32, 33, 33), (3, 32, 32)],
+        ),
+        (
+            "tinyimagenet200",
+            ((10, 56, 56), (20, 24, 24), (40, 8, 8)),
+            377_600,
+            [(256, 8, 8), (128, 16, 16), (64, 32, 32), (32, 64, 64), (3, 64, 64)],
+        ),
     ],
 )
-def test_shapes_of_the_paper(name: str, compressed: tuple[tuple[int, ...], ...], flat: int, decoder: list[tuple[int, ...]]) -> None:
+def test_shapes_of_the_paper(
+    name: str, compressed: tuple[tuple[int, ...], ...], flat: int, decoder: list[tuple[int, ...]]
+) -> None:
     p = paper(name).eval()
     for i, want in zip((0, 8, 17), compressed, strict=True):
         tap = p.layout.taps[i]
         assert p.layout.compressed(tap) == want
         assert p.compressors[i](torch.empty(1, *tap, device="meta")).shape[1:] == want
     assert sum(prod(p.layout.compressed(tap)) for tap in p.layout.taps) == flat
-    h = torch.empty(2, p.layout.latent, device="meta"), torch.empty(2, p.layout.bottleneck, device="meta")
+    h = (
+        torch.empty(2, p.layout.latent, device="meta"),
+        torch.empty(2, p.layout.bottleneck, device="meta"),
+    )
     h = p.decoder[0](h)
     for stage, want in zip(list(p.decoder)[1:6], decoder, strict=True):
         h = stage(h)
@@ -72,8 +107,17 @@ def test_shapes_of_the_paper(name: str, compressed: tuple[tuple[int, ...], ...],
     side = p.layout.image[1]
     c = p.condition([torch.empty(2, *tap, device="meta") for tap in p.layout.taps])
     mu, logvar = p.encode(torch.empty(2, 3, side, side, device="meta"), c)
-    assert (c.shape, mu.shape, logvar.shape) == ((2, p.layout.bottleneck), (2, p.layout.latent), (2, p.layout.latent))
-    assert p.encoder(torch.empty(1, 3, side, side, device="meta")).shape == (1, 12, side // 4, side // 4)
+    assert (c.shape, mu.shape, logvar.shape) == (
+        (2, p.layout.bottleneck),
+        (2, p.layout.latent),
+        (2, p.layout.latent),
+    )
+    assert p.encoder(torch.empty(1, 3, side, side, device="meta")).shape == (
+        1,
+        12,
+        side // 4,
+        side // 4,
+    )
 
 
 def test_key_names_of_the_released_files() -> None:
@@ -82,16 +126,43 @@ def test_key_names_of_the_released_files() -> None:
     assert p.bottleneck is not None
     assert p.bottleneck.state_dict()["1.0.weight"].shape == (512, 147_040)
     decoder = {k: tuple(v.shape) for k, v in p.decoder.state_dict().items()}
-    assert (len(p.compressors.state_dict()), len(p.bottleneck.state_dict()), len(decoder)) == (468, 6, 28)
+    assert (len(p.compressors.state_dict()), len(p.bottleneck.state_dict()), len(decoder)) == (
+        468,
+        6,
+        28,
+    )
     assert (decoder["0.1.weight"], decoder["0.1.bias"]) == ((2304, 640), (2304,))
-    assert [decoder[f"{i}.0.weight"] for i in (1, 2, 3, 4)] == [(256, 256, 3, 3), (256, 128, 3, 3), (128, 64, 3, 3), (64, 32, 3, 3)]
-    assert (decoder["5.weight"], decoder["5.bias"], decoder["4.1.running_var"]) == ((32, 3, 2, 2), (3,), (32,))
+    assert [decoder[f"{i}.0.weight"] for i in (1, 2, 3, 4)] == [
+        (256, 256, 3, 3),
+        (256, 128, 3, 3),
+        (128, 64, 3, 3),
+        (64, 32, 3, 3),
+    ]
+    assert (decoder["5.weight"], decoder["5.bias"], decoder["4.1.running_var"]) == (
+        (32, 3, 2, 2),
+        (3,),
+        (32,),
+    )
 
 
 @pytest.mark.parametrize("last_kernel", [2, 3])
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (7, 12), (1, 5), (33, 64), (50, 31)])
 def test_the_decoder_hits_any_size(size: tuple[int, int], last_kernel: int) -> None:
-    made = Purifier(Layout((2, *size), ((4, 3, 3),), (0.5, 0.5), (0.2, 0.3), 1, 1, 5, 3, (4, 6), (6, 5, 4, 3), last_kernel)).eval()
+    made = Purifier(
+        Layout(
+            (2, *size),
+            ((4, 3, 3),),
+            (0.5, 0.5),
+            (0.2, 0.3),
+            1,
+            1,
+            5,
+            3,
+            (4, 6),
+            (6, 5, 4, 3),
+            last_kernel,
+        )
+    ).eval()
     x = made.decode(torch.randn(2, 3), torch.randn(2, 5))
     assert x.shape == (2, 2, *size)
     assert 0 < x.min() < x.max() < 1
@@ -101,7 +172,9 @@ def test_the_decoder_hits_any_size(size: tuple[int, int], last_kernel: int) -> N
 
 def test_the_condition_reads_every_tap_and_the_posterior_the_scaled_image() -> None:
     p = purifier()
-    rest = [torch.randn(2, *tap, generator=torch.Generator().manual_seed(0)) for tap in p.layout.taps]
+    rest = [
+        torch.randn(2, *tap, generator=torch.Generator().manual_seed(0)) for tap in p.layout.taps
+    ]
     base = p.condition(rest)
     for i in range(len(LAYERS)):
         moved = [r + (j == i) for j, r in enumerate(rest)]
@@ -115,7 +188,10 @@ def test_the_condition_reads_every_tap_and_the_posterior_the_scaled_image() -> N
 def test_z_comes_before_c() -> None:
     p = purifier()
     z, c = torch.randn(2, 3), torch.randn(2, 6)
-    torch.testing.assert_close(p.decode(z, c), p.decoder[1:](p.decoder[0][3](p.decoder[0][2](p.decoder[0][1](torch.cat([z, c], 1))))))
+    torch.testing.assert_close(
+        p.decode(z, c),
+        p.decoder[1:](p.decoder[0][3](p.decoder[0][2](p.decoder[0][1](torch.cat([z, c], 1))))),
+    )
 
 
 def test_the_forward_pass_samples_the_posterior() -> None:
@@ -132,13 +208,22 @@ def test_the_forward_pass_samples_the_posterior() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"taps": ((512, 4, 4),), "blocks": 3, "padding": 0}, r"tap 0 \(512x4x4\) is too small for 3 blocks .* need 7x7"),
+        (
+            {"taps": ((512, 4, 4),), "blocks": 3, "padding": 0},
+            r"tap 0 \(512x4x4\) is too small for 3 blocks .* need 7x7",
+        ),
         ({"mean": (0.1, 0.2)}, "one value for each of the 1 channels"),
         ({"last_kernel": 4}, "last_kernel=4 must be 2 or 3"),
         ({"latent": 0}, "at least 1"),
-        ({"taps": ((5, None, None),)}, "flat=0 is counted where the taps' shapes are known, and must be given where they are not"),
+        (
+            {"taps": ((5, None, None),)},
+            "flat=0 is counted where the taps' shapes are known, and must be given where they are not",
+        ),
         ({"taps": ((5, 8, 8),), "flat": 3}, "flat=3 is counted"),
-        ({"taps": ((None, 8, 8),), "flat": 3}, "only the height and the width of a tap can be unknown"),
+        (
+            {"taps": ((None, 8, 8),), "flat": 3},
+            "only the height and the width of a tap can be unknown",
+        ),
         ({"taps": ((None,),), "flat": 3}, "only the height and the width of a tap can be unknown"),
     ],
 )
@@ -163,7 +248,15 @@ def test_activations() -> None:
     kinds = [module for module in p.modules() if not list(module.children())]
     leaky = [module.negative_slope for module in kinds if isinstance(module, torch.nn.LeakyReLU)]
     assert leaky == [0.2] * (26 * 3 + 1 + 2 + 1 + 1 + 4)
-    normal = {torch.nn.Conv2d, torch.nn.Linear, torch.nn.ConvTranspose2d, torch.nn.BatchNorm2d, torch.nn.BatchNorm1d, torch.nn.Unflatten, Cat}
+    normal = {
+        torch.nn.Conv2d,
+        torch.nn.Linear,
+        torch.nn.ConvTranspose2d,
+        torch.nn.BatchNorm2d,
+        torch.nn.BatchNorm1d,
+        torch.nn.Unflatten,
+        Cat,
+    }
     assert {type(module) for module in kinds} == normal | {torch.nn.LeakyReLU, torch.nn.Sigmoid}
     assert isinstance(p.decoder[-1], torch.nn.Sigmoid)
 
@@ -177,16 +270,35 @@ def test_foreign_taps_are_refused() -> None:
 
 def test_taps_whose_height_is_not_known() -> None:
     """Channels 5 become 3, maps of 8 wide stay as wide, and 7 flat values enter as they are."""
-    made = Purifier(Layout.from_json(layout().to_json() | {"taps": ((5, None, 8), (7,)), "flat": 3 * 9 * 8 + 7}), ("a", "b")).eval()
+    made = Purifier(
+        Layout.from_json(
+            layout().to_json() | {"taps": ((5, None, 8), (7,)), "flat": 3 * 9 * 8 + 7}
+        ),
+        ("a", "b"),
+    ).eval()
     assert made.condition([torch.ones(2, 5, 9, 8), torch.ones(2, 7)]).shape == (2, 6)
-    for taps in ([(5, 8, 9), (7,)], [(5, 9, 8), (8,)], [(5, 9, 8), (7, 1)], [(6, 9, 8), (7,)], [(5, 9, 8)], [(5, 8, 8), (7,)]):
-        with pytest.raises(ValueError, match=r"made for taps of the shapes|223 values after compression, the classifier's have 199"):
+    for taps in (
+        [(5, 8, 9), (7,)],
+        [(5, 9, 8), (8,)],
+        [(5, 9, 8), (7, 1)],
+        [(6, 9, 8), (7,)],
+        [(5, 9, 8)],
+        [(5, 8, 8), (7,)],
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"made for taps of the shapes|223 values after compression, the classifier's have 199",
+        ):
             made.condition([torch.ones(2, *tap) for tap in taps])
 
 
 def test_a_purifier_without_an_encoder() -> None:
     made = Purifier(Layout.from_json(layout().to_json() | {"encoder": ()}), LAYERS).eval()
-    assert {key.partition(".")[0] for key in made.state_dict()} == {"compressors", "bottleneck", "decoder"}
+    assert {key.partition(".")[0] for key in made.state_dict()} == {
+        "compressors",
+        "bottleneck",
+        "decoder",
+    }
     with pytest.raises(ValueError, match="has no encoder, and can only decode"):
         made.encode(images(2), torch.zeros(2, 6))
     assert made.decode(torch.zeros(2, 3), torch.zeros(2, 6)).shape == (2, 1, 8, 8)

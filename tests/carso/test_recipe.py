@@ -27,11 +27,23 @@ def test_every_recipe_explains_itself(name: str) -> None:
     for field in fields(Recipe):
         assert f"\n{field.name} = " in text
     for line in text.splitlines():
-        assert "#" in line or not re.match(r"\w+ = .*[^\[]$", line) or line.startswith("layers"), f"no word about: {line}"
+        assert "#" in line or not re.match(r"\w+ = .*[^\[]$", line) or line.startswith("layers"), (
+            f"no word about: {line}"
+        )
 
 
 def test_changes_are_typed() -> None:
-    recipe = read("digits", changes={"layers": "conv1, conv3", "epochs": "3", "lr": "1e-3", "half": "false", "encoder": "[4,5]", "eps_weak": "1/9"})
+    recipe = read(
+        "digits",
+        changes={
+            "layers": "conv1, conv3",
+            "epochs": "3",
+            "lr": "1e-3",
+            "half": "false",
+            "encoder": "[4,5]",
+            "eps_weak": "1/9",
+        },
+    )
     assert (recipe.layers, recipe.encoder, recipe.eps_weak) == (("conv1", "conv3"), (4, 5), "1/9")
     assert (recipe.epochs, recipe.lr, recipe.half) == (3, 1e-3, False)
 

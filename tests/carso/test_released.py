@@ -32,19 +32,30 @@ class Convs(nn.Module):
         self.sides, self.logits = sides, nn.Linear(sum(channels), 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = [conv(nn.functional.interpolate(x, (side, side))) for conv, side in zip(self.convs, self.sides, strict=True)]
+        out = [
+            conv(nn.functional.interpolate(x, (side, side)))
+            for conv, side in zip(self.convs, self.sides, strict=True)
+        ]
         logits: Tensor = self.logits(torch.cat([r.mean((2, 3)) for r in out], 1)) * 3
         return logits
 
     def taps(self, x: Tensor) -> list[Tensor]:
-        return [conv(nn.functional.interpolate(x, (side, side))) for conv, side in zip(self.convs, self.sides, strict=True)]
+        return [
+            conv(nn.functional.interpolate(x, (side, side)))
+            for conv, side in zip(self.convs, self.sides, strict=True)
+        ]
 
 
 def parts(kind: str, seed: int = 0) -> dict[str, State]:
     channels, sides, blocks, c, d, maps, grain, kernel = SIZES[kind]
-    flat = sum(-(-n // 2**blocks) * (side - 2 * blocks) ** 2 for n, side in zip(channels, sides, strict=True))
+    flat = sum(
+        -(-n // 2**blocks) * (side - 2 * blocks) ** 2
+        for n, side in zip(channels, sides, strict=True)
+    )
     shapes = authors.purifier_shapes(channels, blocks, flat, c, d, maps, grain, kernel)
-    return {part: authors.random_state(want, seed + i) for i, (part, want) in enumerate(shapes.items())}
+    return {
+        part: authors.random_state(want, seed + i) for i, (part, want) in enumerate(shapes.items())
+    }
 
 
 def names(kind: str) -> list[str]:
@@ -76,9 +87,15 @@ def test_the_function_is_the_authors(kind: str) -> None:
     want = torch.stack([f(image) for image in wants], 1)
     model = CARSO(f, purifier, samples=4)
     torch.testing.assert_close(model.sample_logits(x, z), want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.aggregate(want).double(), authors.peel(want), rtol=1e-4, atol=1e-4)
-    swapped = state["decoder"] | {"0.1.weight": state["decoder"]["0.1.weight"].roll(SIZES[kind][4], 1)}
-    turned = from_released(state["repr_compressors"], state["repr_fcn_compressor"], swapped, layers=names(kind))
+    torch.testing.assert_close(
+        model.aggregate(want).double(), authors.peel(want), rtol=1e-4, atol=1e-4
+    )
+    swapped = state["decoder"] | {
+        "0.1.weight": state["decoder"]["0.1.weight"].roll(SIZES[kind][4], 1)
+    }
+    turned = from_released(
+        state["repr_compressors"], state["repr_fcn_compressor"], swapped, layers=names(kind)
+    )
     assert not torch.allclose(turned.decode(z[:, 0], c), wants[0], atol=1e-2)
 
 
@@ -114,7 +131,9 @@ def test_without_the_training_parts_it_can_only_decode(tmp_path: Path) -> None:
     for use in (lambda p: p.encode(x, c), lambda p: p(x, f.taps(x))):
         with pytest.raises(ValueError, match="no encoder, and can only decode"):
             use(purifier)
-    assert sum(p.numel() for p in purifier.parameters()) == sum(v.numel() for k, v in flat(parts("cifar")) if v.ndim and "running" not in k)
+    assert sum(p.numel() for p in purifier.parameters()) == sum(
+        v.numel() for k, v in flat(parts("cifar")) if v.ndim and "running" not in k
+    )
     save(tmp_path / "a.safetensors", purifier, describe(purifier, f))
     back, _ = load(tmp_path / "a.safetensors")
     assert back.layout == purifier.layout
@@ -128,20 +147,40 @@ def flat(state: dict[str, State]) -> list[tuple[str, Tensor]]:
 @pytest.mark.parametrize("widths", [[6, 12], [4, 5, 7]])
 @torch.no_grad()
 def test_the_training_parts(widths: list[int]) -> None:
-    extra = {part: authors.random_state(want, 20 + i) for i, (part, want) in enumerate(authors.training_shapes(widths, 32, 6, 4).items())}
+    extra = {
+        part: authors.random_state(want, 20 + i)
+        for i, (part, want) in enumerate(authors.training_shapes(widths, 32, 6, 4).items())
+    }
     x, c = images("cifar"), torch.randn(3, 6)
     plain = from_released(*parts("cifar").values(), layers=names("cifar"), training_parts=extra)
     for got, want in zip(plain.encode(x, c), authors.encode(extra, x, c), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    scaled = from_released(*parts("cifar").values(), layers=names("cifar"), training_parts=extra, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    moved = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    scaled = from_released(
+        *parts("cifar").values(),
+        layers=names("cifar"),
+        training_parts=extra,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.5, 0.6, 0.7),
+    )
+    moved = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(
+        3, 1, 1
+    )
     for got, want in zip(scaled.encode(x, c), authors.encode(extra, moved, c), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"holds input_compressor, neck; it takes all of input_compressor, joint_fcn_compressor, neck"):
-        from_released(*parts("cifar").values(), layers=names("cifar"), training_parts={k: v for k, v in extra.items() if k[0] != "j"})
+    with pytest.raises(
+        ValueError,
+        match=r"holds input_compressor, neck; it takes all of input_compressor, joint_fcn_compressor, neck",
+    ):
+        from_released(
+            *parts("cifar").values(),
+            layers=names("cifar"),
+            training_parts={k: v for k, v in extra.items() if k[0] != "j"},
+        )
 
 
-def change(part: str, key: str, act: Callable[[Tensor], Tensor | None]) -> Callable[[dict[str, State]], None]:
+def change(
+    part: str, key: str, act: Callable[[Tensor], Tensor | None]
+) -> Callable[[dict[str, State]], None]:
     def do(state: dict[str, State]) -> None:
         new = act(state[part].pop(key))
         if new is not None:
@@ -157,26 +196,77 @@ def gone(_: Tensor) -> None:
 @pytest.mark.parametrize(
     ("do", "says"),
     [
-        (change("repr_compressors", "1.2.0.weight", gone), r"repr_compressors lacks 1\.2\.0\.weight$"),
-        (change("repr_compressors", "0.0.0.weight", gone), r"repr_compressors lacks 0\.0\.0\.weight$"),
-        (change("repr_compressors", "2.1.1.running_var", gone), r"repr_compressors lacks 2\.1\.1\.running_var$"),
-        (change("repr_compressors", "1.0.1.num_batches_tracked", gone), r"lacks 1\.0\.1\.num_batches_tracked$"),
-        (lambda s: s["repr_compressors"].update(more=torch.ones(1)), r"repr_compressors also holds more$"),
-        (lambda s: s["decoder"].update({"5.1.weight": torch.ones(1)}), r"decoder also holds 5\.1\.weight$"),
-        (lambda s: s["repr_compressors"].update({"3.0.0.weight": torch.ones(1)}), "is of 4 taps, and layers names 3"),
-        (change("repr_compressors", "0.1.0.weight", lambda t: t.transpose(0, 1)), r"0\.1\.0\.weight of the shape \(8, 4, 3, 3\), not \(4, 8, 3, 3\)"),
-        (change("repr_compressors", "1.0.0.weight", lambda t: t[:, :, :1, :1]), r"1\.0\.0\.weight of the shape \(5, 9, 1, 1\), not \(5, 9, 3, 3\)"),
-        (change("repr_fcn_compressor", "1.0.weight", gone), r"repr_fcn_compressor lacks 1\.0\.weight$"),
+        (
+            change("repr_compressors", "1.2.0.weight", gone),
+            r"repr_compressors lacks 1\.2\.0\.weight$",
+        ),
+        (
+            change("repr_compressors", "0.0.0.weight", gone),
+            r"repr_compressors lacks 0\.0\.0\.weight$",
+        ),
+        (
+            change("repr_compressors", "2.1.1.running_var", gone),
+            r"repr_compressors lacks 2\.1\.1\.running_var$",
+        ),
+        (
+            change("repr_compressors", "1.0.1.num_batches_tracked", gone),
+            r"lacks 1\.0\.1\.num_batches_tracked$",
+        ),
+        (
+            lambda s: s["repr_compressors"].update(more=torch.ones(1)),
+            r"repr_compressors also holds more$",
+        ),
+        (
+            lambda s: s["decoder"].update({"5.1.weight": torch.ones(1)}),
+            r"decoder also holds 5\.1\.weight$",
+        ),
+        (
+            lambda s: s["repr_compressors"].update({"3.0.0.weight": torch.ones(1)}),
+            "is of 4 taps, and layers names 3",
+        ),
+        (
+            change("repr_compressors", "0.1.0.weight", lambda t: t.transpose(0, 1)),
+            r"0\.1\.0\.weight of the shape \(8, 4, 3, 3\), not \(4, 8, 3, 3\)",
+        ),
+        (
+            change("repr_compressors", "1.0.0.weight", lambda t: t[:, :, :1, :1]),
+            r"1\.0\.0\.weight of the shape \(5, 9, 1, 1\), not \(5, 9, 3, 3\)",
+        ),
+        (
+            change("repr_fcn_compressor", "1.0.weight", gone),
+            r"repr_fcn_compressor lacks 1\.0\.weight$",
+        ),
         (change("repr_fcn_compressor", "1.0.weight", lambda t: t[0]), "not of 2 dimensions"),
-        (change("repr_fcn_compressor", "1.1.bias", lambda t: t[1:]), r"1\.1\.bias of the shape \(5,\), not \(6,\)"),
-        (change("decoder", "0.1.weight", lambda t: t[:, :6]), "6 columns, too few for a condition of 6 values"),
-        (change("decoder", "0.1.weight", lambda t: t[1:]), "makes no square image: 0.1.weight has 89 rows for 10 channels"),
-        (change("decoder", "5.weight", lambda t: torch.ones(4, 3, 4, 4)), r"no square image.*\(4, 4\)"),
+        (
+            change("repr_fcn_compressor", "1.1.bias", lambda t: t[1:]),
+            r"1\.1\.bias of the shape \(5,\), not \(6,\)",
+        ),
+        (
+            change("decoder", "0.1.weight", lambda t: t[:, :6]),
+            "6 columns, too few for a condition of 6 values",
+        ),
+        (
+            change("decoder", "0.1.weight", lambda t: t[1:]),
+            "makes no square image: 0.1.weight has 89 rows for 10 channels",
+        ),
+        (
+            change("decoder", "5.weight", lambda t: torch.ones(4, 3, 4, 4)),
+            r"no square image.*\(4, 4\)",
+        ),
         (change("decoder", "5.bias", gone), r"decoder lacks 5\.bias$"),
         (change("decoder", "2.0.weight", gone), r"decoder lacks 2\.0\.weight$"),
-        (change("decoder", "3.1.running_mean", lambda t: t * torch.nan), r"decoder is damaged: 3\.1\.running_mean is not finite"),
-        (change("repr_compressors", "2.0.0.weight", lambda t: t / 0), r"repr_compressors is damaged: 2\.0\.0\.weight is not finite"),
-        (change("repr_fcn_compressor", "1.1.running_var", lambda t: -t), r"damaged: 1\.1\.running_var has negative values"),
+        (
+            change("decoder", "3.1.running_mean", lambda t: t * torch.nan),
+            r"decoder is damaged: 3\.1\.running_mean is not finite",
+        ),
+        (
+            change("repr_compressors", "2.0.0.weight", lambda t: t / 0),
+            r"repr_compressors is damaged: 2\.0\.0\.weight is not finite",
+        ),
+        (
+            change("repr_fcn_compressor", "1.1.running_var", lambda t: -t),
+            r"damaged: 1\.1\.running_var has negative values",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(do: Callable[[dict[str, State]], None], says: str) -> None:
@@ -192,17 +282,27 @@ def test_what_does_not_fit_is_named(do: Callable[[dict[str, State]], None], says
     [
         ([11, 9], [16, 9], "made for taps of the shapes"),
         ([11, 9, 7], [16, 9, 6], "made for taps of the shapes"),
-        ([11, 9, 9], [16, 9, 5], "made for taps of 69 values after compression, the classifier's have 77"),
+        (
+            [11, 9, 9],
+            [16, 9, 5],
+            "made for taps of 69 values after compression, the classifier's have 77",
+        ),
         ([11, 9, 6], [16, 9, 5], r"tap 2 \(5x6x6\) is too small for 3 blocks .* need 7x7"),
     ],
 )
 def test_taps_of_another_classifier(sides: list[int], channels: list[int], says: str) -> None:
     purifier = from_released(*parts("cifar").values(), layers=names("cifar"))
     with pytest.raises(ValueError, match=says):
-        purifier.condition([torch.ones(2, n, side, side) for n, side in zip(channels, sides, strict=True)])
+        purifier.condition(
+            [torch.ones(2, n, side, side) for n, side in zip(channels, sides, strict=True)]
+        )
 
 
-COUNTS = {"cifar10": (468, 28_460_398, 2_456_071), "cifar100": (468, 28_460_398, 2_456_071), "tinyimagenet200": (624, 28_801_304, 4_915_943)}
+COUNTS = {
+    "cifar10": (468, 28_460_398, 2_456_071),
+    "cifar100": (468, 28_460_398, 2_456_071),
+    "tinyimagenet200": (624, 28_801_304, 4_915_943),
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -212,16 +312,27 @@ def test_the_layouts_of_the_released_files(name: str) -> None:
     with torch.device("meta"):
         held = released.modules(Purifier(released.layout(name), released.layers(name)))
     assert {part: released.shapes(module.state_dict()) for part, module in held.items()} == want
-    sizes = [sum(torch.Size(shape).numel() for shape in want[part].values()) for part in ("repr_compressors", "decoder")]
+    sizes = [
+        sum(torch.Size(shape).numel() for shape in want[part].values())
+        for part in ("repr_compressors", "decoder")
+    ]
     assert (len(want["repr_compressors"]), *sizes) == COUNTS[name]
     assert (len(want["repr_fcn_compressor"]), len(want["decoder"])) == (6, 28)
     assert list(released.layers(name)) == authors.LAYERS
-    assert released.layout(name).image == ((3, 64, 64) if name == "tinyimagenet200" else (3, 32, 32))
+    assert released.layout(name).image == (
+        (3, 64, 64) if name == "tinyimagenet200" else (3, 32, 32)
+    )
 
 
 def test_addresses() -> None:
-    assert released.files("cifar10")["decoder"] == "cifar_10_cuiwrn2810/models/wrn_28_10_cifar_10_cui_2023_decoder.safetensors"
-    assert released.files("cifar100-own")["repr_compressors"] == "cifar_100_ownwrn2810/wrn_28_10_cifar_100_own_2025_repr_compressors.safetensors"
+    assert (
+        released.files("cifar10")["decoder"]
+        == "cifar_10_cuiwrn2810/models/wrn_28_10_cifar_10_cui_2023_decoder.safetensors"
+    )
+    assert (
+        released.files("cifar100-own")["repr_compressors"]
+        == "cifar_100_ownwrn2810/wrn_28_10_cifar_100_own_2025_repr_compressors.safetensors"
+    )
     assert released.files("tinyimagenet200")["repr_fcn_compressor"].endswith(
         "models/wrn_28_10_tinyimagenet_200_wang_2023_repr_fcn_compressor.safetensors"
     )

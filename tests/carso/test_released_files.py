@@ -45,9 +45,13 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server's folder, with the three files where the authors' server has them."""
     top = tmp_path / "remote"
     put(top)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(top)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(top))
+    )
     monkeypatch.setattr(released, "BASE", f"http://127.0.0.1:{server.server_port}/")
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     yield top
     server.shutdown()
     server.server_close()
@@ -68,14 +72,20 @@ def test_fetched_and_loaded(remote: Path, models: Path) -> None:
     assert there(models) == sorted(released.files(NAME).values())
     model = load_released(NAME, classifier("cifar"), samples=3, aggregation="logit")
     state, x, z = parts("cifar"), images("cifar"), torch.randn(3, 3, 4)
-    c = authors.condition(state["repr_compressors"], state["repr_fcn_compressor"], classifier("cifar").taps(x))
-    want = torch.stack([classifier("cifar")(authors.decode(state["decoder"], z[:, e], c)) for e in range(3)], 1)
+    c = authors.condition(
+        state["repr_compressors"], state["repr_fcn_compressor"], classifier("cifar").taps(x)
+    )
+    want = torch.stack(
+        [classifier("cifar")(authors.decode(state["decoder"], z[:, e], c)) for e in range(3)], 1
+    )
     torch.testing.assert_close(model.sample_logits(x, z), want, rtol=1e-4, atol=1e-5)
     assert model(x).shape == (3, 5)
     torch.testing.assert_close(model.aggregate(want), want.mean(1))
 
 
-def test_what_is_there_is_not_fetched_again(remote: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_fetched_again(
+    remote: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = models / released.files(NAME)["decoder"]
     authors.write(decoder, parts("cifar", 50)["decoder"])
     before = decoder.read_bytes()
@@ -85,8 +95,12 @@ def test_what_is_there_is_not_fetched_again(remote: Path, models: Path, monkeypa
     released.ensure(NAME)
 
 
-@pytest.mark.parametrize("kind", ["extra key", "other shape", "no safetensors", "truncated", "page"])
-def test_a_file_of_something_else_is_refused_and_removed(remote: Path, models: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["extra key", "other shape", "no safetensors", "truncated", "page"]
+)
+def test_a_file_of_something_else_is_refused_and_removed(
+    remote: Path, models: Path, kind: str
+) -> None:
     file = remote / released.files(NAME)["decoder"]
     state = parts("cifar")["decoder"]
     if kind == "extra key":
@@ -95,20 +109,35 @@ def test_a_file_of_something_else_is_refused_and_removed(remote: Path, models: P
         authors.write(file, state | {"5.bias": torch.ones(4)})
     else:
         whole = file.read_bytes()
-        file.write_bytes({"no safetensors": b"\1\2", "truncated": whole[:-9], "page": b"<html><body>Sorry</body></html>"}[kind])
+        file.write_bytes(
+            {
+                "no safetensors": b"\1\2",
+                "truncated": whole[:-9],
+                "page": b"<html><body>Sorry</body></html>",
+            }[kind]
+        )
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the text is looked at below
         released.ensure(NAME)
     line = str(caught.value)
-    says = {"extra key": "also holds more", "other shape": "5.bias of the shape (4,), not (3,)", "page": "a web page"}
+    says = {
+        "extra key": "also holds more",
+        "other shape": "5.bias of the shape (4,), not (3,)",
+        "page": "a web page",
+    }
     assert says.get(kind, "is not a safetensors file, or is damaged") in line
-    assert f"put {released.BASE}{released.files(NAME)['decoder']} at {models / released.files(NAME)['decoder']}" in line
+    assert (
+        f"put {released.BASE}{released.files(NAME)['decoder']} at {models / released.files(NAME)['decoder']}"
+        in line
+    )
     assert "\n" not in line
     assert not [path for path in there(models) if "decoder" in path]
     assert len(there(models)) == 2  # the others are fine
 
 
 def test_without_a_network_it_says_what_to_put_where(models: Path) -> None:
-    with pytest.raises(ValueError, match=r"^the files of purifier 'released:cifar10' are not there: put ") as caught:
+    with pytest.raises(
+        ValueError, match=r"^the files of purifier 'released:cifar10' are not there: put "
+    ) as caught:
         released.ensure(NAME)
     for file in released.files(NAME).values():
         assert f"{released.BASE}{file} at {models / file}" in str(caught.value)
@@ -119,7 +148,10 @@ def test_without_a_network_it_says_what_to_put_where(models: Path) -> None:
 
 
 def test_loading_never_fetches(remote: Path, models: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"purifier 'released:cifar10' are not there: put http.*_decoder\.safetensors at "):
+    with pytest.raises(
+        ValueError,
+        match=r"purifier 'released:cifar10' are not there: put http.*_decoder\.safetensors at ",
+    ):
         load_released(NAME, classifier("cifar"))
     assert not models.exists()
     load_released(NAME, classifier("cifar"), folder=remote)
@@ -130,11 +162,16 @@ def test_a_damaged_file_of_the_user_is_named_and_kept(models: Path) -> None:
     path = models / released.files(NAME)["repr_fcn_compressor"]
     path.write_bytes(path.read_bytes()[:-5])
     for act in (lambda: released.ensure(NAME), lambda: load_released(NAME, classifier("cifar"))):
-        with pytest.raises(ValueError, match=r"^'.*_repr_fcn_compressor\.safetensors' is not a safetensors file, or is damaged"):
+        with pytest.raises(
+            ValueError,
+            match=r"^'.*_repr_fcn_compressor\.safetensors' is not a safetensors file, or is damaged",
+        ):
             act()
     assert path.is_file()
     authors.write(
-        path, {k: v * torch.nan for k, v in parts("cifar")["repr_fcn_compressor"].items() if v.ndim} | {"1.1.num_batches_tracked": torch.tensor(0)}
+        path,
+        {k: v * torch.nan for k, v in parts("cifar")["repr_fcn_compressor"].items() if v.ndim}
+        | {"1.1.num_batches_tracked": torch.tensor(0)},
     )
     released.ensure(NAME)  # which reads no values
     with pytest.raises(ValueError, match=r"repr_fcn_compressor is damaged: .* is not finite"):
@@ -149,7 +186,9 @@ def test_another_classifier_is_refused(models: Path) -> None:
         load_released(NAME, classifier("cifar").__class__([16, 9, 4], [11, 9, 7]))
 
 
-def test_a_resumed_file_is_checked_as_a_whole(remote: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_file_is_checked_as_a_whole(
+    remote: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An interrupt leaves a part that the next call finishes."""
     real = download.read
     monkeypatch.setattr(download, "BLOCK", 512)

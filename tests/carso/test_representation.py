@@ -12,7 +12,9 @@ from tests.carso.small import IMAGE, classifier, images
 
 def test_taps_are_what_the_layers_computed() -> None:
     f, x = classifier(), images()
-    first, second, third = taps(f, x, ("fc", "block.conv2", "conv1"))  # a set: order of execution, not of the list
+    first, second, third = taps(
+        f, x, ("fc", "block.conv2", "conv1")
+    )  # a set: order of execution, not of the list
     want = f.conv1(x)
     assert torch.equal(first, want)  # though a ReLU then works in place on it
     assert first.min() < 0
@@ -52,7 +54,11 @@ def test_a_layer_that_runs_twice_is_tapped_twice() -> None:
 
 
 def test_shapes() -> None:
-    assert shapes(classifier(), IMAGE, ("fc", "conv1", "block.conv2")) == ((5, 8, 8), (6, 4, 4), (7,))
+    assert shapes(classifier(), IMAGE, ("fc", "conv1", "block.conv2")) == (
+        (5, 8, 8),
+        (6, 4, 4),
+        (7,),
+    )
     assert shapes(classifier(), IMAGE, ()) == ()
 
 

@@ -23,7 +23,18 @@ from carso.atomic import replace
 from carso.resume import Checkpoint, Epoch, State
 from carso.train import main
 
-SMALL = ["--dataset", "digits", "--device", "cpu", "--set", "epochs=4", "--set", "pgd_steps=1", "--set", "validation=8"]
+SMALL = [
+    "--dataset",
+    "digits",
+    "--device",
+    "cpu",
+    "--set",
+    "epochs=4",
+    "--set",
+    "pgd_steps=1",
+    "--set",
+    "validation=8",
+]
 STEPS = 11  # of an epoch: 1289 images in batches of 128
 
 DYING = """
@@ -46,7 +57,10 @@ sys.exit(main(sys.argv[2:]))
 
 def curve(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in out.with_suffix(".curve.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "adversaries")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "adversaries")}
+        for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +71,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_killed_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_in_the_middle_of_an_epoch(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "killed.safetensors"
     command = [*SMALL, "--out", str(out)]
-    ended = subprocess.run([sys.executable, "-c", DYING, str(2 * STEPS + 5), *command], check=False, capture_output=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", DYING, str(2 * STEPS + 5), *command],
+        check=False,
+        capture_output=True,
+    )
     assert ended.returncode == -signal.SIGKILL
     assert not out.exists()
     assert [row["epoch"] for row in curve(out)] == [0, 1]
@@ -74,7 +94,9 @@ def test_killed_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, capsys: p
 
 def test_validating_and_saving_more_often_changes_no_weight(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "often.safetensors"
-    assert main([*SMALL, "--validate-every", "3", "--checkpoint-every", "0", "--out", str(out)]) == 0
+    assert (
+        main([*SMALL, "--validate-every", "3", "--checkpoint-every", "0", "--out", str(out)]) == 0
+    )
     assert out.read_bytes() == whole.read_bytes()
     assert [row["clean_acc"] is None for row in curve(out)] == [True, True, False, False]
     assert curve(out)[3] == curve(whole)[3]  # and the draws of the last check are the same
@@ -108,7 +130,12 @@ SAVE = resume.save_file
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "message"), [(no_space, 1, "No space left on device"), (too_large, 1, "too large"), (interrupted, 130, "interrupted")]
+    ("fault", "code", "message"),
+    [
+        (no_space, 1, "No space left on device"),
+        (too_large, 1, "too large"),
+        (interrupted, 130, "interrupted"),
+    ],
 )
 def test_the_last_good_state_survives(
     fault: Callable[..., None],
@@ -137,18 +164,27 @@ def test_the_last_good_state_survives(
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_no_room_for_the_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_room_for_the_final_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.safetensors"
     command = [*SMALL, "--checkpoint-every", "3", "--out", str(out)]
     monkeypatch.setattr("carso.checkpoint.save_file", no_space)
     assert main(command) == 1
-    assert "a.safetensors' cannot be written: [Errno 28] No space left on device; the checkpoint" in capsys.readouterr().err
+    assert (
+        "a.safetensors' cannot be written: [Errno 28] No space left on device; the checkpoint"
+        in capsys.readouterr().err
+    )
     monkeypatch.undo()
-    monkeypatch.setattr("carso.adversary.Adversaries.deal", interrupted)  # no step is needed any more
+    monkeypatch.setattr(
+        "carso.adversary.Adversaries.deal", interrupted
+    )  # no step is needed any more
     assert main(command) == 0
 
 
-def test_divergence_keeps_the_state_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_keeps_the_state_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.safetensors"
     assert main([*SMALL, "--set", "epochs=16", "--set", "lr=1e38", "--out", str(out)]) == 1
     said = capsys.readouterr().err
@@ -169,7 +205,11 @@ def test_divergence_keeps_the_state_before_it(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_a_state_of_another_run_is_refused(
-    change: list[str], message: str, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    change: list[str],
+    message: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path_factory.getbasetemp() / "stopped.safetensors"
     command = [*SMALL, "--out", str(out)]
@@ -199,7 +239,9 @@ def test_another_dataset_is_refused(tmp_path: Path) -> None:
         Checkpoint(one.path, one.curve, {**question, "data": "5678"}).epochs()
 
 
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     did: list[str] = []
     sync, move = os.fsync, os.replace
     monkeypatch.setattr("os.fsync", lambda file: (did.append("sync"), sync(file)))
@@ -209,7 +251,9 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"not one", lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"not one", lambda b: b""]
+)
 def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     kept = Checkpoint(tmp_path / "x.training", tmp_path / "x.curve.jsonl", {})
     kept.save(State({"a": torch.ones(200)}, 3, 5, [Epoch(0, 0.1, 0.0, 1.0, 1.0)]), 2)
@@ -217,4 +261,6 @@ def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes], tmp_path: 
     with pytest.raises(ValueError, match=r"is damaged .* --fresh"):
         kept.load()
     with pytest.raises(FloatingPointError, match="a is not finite"):
-        kept.save(State({"a": torch.tensor([float("nan")])}, 3, 5, [Epoch(0, 0.1, 0.0, 1.0, 1.0)]), 2)
+        kept.save(
+            State({"a": torch.tensor([float("nan")])}, 3, 5, [Epoch(0, 0.1, 0.0, 1.0, 1.0)]), 2
+        )

@@ -28,5 +28,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("bench", "bas
 
 
 def test_it_works_without_the_bench() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

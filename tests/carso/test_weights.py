@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from bench.data.sample import load
-from bench.registry import ROOT, build_classifier, defences
-from bench.spec import Spec
+from bench.questions.registry import ROOT, build_classifier, defences
+from bench.questions.spec import Spec
 from carso import checkpoint
 from carso.model import CARSO
 
-CARDS = sorted(path for path in (ROOT / "weights").glob("*.json") if json.loads(path.read_text()).get("arch") == "carso.Purifier")
+CARDS = sorted(
+    path
+    for path in (ROOT / "weights").glob("*.json")
+    if json.loads(path.read_text()).get("arch") == "carso.Purifier"
+)
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
@@ -24,7 +28,18 @@ def test_every_card_is_true(path: Path) -> None:
     checkpoint.check(card, build_classifier(card["classifier"]))
     assert card["parameters"] == sum(p.numel() for p in purifier.parameters())
     assert weights.stat().st_size < 10e6
-    for key in ("data", "recipe", "seed", "command", "commit", "device", "torch", "final_loss", "validation", "licence"):
+    for key in (
+        "data",
+        "recipe",
+        "seed",
+        "command",
+        "commit",
+        "device",
+        "torch",
+        "final_loss",
+        "validation",
+        "licence",
+    ):
         assert card[key] is not None, key
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.data.sample import dataset_of, load, stratified_order
-from bench.spec import BadInput, Spec
+from bench.questions.spec import BadInput, Spec
 
 
 def ids(text: str) -> list[int]:
@@ -17,16 +17,37 @@ def ids(text: str) -> list[int]:
 
 def test_the_subset_never_changes() -> None:
     """Pinned: a change of these numbers makes every stored record an answer about other images."""
-    assert ids("digits[n=12]") == [1650, 1590, 985, 7, 1601, 1494, 1221, 535, 1618, 1720, 1357, 1228]
+    assert ids("digits[n=12]") == [
+        1650,
+        1590,
+        985,
+        7,
+        1601,
+        1494,
+        1221,
+        535,
+        1618,
+        1720,
+        1357,
+        1228,
+    ]
     assert load(Spec("digits")).digest == "49086966f80da94b"
 
 
 def test_the_order_is_that_of_a_hash_within_each_class() -> None:
     """Worked out by hand on three images of one class and one of another."""
     y, names = torch.tensor([1, 1, 0, 1]), torch.tensor([10, 11, 12, 13])
-    by_hash = sorted((0, 1, 3), key=lambda i: hashlib.sha256(f"5/{int(names[i])}".encode()).digest())
-    middle = sorted([2, by_hash[1]], key=lambda i: hashlib.sha256(f"5/{int(names[i])}".encode()).digest())
-    assert stratified_order(y, names, seed=5).tolist() == [by_hash[0], *middle, by_hash[2]]  # at 1/6, 1/2 and 1/2, 5/6
+    by_hash = sorted(
+        (0, 1, 3), key=lambda i: hashlib.sha256(f"5/{int(names[i])}".encode()).digest()
+    )
+    middle = sorted(
+        [2, by_hash[1]], key=lambda i: hashlib.sha256(f"5/{int(names[i])}".encode()).digest()
+    )
+    assert stratified_order(y, names, seed=5).tolist() == [
+        by_hash[0],
+        *middle,
+        by_hash[2],
+    ]  # at 1/6, 1/2 and 1/2, 5/6
 
 
 @pytest.mark.parametrize("n", [10, 37, 100, 499])
@@ -63,7 +84,9 @@ def test_digits_are_split_once_for_all() -> None:
     assert sorted([*test.ids.tolist(), *train.ids.tolist()]) == list(range(1797))
     assert test.x.shape == (500, 1, 8, 8)
     original = load_digits()
-    assert torch.equal(test.x[:, 0] * 16, torch.tensor(original.images[test.ids]).float())  # exact: sixteenths
+    assert torch.equal(
+        test.x[:, 0] * 16, torch.tensor(original.images[test.ids]).float()
+    )  # exact: sixteenths
     assert torch.equal(test.y, torch.tensor(original.target[test.ids]))
 
 
@@ -73,7 +96,11 @@ def test_the_digest_is_of_images_and_labels() -> None:
     assert base.x.max() == torch.tensor(7 / 255)
     changed = x.clone()
     changed[1, 0, 1, 1] += 1
-    others = [dataset_of("toy", changed, y, classes=2), dataset_of("toy", x, 1 - y, classes=2), dataset_of("toy", x.view(2, 2, 2, 1), y, classes=2)]
+    others = [
+        dataset_of("toy", changed, y, classes=2),
+        dataset_of("toy", x, 1 - y, classes=2),
+        dataset_of("toy", x.view(2, 2, 2, 1), y, classes=2),
+    ]
     assert len({base.digest, *(other.digest for other in others)}) == 4
     assert dataset_of("toy", x.clone(), y, classes=2).digest == base.digest
 

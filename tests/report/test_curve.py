@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from bench.leaderboard import leaderboards
 from bench.report.curve import curves, draw
+from bench.results.leaderboard import leaderboards
 from tests.fake_records import cell, record
 
 
@@ -24,7 +24,11 @@ def boards(**shares: dict[str, int]) -> list:
 def test_a_line_needs_three_eps_and_goes_by_their_size() -> None:
     found = curves(boards(at={"1/5": 2, "1/20": 4, "1/10": 3}, jpeg={"1/5": 0, "1/10": 1}))
     assert list(found) == ["at"]
-    assert [(eps, row.robust.mean) for eps, row in found["at"]] == [(Fraction(1, 20), 1.0), (Fraction(1, 10), 0.75), (Fraction(1, 5), 0.5)]
+    assert [(eps, row.robust.mean) for eps, row in found["at"]] == [
+        (Fraction(1, 20), 1.0),
+        (Fraction(1, 10), 0.75),
+        (Fraction(1, 5), 0.5),
+    ]
 
 
 def test_it_is_drawn_only_where_there_is_one_and_always_the_same(tmp_path: Path) -> None:

@@ -8,29 +8,42 @@ from pathlib import Path
 
 import pytest
 
-from bench.evaluate import evaluate
-from bench.labels import CHECKS
-from bench.leaderboard import Row, leaderboards
-from bench.plan import Request, from_file, plan
-from bench.record import Flag, Planted, Record
-from bench.soundness.checks import audit
+from bench.judging.evaluate import evaluate
+from bench.questions.plan import Request, from_file, plan
+from bench.questions.spec import Cell
+from bench.results.leaderboard import Row, leaderboards
+from bench.results.names import CHECKS
+from bench.results.record import Flag, Planted, Record
+from bench.results.worst_case import worst_case
+from bench.soundness.audits.check_results import audit
 from bench.soundness.verdict import lacking
-from bench.spec import Cell
-from bench.worst import worst_case
 from tests.fake_records import cell, record
 
 NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 10}
 
 
-def planted(found: int, *, of: int = 100, valid: int | None = None, chance: int = 0, attack: str = "pgd", **how: str) -> Record:
+def planted(
+    found: int,
+    *,
+    of: int = 100,
+    valid: int | None = None,
+    chance: int = 0,
+    attack: str = "pgd",
+    **how: str,
+) -> Record:
     """The check `planted` in which the attack found `found` of `of` examples, and random points `chance`."""
     asked = cell(f"planted[attack={attack},examples={of}]", **how)
     fitted = of if valid is None else valid
     columns = ([int(i < count) for i in range(of)] for count in (fitted, found, chance))
-    return replace(record(asked, [int(i >= found) for i in range(of)]), planted=Planted(*(tuple(column) for column in columns)))
+    return replace(
+        record(asked, [int(i >= found) for i in range(of)]),
+        planted=Planted(*(tuple(column) for column in columns)),
+    )
 
 
-def flags(checks: Sequence[Record], others: Sequence[Record] = (), met: Sequence[str] = ("pgd",)) -> tuple[dict[str, str], list[str]]:
+def flags(
+    checks: Sequence[Record], others: Sequence[Record] = (), met: Sequence[str] = ("pgd",)
+) -> tuple[dict[str, str], list[str]]:
     found, told = audit(checks, None, [record(cell(text), [1]) for text in met], [*checks, *others])
     return {flag.id: flag.severity for flag in found}, told
 
@@ -40,17 +53,28 @@ BARE = {"defence": "undefended[classifier=own:x]"}
 
 
 def test_an_attack_that_finds_what_was_planted_is_told_and_not_flagged() -> None:
-    assert flags([planted(95)]) == ({}, ["D17: pgd finds 95.0% of 100 planted examples, random points 0.0%"])
+    assert flags([planted(95)]) == (
+        {},
+        ["D17: pgd finds 95.0% of 100 planted examples, random points 0.0%"],
+    )
     assert flags([planted(94)])[0] == {"D17": "soft"}
 
 
-@pytest.mark.parametrize(("bare", "severity"), [(100, "hard"), (81, "hard"), (80, "soft"), (60, "soft")])
-def test_it_is_hard_where_the_same_attack_finds_over_ten_points_more_on_the_bare_classifier(bare: int, severity: str) -> None:
+@pytest.mark.parametrize(
+    ("bare", "severity"), [(100, "hard"), (81, "hard"), (80, "soft"), (60, "soft")]
+)
+def test_it_is_hard_where_the_same_attack_finds_over_ten_points_more_on_the_bare_classifier(
+    bare: int, severity: str
+) -> None:
     assert flags([planted(70, **JPEG)], [planted(bare, **BARE)])[0] == {"D17": severity}
 
 
 def test_only_the_same_attack_on_the_same_classifier_and_threat_is_compared() -> None:
-    for other in ({"defence": "undefended[classifier=own:y]"}, {**BARE, "eps": "1/10"}, {"defence": "jpeg[classifier=own:x,quality=9]"}):
+    for other in (
+        {"defence": "undefended[classifier=own:y]"},
+        {**BARE, "eps": "1/10"},
+        {"defence": "jpeg[classifier=own:x,quality=9]"},
+    ):
         assert flags([planted(70, **JPEG)], [planted(100, **other)])[0] == {"D17": "soft"}
     assert flags([planted(70, **JPEG)], [planted(100, attack="apgd", **BARE)])[0] == {"D17": "soft"}
 
@@ -61,14 +85,21 @@ def test_what_chance_finds_or_hardly_anything_was_planted_in_says_nothing() -> N
         assert raised == {}
         assert says.endswith("of 100 that were to be planted: this says nothing")
     assert flags([planted(10, chance=13, valid=90)])[0] == {"D17": "soft"}
-    assert flags([planted(70, **JPEG)], [planted(100, chance=30, **BARE)])[0] == {"D17": "soft"}, "nor does such a control"
+    assert flags([planted(70, **JPEG)], [planted(100, chance=30, **BARE)])[0] == {"D17": "soft"}, (
+        "nor does such a control"
+    )
 
 
 def test_one_good_attack_that_the_row_met_is_enough() -> None:
     checks = [planted(3), planted(99, attack="apgd")]
     assert flags(checks, met=("pgd", "apgd"))[0] == {}
-    assert "D17: pgd finds 3.0% of 100 planted examples, random points 0.0%" in flags(checks, met=("pgd", "apgd"))[1]
-    assert flags(checks, met=("pgd",))[0] == {"D17": "soft"}, "an attack that the row did not meet does not speak for its number"
+    assert (
+        "D17: pgd finds 3.0% of 100 planted examples, random points 0.0%"
+        in flags(checks, met=("pgd", "apgd"))[1]
+    )
+    assert flags(checks, met=("pgd",))[0] == {"D17": "soft"}, (
+        "an attack that the row did not meet does not speak for its number"
+    )
 
 
 def test_an_attack_that_the_row_did_not_meet_does_not_speak_against_its_number() -> None:
@@ -80,11 +111,16 @@ def test_an_attack_that_the_row_did_not_meet_does_not_speak_against_its_number()
 def test_what_the_row_met_is_the_same_attack_whatever_its_loss() -> None:
     """Two classes leave no third for some losses."""
     strong = planted(99, attack="apgd[loss=ce,steps=100]")
-    assert flags([planted(3), strong], met=("pgd", "apgd[loss=ce+targeted,steps=100,targets=9]"))[0] == {}
+    assert (
+        flags([planted(3), strong], met=("pgd", "apgd[loss=ce+targeted,steps=100,targets=9]"))[0]
+        == {}
+    )
     assert flags([planted(3), strong], met=("pgd", "apgd[loss=ce,steps=20]"))[0] == {"D17": "soft"}
 
 
-def known(left: Sequence[int], robust: Sequence[int], **others: Sequence[int]) -> tuple[list[Flag], list[str]]:
+def known(
+    left: Sequence[int], robust: Sequence[int], **others: Sequence[int]
+) -> tuple[list[Flag], list[str]]:
     """D15 of a row whose pgd leaves `robust` of ten draws, and other attacks what is said, where the frozen defence stands as `left` says."""
     met = {"none": [10] * len(robust), "pgd": robust, **others}
     row = [record(cell(name, **NOISY), counts) for name, counts in met.items() if counts]
@@ -101,13 +137,17 @@ def test_an_attacker_who_knows_more_and_does_less_is_at_fault() -> None:
 def test_what_is_owed_to_randomness_is_told() -> None:
     found, told = known([0] * 100, [7] * 100)
     assert found == []
-    assert told == ["D15: 0.000 stand where pgd knows the randomness, 0.700 where it does not; owed to randomness: +0.700"]
+    assert told == [
+        "D15: 0.000 stand where pgd knows the randomness, 0.700 where it does not; owed to randomness: +0.700"
+    ]
     assert known([0] * 100, [0] * 100)[1][0].endswith("owed to randomness: +0.000")
 
 
 def test_it_is_the_same_attack_that_is_compared_where_the_row_met_it() -> None:
     frozen, stronger = [10] * 60 + [0] * 40, [10] * 40 + [0] * 60
-    assert known(frozen, [10] * 62 + [0] * 38, fgsm=stronger)[0] == [], "a short attack need not be the row's strongest"
+    assert known(frozen, [10] * 62 + [0] * 38, fgsm=stronger)[0] == [], (
+        "a short attack need not be the row's strongest"
+    )
     (flag,), _ = known(frozen, [], fgsm=stronger, none=[10] * 100)
     assert flag.severity == "hard"
     assert "0.600 stand where pgd knows the randomness, robust accuracy is 0.400" in flag.message
@@ -122,12 +162,18 @@ def test_other_images_are_not_compared() -> None:
 
 
 def answers(defences: Sequence[str], attacks: Sequence[str]) -> list[Record]:
-    asked = Request(dataset="toy-grey", defences=tuple(defences), attacks=tuple(attacks), n=12, budget="quick")
+    asked = Request(
+        dataset="toy-grey", defences=tuple(defences), attacks=tuple(attacks), n=12, budget="quick"
+    )
     return [evaluate(one) for one in plan([asked]).cells]
 
 
-def rows(records: Sequence[Record], failures: Mapping[str, str] | None = None, cells: Sequence[Cell] = ()) -> tuple[Row, ...]:
-    (board,) = leaderboards(records, {"main": [*cells, *(one.cell for one in records)]}, failures or {})
+def rows(
+    records: Sequence[Record], failures: Mapping[str, str] | None = None, cells: Sequence[Cell] = ()
+) -> tuple[Row, ...]:
+    (board,) = leaderboards(
+        records, {"main": [*cells, *(one.cell for one in records)]}, failures or {}
+    )
     assert not any(label.startswith(("frozen", "planted")) for label in board.attacks)
     return board.rows
 
@@ -138,8 +184,14 @@ def test_a_row_with_checks_has_the_figures_and_columns_of_one_without() -> None:
     for name in ("clean", "robust", "strongest_attack", "labels", "accuracies", "complete", "rank"):
         assert getattr(row, name) == getattr(plain, name), name
     assert [one.cell.attack.name for one in row.records] == ["none", "pgd", "pgd-eot"]
-    assert any("0.000 stand where pgd knows the randomness" in reason and "owed to randomness: +1.000" in reason for reason in row.reasons)
-    (lacks,), (lacked,) = ([r for r in one.reasons if r.startswith("not run")] for one in (row, plain))
+    assert any(
+        "0.000 stand where pgd knows the randomness" in reason
+        and "owed to randomness: +1.000" in reason
+        for reason in row.reasons
+    )
+    (lacks,), (lacked,) = (
+        [r for r in one.reasons if r.startswith("not run")] for one in (row, plain)
+    )
     assert "D15" in lacked
     assert "D15" not in lacks
 
@@ -147,13 +199,19 @@ def test_a_row_with_checks_has_the_figures_and_columns_of_one_without() -> None:
 def test_a_check_that_is_not_answered_leaves_the_row_complete_and_says_so() -> None:
     held = answers(["toy-key"], ["pgd", "frozen[attack=pgd]"])
     (check,) = (one.cell for one in held if one.cell.attack.name == "frozen")
-    (row,) = rows([one for one in held if one.cell != check], {check.key: "RuntimeError: no"}, [check])
+    (row,) = rows(
+        [one for one in held if one.cell != check], {check.key: "RuntimeError: no"}, [check]
+    )
     assert row.complete
-    assert any("frozen" in reason and "failed: RuntimeError: no" in reason for reason in row.reasons)
+    assert any(
+        "frozen" in reason and "failed: RuntimeError: no" in reason for reason in row.reasons
+    )
 
 
 def test_a_masked_defence_is_suspicious_by_what_the_attack_does_not_find() -> None:
-    found = {row.defence: row for row in rows(answers(["toy-linear", "toy-masked"], ["pgd", "planted"]))}
+    found = {
+        row.defence: row for row in rows(answers(["toy-linear", "toy-masked"], ["pgd", "planted"]))
+    }
     (reason,) = (reason for reason in found["toy-masked"].reasons if reason.startswith("D17"))
     assert reason.startswith("D17 hard: pgd finds 0.0% of 12 planted examples")
     assert found["toy-masked"].verdict == "suspicious"
@@ -162,7 +220,9 @@ def test_a_masked_defence_is_suspicious_by_what_the_attack_does_not_find() -> No
 
 def test_a_check_can_be_no_part_of_a_worst_case() -> None:
     with pytest.raises(ValueError, match="a check is no attack"):
-        worst_case([record(cell("pgd", **NOISY), [10]), record(cell("frozen[attack=pgd]", **NOISY), [0])])
+        worst_case(
+            [record(cell("pgd", **NOISY), [10]), record(cell("frozen[attack=pgd]", **NOISY), [0])]
+        )
 
 
 def test_known_randomness_is_what_a_stochastic_row_can_be_sound_with() -> None:
@@ -173,8 +233,14 @@ def test_known_randomness_is_what_a_stochastic_row_can_be_sound_with() -> None:
 
 
 def test_the_plan_soundness_asks_the_checks_where_they_can_be() -> None:
-    cells = [cell for cell in plan(from_file(Path("soundness"))[1]).cells if cell.dataset.name == "digits"]
-    asked = {name: {cell.defence.name for cell in cells if cell.attack.name == name} for name in CHECKS}
+    cells = [
+        cell
+        for cell in plan(from_file(Path("soundness"))[1]).cells
+        if cell.dataset.name == "digits"
+    ]
+    asked = {
+        name: {cell.defence.name for cell in cells if cell.attack.name == name} for name in CHECKS
+    }
     everything = {cell.defence.name for cell in cells}
     assert asked["planted"] == everything - {"ensemble"}, "whose heads are several"
     assert asked["frozen"] == {cell.defence.name for cell in cells if cell.draws > 1}

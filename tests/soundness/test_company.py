@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.soundness.probes import company, probe, same_gradient
+from bench.soundness.probes.probe import company, probe, same_gradient
 from tests.attacks.linear import two_classes
 
 PROBLEM = two_classes(batch=32)
@@ -58,7 +58,9 @@ def test_a_difference_below_a_thousandth_of_a_logit_is_rounding() -> None:
 
 
 def test_noise_is_no_dependence_but_noise_that_grows_with_the_batch_or_a_shift_is() -> None:
-    assert not [seed for seed in range(100) if codes(lambda x: x + 0.3 * torch.randn_like(x), True, seed)]
+    assert not [
+        seed for seed in range(100) if codes(lambda x: x + 0.3 * torch.randn_like(x), True, seed)
+    ]
     assert codes(lambda x: x - 0.2 * x.mean(0) + 0.03 * torch.randn_like(x), True) == ["P3"]
 
 
@@ -84,9 +86,23 @@ def test_a_gradient_that_changes_between_two_calls_is_found_though_the_answer_do
 
 def test_the_probe_asks_for_equal_gradients_only_where_answers_are_equal() -> None:
     torch.manual_seed(0)
-    noisy = probe(Changed(lambda x: x + 0.3 * torch.randn_like(x)), PROBLEM.x, PROBLEM.y, 0.1, declared=True)
+    noisy = probe(
+        Changed(lambda x: x + 0.3 * torch.randn_like(x)), PROBLEM.x, PROBLEM.y, 0.1, declared=True
+    )
     assert not {"P2", "P3"} & {flag.id for flag in noisy.flags}
-    crowd = probe(Changed(lambda x: x - 0.2 * x.mean(0, keepdim=True)), PROBLEM.x, PROBLEM.y, 0.1, declared=False)
+    crowd = probe(
+        Changed(lambda x: x - 0.2 * x.mean(0, keepdim=True)),
+        PROBLEM.x,
+        PROBLEM.y,
+        0.1,
+        declared=False,
+    )
     assert "P3" in {flag.id for flag in crowd.flags}
-    spoilt = probe(Changed(lambda x: x + (x - x.detach()) * 3 * torch.randn_like(x)), PROBLEM.x, PROBLEM.y, 0.1, declared=False)
+    spoilt = probe(
+        Changed(lambda x: x + (x - x.detach()) * 3 * torch.randn_like(x)),
+        PROBLEM.x,
+        PROBLEM.y,
+        0.1,
+        declared=False,
+    )
     assert "P2" in {flag.id for flag in spoilt.flags}

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from bench.leaderboard import leaderboards
-from bench.record import Flag, Record
-from bench.soundness.audits import audit
-from bench.soundness.curves import MEANING, elsewhere, in_eight_bits, more_effort, over_eps, ran, rescaled
+from bench.results.leaderboard import leaderboards
+from bench.results.record import Flag, Record
+from bench.soundness.audits.curves import (
+    MEANING,
+    elsewhere,
+    in_eight_bits,
+    more_effort,
+    over_eps,
+    ran,
+    rescaled,
+)
+from bench.soundness.audits.records import audit
 from bench.soundness.verdict import lacking
 from tests.fake_records import cell, record
 
@@ -28,8 +36,13 @@ def flags(*records: Record) -> dict[str, str]:
     return {flag.id: flag.severity for flag in found}
 
 
-@pytest.mark.parametrize(("left", "severity"), [(0.0, None), (0.01, None), (0.03, "soft"), (0.05, "soft"), (0.06, "hard"), (0.4, "hard")])
-def test_nothing_stands_where_every_image_can_become_any_other(left: float, severity: str | None) -> None:
+@pytest.mark.parametrize(
+    ("left", "severity"),
+    [(0.0, None), (0.01, None), (0.03, "soft"), (0.05, "soft"), (0.06, "hard"), (0.4, "hard")],
+)
+def test_nothing_stands_where_every_image_can_become_any_other(
+    left: float, severity: str | None
+) -> None:
     assert flags(at("1/5", 0.7), at("1", left)).get("D3") == severity
 
 
@@ -57,39 +70,74 @@ def test_accuracy_must_not_stand_still_while_eps_grows_fourfold() -> None:
 
 def test_only_the_same_question_on_the_same_examples_is_compared() -> None:
     here = at("1/5", 0.5)
-    others = [at("2/5", 0.6), at("1/5", 0.6), at("2/5", 0.6, seed=1), at("2/5", 0.6, defence="vae"), record(cell("pgd", eps="2/5"), stands(0.6, 50))]
+    others = [
+        at("2/5", 0.6),
+        at("1/5", 0.6),
+        at("2/5", 0.6, seed=1),
+        at("2/5", 0.6, defence="vae"),
+        record(cell("pgd", eps="2/5"), stands(0.6, 50)),
+    ]
     assert elsewhere([here], others) == others[:1]
     assert elsewhere([], others) == []
 
 
-@pytest.mark.parametrize(("after", "severity"), [(0.70, None), (0.695, None), (0.69, None), (0.68, None), (0.67, "hard"), (0.5, "hard"), (0.8, None)])
+@pytest.mark.parametrize(
+    ("after", "severity"),
+    [
+        (0.70, None),
+        (0.695, None),
+        (0.69, None),
+        (0.68, None),
+        (0.67, "hard"),
+        (0.5, "hard"),
+        (0.8, None),
+    ],
+)
 def test_twice_the_steps_must_not_find_more(after: float, severity: str | None) -> None:
     """Two examples of a hundred lie within two standard errors of none; three do not, unless they are traded for others."""
     n = 200
-    pair = [record(cell(f"pgd[steps={steps}]"), stands(share, n)) for steps, share in ((20, 0.7), (40, after))]
+    pair = [
+        record(cell(f"pgd[steps={steps}]"), stands(share, n))
+        for steps, share in ((20, 0.7), (40, after))
+    ]
     found = {flag.id: flag.severity for flag in more_effort(pair)}
-    assert found.get("D6") == severity or (severity is None and found.get("D6") == "soft" and 0.005 < 0.7 - after <= 0.02)
+    assert found.get("D6") == severity or (
+        severity is None and found.get("D6") == "soft" and 0.005 < 0.7 - after <= 0.02
+    )
 
 
 def test_a_small_gain_that_is_no_luck_is_soft() -> None:
-    pair = [record(cell(f"pgd[steps={steps}]"), stands(share, 1000)) for steps, share in ((20, 0.7), (40, 0.69))]
+    pair = [
+        record(cell(f"pgd[steps={steps}]"), stands(share, 1000))
+        for steps, share in ((20, 0.7), (40, 0.69))
+    ]
     assert [(flag.id, flag.severity) for flag in more_effort(pair)] == [("D6", "soft")]
 
 
 def test_draws_are_another_check_than_steps_and_other_differences_are_none() -> None:
     def gains(one: str, other: str) -> set[str]:
-        return {flag.id for flag in more_effort([record(cell(one, **NOISY), [16] * 100), record(cell(other, **NOISY), [8] * 100)])}
+        return {
+            flag.id
+            for flag in more_effort(
+                [record(cell(one, **NOISY), [16] * 100), record(cell(other, **NOISY), [8] * 100)]
+            )
+        }
 
     assert gains("pgd-eot[eot=4]", "pgd-eot[eot=8]") == {"D14"}
     assert gains("pgd[restarts=1]", "pgd[restarts=2]") == {"D6"}
     assert gains("pgd[steps=20]", "pgd[steps=30]") == set()
     assert gains("pgd[loss=ce,steps=20]", "pgd[loss=dlr,steps=40]") == set()
     assert gains("pgd[steps=20]", "pgd-eot[steps=40]") == set()
-    assert gains("pgd[steps=40]", "pgd[steps=20]") == set(), "more steps that find less are no fault of these"
+    assert gains("pgd[steps=40]", "pgd[steps=20]") == set(), (
+        "more steps that find less are no fault of these"
+    )
 
 
 def test_the_two_of_most_effort_count() -> None:
-    row = [record(cell(f"pgd[steps={steps}]"), stands(share)) for steps, share in ((10, 0.9), (40, 0.6), (20, 0.6), (30, 0.9))]
+    row = [
+        record(cell(f"pgd[steps={steps}]"), stands(share))
+        for steps, share in ((10, 0.9), (40, 0.6), (20, 0.6), (30, 0.9))
+    ]
     assert more_effort(row) == [], "from 20 to 40 nothing is gained"
     assert [flag.id for flag in more_effort(row[:2])] == ["D6"]
 
@@ -97,16 +145,26 @@ def test_the_two_of_most_effort_count() -> None:
 def scales(left: dict[str, float], attack: str = "pgd[loss=ce]", n: int = 200) -> list[Flag]:
     """The flags of one attack that leaves these shares, by its scale; none is the default's, which is no part of the spec."""
     inside = attack.rstrip("]")
-    return rescaled([record(cell(f"{inside},scale={scale}]" if scale else attack), stands(share, n)) for scale, share in left.items()])
+    return rescaled(
+        [
+            record(cell(f"{inside},scale={scale}]" if scale else attack), stands(share, n))
+            for scale, share in left.items()
+        ]
+    )
 
 
-@pytest.mark.parametrize(("after", "flagged"), [(0.9, False), (0.895, False), (0.885, False), (0.88, True), (0.0, True)])
+@pytest.mark.parametrize(
+    ("after", "flagged"), [(0.9, False), (0.895, False), (0.885, False), (0.88, True), (0.0, True)]
+)
 def test_rescaled_logits_must_not_be_easier_prey(after: float, flagged: bool) -> None:
     """Of 200, three examples are within two standard errors of none, and four are not."""
     found = scales({"": 0.9, "0.01": after})
     assert [(flag.id, flag.severity) for flag in found] == [("D16", "soft")] * flagged
     if found:
-        assert found[0].message == f"pgd leaves 0.900 with scale=1, and {after:.3f} with scale=0.01: keep the strongest"
+        assert (
+            found[0].message
+            == f"pgd leaves 0.900 with scale=1, and {after:.3f} with scale=0.01: keep the strongest"
+        )
 
 
 def test_a_small_gain_counts_where_it_is_no_luck_and_above_half_a_point() -> None:
@@ -123,44 +181,82 @@ def test_the_strongest_scale_is_named_and_there_is_one_flag() -> None:
 def test_a_scale_that_finds_less_and_any_other_difference_are_no_flag() -> None:
     assert not scales({"": 0.5, "100": 0.9, "0.01": 0.6})
     assert not scales({"100": 0.9, "0.01": 0.1}), "nothing says what the logits as they are give"
-    assert not rescaled([record(cell("pgd[loss=ce]"), stands(0.9)), record(cell("pgd[loss=margin,scale=0.01]"), stands(0.1))])
-    assert not rescaled([record(cell("pgd[loss=ce,steps=20]"), stands(0.9)), record(cell("pgd[loss=ce,scale=gap,steps=40]"), stands(0.1))])
-    assert not rescaled([record(cell("pgd"), stands(0.9)), record(cell("fgsm[scale=gap]"), stands(0.1))])
-    assert not rescaled([record(cell("toy-exact"), stands(0.9)), record(cell("toy-exact[scale=2]"), stands(0.1))]), (
-        "a knob of that name, of another attack"
+    assert not rescaled(
+        [
+            record(cell("pgd[loss=ce]"), stands(0.9)),
+            record(cell("pgd[loss=margin,scale=0.01]"), stands(0.1)),
+        ]
     )
+    assert not rescaled(
+        [
+            record(cell("pgd[loss=ce,steps=20]"), stands(0.9)),
+            record(cell("pgd[loss=ce,scale=gap,steps=40]"), stands(0.1)),
+        ]
+    )
+    assert not rescaled(
+        [record(cell("pgd"), stands(0.9)), record(cell("fgsm[scale=gap]"), stands(0.1))]
+    )
+    assert not rescaled(
+        [record(cell("toy-exact"), stands(0.9)), record(cell("toy-exact[scale=2]"), stands(0.1))]
+    ), "a knob of that name, of another attack"
 
 
 def test_a_noisy_defence_is_rescaled_too() -> None:
-    pair = [record(cell(attack, **NOISY), [count] * 100) for attack, count in (("pgd-eot[loss=ce]", 16), ("pgd-eot[loss=ce,scale=gap]", 8))]
+    pair = [
+        record(cell(attack, **NOISY), [count] * 100)
+        for attack, count in (("pgd-eot[loss=ce]", 16), ("pgd-eot[loss=ce,scale=gap]", 8))
+    ]
     (flag,) = rescaled(pair)
     assert flag.message.startswith("pgd-eot leaves 1.000 with scale=1, and 0.500 with scale=gap")
 
 
 @pytest.mark.parametrize(
-    ("after", "n", "flagged"), [(0.5, 200, False), (0.52, 200, False), (0.52, 1000, False), (0.53, 200, True), (18 / 34, 34, False), (0.9, 20, True)]
+    ("after", "n", "flagged"),
+    [
+        (0.5, 200, False),
+        (0.52, 200, False),
+        (0.52, 1000, False),
+        (0.53, 200, True),
+        (18 / 34, 34, False),
+        (0.9, 20, True),
+    ],
 )
 def test_what_falls_must_fall_in_8_bits(after: float, n: int, flagged: bool) -> None:
     """Over two points, and beyond two standard errors."""
     inner = cell("pgd[loss=ce,steps=20]")
-    pair = [record(inner, stands(0.5, n)), record(cell(f"eight-bit[attack={inner.attack}]"), stands(after, n))]
+    pair = [
+        record(inner, stands(0.5, n)),
+        record(cell(f"eight-bit[attack={inner.attack}]"), stands(after, n)),
+    ]
     found = in_eight_bits(pair)
     assert [(flag.id, flag.severity) for flag in found] == [("V8", "soft")] * flagged
     if found:
-        assert found[0].message.startswith(f"pgd leaves 0.500, and {after:.3f} with its images in 8 bits")
+        assert found[0].message.startswith(
+            f"pgd leaves 0.500, and {after:.3f} with its images in 8 bits"
+        )
     assert in_eight_bits(pair[::-1]) == found
 
 
 def test_only_the_very_attack_that_was_rounded_is_compared() -> None:
     outer = record(cell("eight-bit[attack=pgd[loss=ce,steps=20]]"), stands(0.9))
     assert in_eight_bits([record(cell("pgd[loss=ce,steps=20]"), stands(0.1)), outer])
-    for other in ("pgd[loss=ce,steps=40]", "pgd[loss=margin,steps=20]", "pgd-eot[loss=ce,steps=20]", "fgsm"):
+    for other in (
+        "pgd[loss=ce,steps=40]",
+        "pgd[loss=margin,steps=20]",
+        "pgd-eot[loss=ce,steps=20]",
+        "fgsm",
+    ):
         assert not in_eight_bits([record(cell(other), stands(0.1)), outer])
-    assert not in_eight_bits([record(cell("pgd[loss=ce,steps=20]"), stands(0.9)), record(outer.cell, stands(0.1))]), "rounding may help, by luck"
+    assert not in_eight_bits(
+        [record(cell("pgd[loss=ce,steps=20]"), stands(0.9)), record(outer.cell, stands(0.1))]
+    ), "rounding may help, by luck"
 
 
 def test_both_are_among_the_flags_of_a_row() -> None:
-    row = [record(cell(name), stands(share)) for name, share in (("pgd[loss=ce]", 0.5), ("pgd[loss=ce,scale=gap]", 0.2), ("none", 1.0))]
+    row = [
+        record(cell(name), stands(share))
+        for name, share in (("pgd[loss=ce]", 0.5), ("pgd[loss=ce,scale=gap]", 0.2), ("none", 1.0))
+    ]
     row.append(record(cell("eight-bit[attack=pgd[loss=ce]]"), stands(0.9)))
     assert {flag.id for flag in audit(row, None)} == {"D16", "V8"}
 
@@ -174,7 +270,10 @@ def test_what_was_run_is_no_longer_lacking() -> None:
 
 
 def test_a_leaderboard_is_told_of_the_others_of_its_norm() -> None:
-    records = [record(cell(name, eps=eps), stands(share)) for name, eps, share in (("none", "1/5", 0.9), ("pgd", "1/5", 0.7), ("pgd", "1", 0.4))]
+    records = [
+        record(cell(name, eps=eps), stands(share))
+        for name, eps, share in (("none", "1/5", 0.9), ("pgd", "1/5", 0.7), ("pgd", "1", 0.4))
+    ]
     boards = leaderboards(records, {}, {})
     assert [board.eps for board in boards] == ["1/5", "1"]
     for board in boards:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.soundness.probes import differences, probe
+from bench.soundness.probes.probe import differences, probe
 from tests.attacks.linear import two_classes
 
 EPS = 0.1
@@ -27,7 +27,9 @@ class Changed(nn.Module):
         return logits
 
 
-def seen(change: Callable[[Tensor], Tensor], surrogates: object = None) -> tuple[float | None, list[tuple[str, str]]]:
+def seen(
+    change: Callable[[Tensor], Tensor], surrogates: object = None
+) -> tuple[float | None, list[tuple[str, str]]]:
     torch.manual_seed(0)
     model = Changed(change)
     if surrogates:
@@ -68,7 +70,9 @@ def test_a_false_gradient_does_not(name: str) -> None:
     assert error is not None
     assert error > 0.5
     assert flags == [("D12", "hard")]
-    assert seen(FALSE[name], {"identity": PROBLEM.model})[1] == [("D12", "soft")], "who declares the way around hides nothing"
+    assert seen(FALSE[name], {"identity": PROBLEM.model})[1] == [("D12", "soft")], (
+        "who declares the way around hides nothing"
+    )
 
 
 def test_what_is_flat_on_the_way_is_flagged_though_the_gradient_is_as_flat() -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.evaluate import evaluate
-from bench.leaderboard import leaderboards
-from bench.plan import Request, plan
-from bench.record import Record
-from bench.soundness.checks import audit
+from bench.judging.evaluate import evaluate
+from bench.questions.plan import Request, plan
+from bench.results.leaderboard import leaderboards
+from bench.results.record import Record
+from bench.soundness.audits.check_results import audit
 from bench.soundness.verdict import lacking
 from tests.fake_records import cell, record
 
@@ -28,11 +28,25 @@ def found(check: Record, row: Sequence[Record] = ()) -> tuple[dict[str, str], li
 
 
 def slope(rho: float, cos: float = 0.9, **surrogates: float) -> tuple[dict[str, str], list[str]]:
-    return found(checked("signal", **{"D13": rho, "cos(g1,g2)": cos, **{f"D13:{name}": value for name, value in surrogates.items()}}))
+    return found(
+        checked(
+            "signal",
+            **{
+                "D13": rho,
+                "cos(g1,g2)": cos,
+                **{f"D13:{name}": value for name, value in surrogates.items()},
+            },
+        )
+    )
 
 
-@pytest.mark.parametrize(("rho", "severity"), [(0.8, {}), (0.79, {"D13": "soft"}), (0.7, {"D13": "soft"}), (0.69, {"D13": "hard"})])
-def test_a_gradient_is_flagged_by_how_little_it_agrees(rho: float, severity: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("rho", "severity"),
+    [(0.8, {}), (0.79, {"D13": "soft"}), (0.7, {"D13": "soft"}), (0.69, {"D13": "hard"})],
+)
+def test_a_gradient_is_flagged_by_how_little_it_agrees(
+    rho: float, severity: dict[str, str]
+) -> None:
     flags, (says,) = slope(rho)
     assert flags == severity
     assert f"the gradient agrees to {rho:.2f} with that of the smoothed margin" in says
@@ -52,21 +66,32 @@ def test_where_the_smoothed_gradient_is_not_to_be_had_nothing_is_flagged_and_it_
     assert slope(0.0, cos=0.05)[0] == {"D13": "hard"}
 
 
-def foretold(need: float, noise: float, attacks: Sequence[str], left: Sequence[Sequence[int]] = ()) -> tuple[dict[str, str], list[str]]:
+def foretold(
+    need: float, noise: float, attacks: Sequence[str], left: Sequence[Sequence[int]] = ()
+) -> tuple[dict[str, str], list[str]]:
     asked = cell("signal[draws=16]", **NOISY)
     figures = {"D13": 0.9, "cos(g1,g2)": 0.9, "E.5": need, "U<=0": noise}
     check = replace(record(asked, [10] * 40), checks=tuple(sorted(figures.items())))
-    row = [record(cell(name, **NOISY), left[i] if left else [10] * 40) for i, name in enumerate(attacks)]
+    row = [
+        record(cell(name, **NOISY), left[i] if left else [10] * 40)
+        for i, name in enumerate(attacks)
+    ]
     return found(check, row)
 
 
 @pytest.mark.parametrize(
-    ("need", "noise", "flagged"), [(4.0, 0.1, False), (4.1, 0.0, True), (1.0, 0.11, True), (-1.0, 0.6, True)], ids=["enough", "need", "noise", "none"]
+    ("need", "noise", "flagged"),
+    [(4.0, 0.1, False), (4.1, 0.0, True), (1.0, 0.11, True), (-1.0, 0.6, True)],
+    ids=["enough", "need", "noise", "none"],
 )
-def test_too_few_draws_are_foretold_beside_the_most_that_an_attack_averages(need: float, noise: float, flagged: bool) -> None:
+def test_too_few_draws_are_foretold_beside_the_most_that_an_attack_averages(
+    need: float, noise: float, flagged: bool
+) -> None:
     row = ("none", "pgd-eot[eot=2]", "adaptive[eot=4]", "square[eot=99]")
     assert foretold(need, noise, row)[0] == ({"D14": "soft"} if flagged else {})
-    assert foretold(need, noise, ("none", "square[eot=99]"))[0] == {}, "no attack averages gradients"
+    assert foretold(need, noise, ("none", "square[eot=99]"))[0] == {}, (
+        "no attack averages gradients"
+    )
 
 
 def test_the_doubling_of_the_draws_has_the_word() -> None:
@@ -74,18 +99,38 @@ def test_the_doubling_of_the_draws_has_the_word() -> None:
     drop = [[10] * 40, [10] * 20 + [0] * 20]
     flags, told = foretold(9.0, 0.0, row, drop)
     assert flags == {}, "the audit of the doubling flags it itself"
-    assert any(one.startswith("D14: a mean gradient takes 9 draws for a cosine of 1/2, and 16 of them show none on 0%") for one in told)
+    assert any(
+        one.startswith(
+            "D14: a mean gradient takes 9 draws for a cosine of 1/2, and 16 of them show none on 0%"
+        )
+        for one in told
+    )
     assert foretold(9.0, 0.0, row)[0] == {"D14": "soft"}
 
 
-def failed(left: int, *, attack: str = "pgd", met: str = "pgd", **counts: int) -> tuple[dict[str, str], list[str]]:
-    figures = {"survive": left, **dict.fromkeys(("unavailable", "unstable", "silent", "incomplete"), 0), **counts} if left else {}
-    check = checked(f"indicators[attack={attack},examples=40]", **{f"D11:{name}": float(count) for name, count in figures.items()})
+def failed(
+    left: int, *, attack: str = "pgd", met: str = "pgd", **counts: int
+) -> tuple[dict[str, str], list[str]]:
+    figures = (
+        {
+            "survive": left,
+            **dict.fromkeys(("unavailable", "unstable", "silent", "incomplete"), 0),
+            **counts,
+        }
+        if left
+        else {}
+    )
+    check = checked(
+        f"indicators[attack={attack},examples=40]",
+        **{f"D11:{name}": float(count) for name, count in figures.items()},
+    )
     return found(check, [record(cell(met), [1] * 40)])
 
 
 @pytest.mark.parametrize("name", ["unavailable", "unstable", "silent", "incomplete"])
-def test_an_indicator_that_fires_on_over_a_tenth_of_what_survives_is_flagged_softly(name: str) -> None:
+def test_an_indicator_that_fires_on_over_a_tenth_of_what_survives_is_flagged_softly(
+    name: str,
+) -> None:
     assert failed(40, **{name: 5})[0] == {"D11": "soft"}
     assert failed(40, **{name: 4})[0] == {}
     assert failed(4, **{name: 4})[0] == {}, "of four examples nothing is said"
@@ -96,35 +141,65 @@ def test_which_and_how_many_is_said() -> None:
     assert failed(40, incomplete=12, unstable=5, silent=1)[1] == [
         "of 40 examples that pgd leaves, predictions unstable under small noise on 5, still rising at the end on 12"
     ]
-    assert failed(40)[1] == ["D11: of 40 examples that pgd leaves, no indicator of its failure fires"]
-    assert failed(40, silent=1)[1] == ["D11: of 40 examples that pgd leaves, a success thrown away on 1"]
+    assert failed(40)[1] == [
+        "D11: of 40 examples that pgd leaves, no indicator of its failure fires"
+    ]
+    assert failed(40, silent=1)[1] == [
+        "D11: of 40 examples that pgd leaves, a success thrown away on 1"
+    ]
     assert failed(0)[1] == ["D11: pgd leaves 0 of 40 examples: too few to say why"]
 
 
 def test_one_attack_without_a_failure_is_enough() -> None:
     def traced(attack: str, left: int, rising: int) -> Record:
-        figures = {"survive": left, "unavailable": 0, "unstable": 0, "silent": 0, "incomplete": rising}
-        return checked(f"indicators[attack={attack},examples=40]", **{f"D11:{name}": float(count) for name, count in figures.items()})
+        figures = {
+            "survive": left,
+            "unavailable": 0,
+            "unstable": 0,
+            "silent": 0,
+            "incomplete": rising,
+        }
+        return checked(
+            f"indicators[attack={attack},examples=40]",
+            **{f"D11:{name}": float(count) for name, count in figures.items()},
+        )
 
     row = [record(cell(name), [1] * 40) for name in ("pgd", "pgd[steps=40]")]
     short, long = traced("pgd", 40, 12), traced("pgd[steps=40]", 30, 0)
     flags, told = audit([short, long], None, row, [])
     assert flags == []
     assert told[0] == "D11: of 40 examples that pgd leaves, still rising at the end on 12"
-    assert [flag.id for flag in audit([short, long], None, row[:1], [])[0]] == ["D11"], "the row did not meet the longer one"
-    assert [flag.id for flag in audit([short, traced("pgd[steps=40]", 30, 9)], None, row, [])[0]] == ["D11", "D11"]
-    assert audit([short, traced("pgd[steps=40]", 2, 2)], None, row, [])[0] == [], "it leaves next to nothing"
+    assert [flag.id for flag in audit([short, long], None, row[:1], [])[0]] == ["D11"], (
+        "the row did not meet the longer one"
+    )
+    assert [
+        flag.id for flag in audit([short, traced("pgd[steps=40]", 30, 9)], None, row, [])[0]
+    ] == ["D11", "D11"]
+    assert audit([short, traced("pgd[steps=40]", 2, 2)], None, row, [])[0] == [], (
+        "it leaves next to nothing"
+    )
 
 
 def test_an_attack_that_the_row_did_not_meet_says_nothing_of_it() -> None:
     flags, (says,) = failed(40, attack="pgd[steps=9]", incomplete=12)
     assert flags == {}
-    assert says == "D11: of 40 examples that pgd leaves, still rising at the end on 12, and the row did not meet it"
-    assert failed(40, attack="pgd[steps=9]", met="pgd[steps=9]", incomplete=12)[0] == {"D11": "soft"}
+    assert (
+        says
+        == "D11: of 40 examples that pgd leaves, still rising at the end on 12, and the row did not meet it"
+    )
+    assert failed(40, attack="pgd[steps=9]", met="pgd[steps=9]", incomplete=12)[0] == {
+        "D11": "soft"
+    }
 
 
 def test_a_row_has_the_flags_and_the_words_of_its_checks_and_its_figures_are_as_they_were() -> None:
-    asked = Request(dataset="toy-grey", defences=("toy-masked",), attacks=("pgd", "indicators", "signal[directions=20]"), n=12, budget="quick")
+    asked = Request(
+        dataset="toy-grey",
+        defences=("toy-masked",),
+        attacks=("pgd", "indicators", "signal[directions=20]"),
+        n=12,
+        budget="quick",
+    )
     held = [evaluate(one) for one in plan([asked]).cells]
     (board,) = leaderboards(held, {"main": [one.cell for one in held]}, {})
     (plain,) = leaderboards(held[:2], {"main": [one.cell for one in held[:2]]}, {})

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.evaluate import evaluate
-from bench.leaderboard import Row, leaderboards
-from bench.plan import from_file, plan
-from bench.record import Record
+from bench.judging.evaluate import evaluate
+from bench.questions.plan import from_file, plan
+from bench.results.leaderboard import Row, leaderboards
+from bench.results.record import Record
 
 N = 32
-NAIVE = ("fgsm", "pgd[loss=ce,steps=40]", "pgd-eot[loss=ce]", "transfer")  # what a hasty author runs, and one look from outside
+NAIVE = (
+    "fgsm",
+    "pgd[loss=ce,steps=40]",
+    "pgd-eot[loss=ce]",
+    "transfer",
+)  # what a hasty author runs, and one look from outside
 CONTROLS = ("undefended", "at", "tta")
 # No gradient of these is masked: the plan has them for how draws are scored, for abstentions, and for eps 1/10.
 UNMASKED = ("resize-pad", "gallery-reject", "gallery-kwta")
@@ -26,7 +31,9 @@ def records() -> tuple[Record, ...]:
     first = from_file(Path("gallery"))[1][0]
     assert "adaptive" in first.attacks
     assert first.n == 100
-    return tuple(evaluate(cell) for cell in plan([replace(first, n=N, attacks=(*NAIVE, "adaptive"))]).cells)
+    return tuple(
+        evaluate(cell) for cell in plan([replace(first, n=N, attacks=(*NAIVE, "adaptive"))]).cells
+    )
 
 
 def rows(held: Sequence[Record]) -> dict[str, Row]:
@@ -61,9 +68,13 @@ def test_nothing_hard_is_flagged_on_the_honest() -> None:
     assert {whole()[name].verdict for name in CONTROLS} == {"incomplete"}
 
 
-def test_the_naive_attack_alone_leaves_a_number_that_is_far_too_high_and_the_verdict_says_so() -> None:
+def test_the_naive_attack_alone_leaves_a_number_that_is_far_too_high_and_the_verdict_says_so() -> (
+    None
+):
     naive = rows([one for one in records() if one.cell.attack.name != "adaptive"])
-    blind = rows([one for one in records() if one.cell.attack.name in ("none", "fgsm", "pgd", "pgd-eot")])
+    blind = rows(
+        [one for one in records() if one.cell.attack.name in ("none", "fgsm", "pgd", "pgd-eot")]
+    )
     for name in broken_on_purpose():
         if name not in UNMASKED:
             robust = blind[name].robust
@@ -75,7 +86,16 @@ def test_the_naive_attack_alone_leaves_a_number_that_is_far_too_high_and_the_ver
         assert not hard(naive[name]), name
 
 
-@pytest.mark.parametrize("name", ["gallery-nan-gradient", "gallery-one-hot", "gallery-noisy-gradient", "gallery-peel-naive", "jpeg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gallery-nan-gradient",
+        "gallery-one-hot",
+        "gallery-noisy-gradient",
+        "gallery-peel-naive",
+        "jpeg",
+    ],
+)
 def test_what_a_probe_sees_stays_flagged_though_the_adaptive_attack_got_past_it(name: str) -> None:
     assert hard(whole()[name])
     assert whole()[name].verdict == "suspicious"

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.soundness.numerics import optimises, precise, saturated
-from bench.soundness.probes import probe
-from bench.spec import Spec
-from bench.streams import stream
+from bench.judging.randomness import stream
+from bench.questions import registry
+from bench.questions.plan import Request, plan
+from bench.questions.spec import Spec
+from bench.soundness.probes.numerics import optimises, precise, saturated
+from bench.soundness.probes.probe import probe
 
 CPU = torch.device("cpu")
 LINEAR = torch.randn(36, 5, generator=torch.Generator().manual_seed(0))
@@ -64,13 +64,33 @@ def test_the_threshold_is_where_the_cross_entropy_has_no_gradient_in_float32() -
         assert logits.grad is not None
         assert bool(logits.grad[0, 0] == 0) == dead
         with stream(CPU, 0):
-            assert bool(saturated(Made(lambda z, gap=gap: torch.tensor([[gap, 0.0]]).expand(len(z), -1)), X, 0.1)) == dead
+            assert (
+                bool(
+                    saturated(
+                        Made(lambda z, gap=gap: torch.tensor([[gap, 0.0]]).expand(len(z), -1)),
+                        X,
+                        0.1,
+                    )
+                )
+                == dead
+            )
 
 
 @pytest.mark.parametrize(("lowest", "raised"), [(-9e3, False), (-1.1e4, True)])
-def test_a_range_of_logits_that_leaves_float32_no_room_is_as_bad(lowest: float, raised: bool) -> None:
+def test_a_range_of_logits_that_leaves_float32_no_room_is_as_bad(
+    lowest: float, raised: bool
+) -> None:
     with stream(CPU, 0):
-        assert bool(saturated(Made(lambda z: torch.cat([z[:, :4], torch.full_like(z[:, 4:], lowest)], 1)), X, 0.1)) == raised
+        assert (
+            bool(
+                saturated(
+                    Made(lambda z: torch.cat([z[:, :4], torch.full_like(z[:, 4:], lowest)], 1)),
+                    X,
+                    0.1,
+                )
+            )
+            == raised
+        )
 
 
 def test_abstentions_and_infinities_are_no_certainty() -> None:
@@ -103,8 +123,13 @@ def test_the_defence_keeps_its_precision() -> None:
     assert model.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("model", "dynamic", "raised"), [(Made(), False, False), (Optimising(True), True, False), (Optimising(False), False, True)])
-def test_optimisation_at_test_time_is_seen_and_must_not_depend_on_who_asks(model: nn.Module, dynamic: bool, raised: bool) -> None:
+@pytest.mark.parametrize(
+    ("model", "dynamic", "raised"),
+    [(Made(), False, False), (Optimising(True), True, False), (Optimising(False), False, True)],
+)
+def test_optimisation_at_test_time_is_seen_and_must_not_depend_on_who_asks(
+    model: nn.Module, dynamic: bool, raised: bool
+) -> None:
     seen, flags = optimises(model, X)
     assert seen == dynamic
     assert [(flag.id, flag.severity) for flag in flags] == [("P14", "hard")] * raised
@@ -118,13 +143,34 @@ DYNAMIC = {"anti-adversary", "gallery-detached"}
 SURE = {"anti-adversary", "gallery-detached"}
 
 
-@pytest.mark.parametrize("name", [*sorted(DYNAMIC), "undefended", "at", "carso", "tta", "median", "ensemble", "tv", "gallery-scaled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *sorted(DYNAMIC),
+        "undefended",
+        "at",
+        "carso",
+        "tta",
+        "median",
+        "ensemble",
+        "tv",
+        "gallery-scaled",
+    ],
+)
 def test_the_probe_raises_them_on_what_is_planted_and_on_nothing_honest(name: str) -> None:
     data = load(Spec.parse("digits[n=64]"))
     (cell,) = plan([Request(defences=(name,), attacks=("none",))]).cells
     with stream(CPU, "probe"):
-        found = probe(registry.build_defence(cell.defence), data.x, data.y, 0.2, declared=registry.is_stochastic(cell.defence))
+        found = probe(
+            registry.build_defence(cell.defence),
+            data.x,
+            data.y,
+            0.2,
+            declared=registry.is_stochastic(cell.defence),
+        )
     assert ("P14" in dict(found.checks)) == (name in DYNAMIC)
     # carso's and gallery-scaled's answers are as sure, and their zero gradients of the cross-entropy say it: D1
-    assert {flag.id for flag in found.flags} & {"P8", "P14", "P15"} == ({"P8"} if name in SURE else set())
+    assert {flag.id for flag in found.flags} & {"P8", "P14", "P15"} == (
+        {"P8"} if name in SURE else set()
+    )
     assert ("D1" in {flag.id for flag in found.flags}) == (name in ("carso", "gallery-scaled"))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
 from bench.data.sample import load
-from bench.plan import Request, plan
-from bench.soundness.outputs import outputs
-from bench.soundness.probes import has_surrogate, probe
-from bench.spec import Spec
-from bench.streams import stream
+from bench.judging.randomness import stream
+from bench.questions import registry
+from bench.questions.plan import Request, plan
+from bench.questions.spec import Spec
+from bench.soundness.probes.outputs import outputs
+from bench.soundness.probes.probe import has_surrogate, probe
 
 CPU = torch.device("cpu")
 LINEAR = torch.randn(36, 5, generator=torch.Generator().manual_seed(0))
@@ -24,7 +24,11 @@ X = torch.rand(64, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 class Made(nn.Module):
     """`after` what a linear map makes of `before` the images."""
 
-    def __init__(self, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+    def __init__(
+        self,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> None:
         super().__init__()
         self.before, self.after = before, after
 
@@ -49,22 +53,32 @@ def test_probabilities_are_told_from_logits_to_1e_5() -> None:
     assert found(Made(after=lambda z: 1.0001 * z.softmax(1))) == {}
 
 
-@pytest.mark.parametrize(("step", "flags"), [(2.0, {"P12": "soft"}), (0.5, {"P13": "hard"}), (1e-3, {})])
-def test_outputs_rounded_to_few_values_or_in_finer_steps(step: float, flags: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("step", "flags"), [(2.0, {"P12": "soft"}), (0.5, {"P13": "hard"}), (1e-3, {})]
+)
+def test_outputs_rounded_to_few_values_or_in_finer_steps(
+    step: float, flags: dict[str, str]
+) -> None:
     """Of 128 outputs, logits of a standard deviation of about 2: rounded to whole twos they take few values and tie, to halves they move in steps."""
     assert found(Made(after=lambda z: (z / step).round() * step)) == flags
 
 
 def test_a_class_that_is_never_given_and_abstentions_are_no_few_values() -> None:
-    assert found(Made(after=lambda z: torch.cat([z[:, :4], torch.full_like(z[:, 4:], -9)], 1))) == {}
+    assert (
+        found(Made(after=lambda z: torch.cat([z[:, :4], torch.full_like(z[:, 4:], -9)], 1))) == {}
+    )
     assert found(Made(after=lambda z: torch.where(z.amax(1, keepdim=True) > 1.5, z, 0))) == {}
 
 
 @pytest.mark.parametrize(("levels", "flagged"), [(8, True), (100_000, False)])
 @pytest.mark.parametrize("surrogate", [False, True])
-def test_quantised_images_are_hard_unless_a_way_around_is_declared(levels: int, flagged: bool, surrogate: bool) -> None:
+def test_quantised_images_are_hard_unless_a_way_around_is_declared(
+    levels: int, flagged: bool, surrogate: bool
+) -> None:
     steps = Made(lambda x: (x * (levels - 1)).round() / (levels - 1))
-    assert found(steps, surrogate=surrogate) == ({"P13": "soft" if surrogate else "hard"} if flagged else {})
+    assert found(steps, surrogate=surrogate) == (
+        {"P13": "soft" if surrogate else "hard"} if flagged else {}
+    )
 
 
 def test_steps_under_noise_are_seen_under_the_same_noise() -> None:
@@ -88,7 +102,15 @@ WITH = {
     "gallery-thermometer": {"P13"},
     "carso[aggregation=vote]": {"P12"},
 }
-HONEST = ("undefended", "at", "tta[mean=prob,noise=0.05,shift=0]", "carso", "median", "ensemble", "noise")
+HONEST = (
+    "undefended",
+    "at",
+    "tta[mean=prob,noise=0.05,shift=0]",
+    "carso",
+    "median",
+    "ensemble",
+    "noise",
+)
 
 
 @pytest.mark.parametrize("name", [*WITH, *HONEST])
@@ -98,5 +120,7 @@ def test_the_probe_raises_them_on_what_is_planted_and_on_nothing_honest(name: st
     model = registry.build_defence(cell.defence)
     assert has_surrogate(model) or name in HONEST or name == "carso[aggregation=vote]"
     with stream(CPU, "probe"):
-        flags = probe(model, data.x, data.y, 0.2, declared=registry.is_stochastic(cell.defence)).flags
+        flags = probe(
+            model, data.x, data.y, 0.2, declared=registry.is_stochastic(cell.defence)
+        ).flags
     assert {flag.id for flag in flags} & {"P7", "P12", "P13"} == WITH.get(name, set())

@@ -1,0 +1,27 @@
+"""What a transfer attack starts from: one classifier, or several as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.questions.registry import build_classifier, split_several
+
+
+class Together(nn.Module):
+    """The mean logits of several classifiers."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = torch.stack([member(x) for member in self.members]).mean(0)
+        return logits
+
+
+def build_source(source: str) -> nn.Module:
+    """The classifiers named in `source`, joined by `+`, as one."""
+    return Together([build_classifier(name) for name in split_several(source)])

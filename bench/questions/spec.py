@@ -1,0 +1,196 @@
+"""The questions that the bench can ask: names with knobs, threat models, cells. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+NORMS = ("linf", "l2", "l1", "l0")
+ACCESS = ("white-box", "transfer", "score", "decision")
+
+Value = bool | int | float | str
+
+
+class BadInput(ValueError):
+    """The user's input is wrong; the message is one line that names the thing, the value and the nearest right answer."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """'; did you mean A?' where one option is close to `name`, and the options themselves where none is."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return (
+        f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(options) or 'none'}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A registered name with its knobs. Text form: `carso[aggregation=logit,samples=16]`."""
+
+    name: str
+    items: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def params(self) -> dict[str, Value]:
+        return dict(self.items)
+
+    @staticmethod
+    def of(name: str, params: Mapping[str, Value]) -> Spec:
+        return Spec(name, tuple(sorted(params.items())))
+
+    @staticmethod
+    def parse(text: str) -> Spec:
+        """Read `name` or `name[knob=value,...]`; a value may itself hold brackets. All values come back as text."""
+        match = re.fullmatch(r"\s*([^\[\],=\s]+)\s*(?:\[(.*)\])?\s*", text, re.DOTALL)
+        if not match:
+            raise BadInput(
+                f"'{text}' is not a name with knobs, such as carso[samples=16,aggregation=logit]"
+            )
+        params: dict[str, Value] = {}
+        for item in split_commas(match[2] or ""):
+            knob, equals, value = item.partition("=")
+            if not equals or not knob.strip():
+                raise BadInput(f"'{item}' in '{text}' is not knob=value")
+            if knob.strip() in params:
+                raise BadInput(f"knob '{knob.strip()}' is given twice in '{text}'")
+            params[knob.strip()] = value.strip()
+        return Spec.of(match[1], params)
+
+    def __str__(self) -> str:
+        if not self.items:
+            return self.name
+        return f"{self.name}[{','.join(f'{k}={show(v)}' for k, v in self.items)}]"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "params": self.params}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Spec:
+        return Spec.of(data["name"], data["params"])
+
+
+def show(value: Value) -> str:
+    """The value as text that reads back as the same value."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at the commas that lie outside of brackets: `a,b[x=1,y=2]` -> [`a`, `b[x=1,y=2]`]."""
+    parts, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        depth += (char == "[") - (char == "]")
+        if depth < 0:
+            break
+        if char == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    if depth:
+        raise BadInput(f"the brackets of '{text}' do not match")
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def parse_eps(text: str) -> Fraction:
+    """'8/255', '0.031' or '1' as an exact fraction, in pixel units of [0,1] (pixels for l0)."""
+    try:
+        eps = Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        raise BadInput(
+            f"eps '{text}' is not a number; give a fraction such as 8/255 or a decimal such as 0.031"
+        ) from None
+    if eps < 0:
+        raise BadInput(f"eps '{text}' is negative; give {-eps} or 0")
+    return eps
+
+
+@dataclass(frozen=True, slots=True)
+class ThreatModel:
+    """What the attacker may change (`norm`, `eps` in pixel units of [0,1]; pixels for l0) and see (`access`)."""
+
+    norm: str
+    eps: Fraction
+    access: str = "white-box"
+
+    def __post_init__(self) -> None:
+        for value, options, what in ((self.norm, NORMS, "norm"), (self.access, ACCESS, "access")):
+            if value not in options:
+                raise BadInput(f"{what} '{value}' is unknown{nearest(value, options)}")
+        if self.eps < 0:
+            raise BadInput(f"eps '{self.eps}' is negative")
+
+    @property
+    def label(self) -> str:
+        """`linf-8_255`: the form used in file names."""
+        return f"{self.norm}-{str(self.eps).replace('/', '_')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One question: how does `defence` fare under `attack` on these examples? `batch` is part of it, so that no split changes the answer.
+
+    `select` and `draws` are the numbers of selection and of evaluation draws (1 and 1 for a deterministic defence).
+    """
+
+    dataset: Spec
+    defence: Spec
+    attack: Spec
+    threat: ThreatModel
+    seed: int
+    select: int
+    draws: int
+    batch: int
+    key: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "key", hashlib.sha256(canonical.encode()).hexdigest()[:16])
+
+    @property
+    def question(self) -> str:
+        """The key of the cell less its attack: cells that share it are compared example by example."""
+        return replace(
+            self, attack=Spec("none"), threat=replace(self.threat, access="white-box")
+        ).key
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset.to_json(),
+            "defence": self.defence.to_json(),
+            "attack": self.attack.to_json(),
+            "threat": {
+                "norm": self.threat.norm,
+                "eps": str(self.threat.eps),
+                "access": self.threat.access,
+            },
+            "seed": self.seed,
+            "select": self.select,
+            "draws": self.draws,
+            "batch": self.batch,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Cell:
+        dataset, defence, attack = (
+            Spec.from_json(data[k]) for k in ("dataset", "defence", "attack")
+        )
+        threat = ThreatModel(
+            data["threat"]["norm"], Fraction(data["threat"]["eps"]), data["threat"]["access"]
+        )
+        return Cell(
+            dataset,
+            defence,
+            attack,
+            threat,
+            *(int(data[k]) for k in ("seed", "select", "draws", "batch")),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.threat.norm} {self.threat.eps}: {self.defence} under {self.attack}"

@@ -1,0 +1,128 @@
+"""A folder of answers: one JSON file per cell, written atomically; parts of unfinished cells, failures and plans beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.questions.spec import BadInput, Cell
+from bench.results.record import Record
+
+
+class Store:
+    """The folder `root` (normally results/). Reading never writes; a file is there whole or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, cell: Cell, suffix: str = "") -> Path:
+        folder = (
+            self.root
+            / "records"
+            / slug(cell.dataset.name)
+            / cell.threat.label
+            / slug(cell.defence.name)
+        )
+        return folder / f"{slug(cell.attack.name)}-{cell.key}{suffix}.json"
+
+    def has(self, cell: Cell) -> bool:
+        return self.path(cell).is_file()
+
+    def get(self, cell: Cell) -> Record | None:
+        return Record.from_json(read(self.path(cell))) if self.has(cell) else None
+
+    def put(self, record: Record) -> None:
+        """Keep the answer; its parts and an earlier failure go."""
+        write(self.path(record.cell), record.to_json())
+        self.path(record.cell, ".failed").unlink(missing_ok=True)
+        self.drop_parts(record.cell)
+
+    def put_part(self, record: Record, index: int) -> None:
+        write(self.path(record.cell, f".part{index}"), record.to_json())
+
+    def parts(self, cell: Cell) -> dict[int, Record]:
+        """The batches of an unfinished cell that were already answered, by their index."""
+        found = self.path(cell).parent.glob(f"*-{cell.key}.part*.json")
+        return {
+            int(path.suffixes[-2].removeprefix(".part")): Record.from_json(read(path))
+            for path in sorted(found)
+        }
+
+    def drop_parts(self, cell: Cell) -> None:
+        for path in self.path(cell).parent.glob(f"*-{cell.key}.part*.json"):
+            path.unlink()
+
+    def fail(self, cell: Cell, message: str, trace: str) -> None:
+        write(
+            self.path(cell, ".failed"),
+            {"cell": cell.to_json(), "key": cell.key, "message": message, "trace": trace},
+        )
+
+    def put_plan(self, name: str, cells: Sequence[Cell]) -> None:
+        write(
+            self.root / "plans" / f"{slug(name)}.json",
+            {"name": name, "cells": [cell.to_json() for cell in cells]},
+        )
+
+    def records(self) -> list[Record]:
+        """Every whole answer, in the order of the file names."""
+        return [Record.from_json(read(path)) for path in self._files() if "." not in path.stem]
+
+    def plans(self) -> dict[str, list[Cell]]:
+        """Every plan that was run into this folder: what rows must hold to be complete."""
+        read_all = (read(path) for path in sorted((self.root / "plans").glob("*.json")))
+        return {data["name"]: [Cell.from_json(cell) for cell in data["cells"]] for data in read_all}
+
+    def failures(self) -> dict[str, str]:
+        """Cell key -> what went wrong, of the cells whose last try failed."""
+        return {
+            data["key"]: data["message"]
+            for path in self._files()
+            if path.stem.endswith(".failed")
+            for data in [read(path)]
+        }
+
+    def _files(self) -> Iterator[Path]:
+        return iter(sorted((self.root / "records").glob("*/*/*/*.json")))
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(
+            f"'{path}' is not a record of this bench ({error}); move it away and run again"
+        ) from None
+    return data
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """One key a line, keys sorted: small, and a change shows as a diff of the lines that it touches."""
+    lines = (
+        f" {json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}"
+        for key, value in sorted(data.items())
+    )
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically: a reader, or a crash, finds the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(fresh, 0o644)
+        os.replace(fresh, path)
+    except BaseException:
+        os.unlink(fresh)
+        raise

@@ -1,0 +1,311 @@
+"""The judge: exact on a linear model, and deaf to attacks that lie."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.judging.evaluate import AttackFailed, evaluate, make_target, prepare
+from bench.judging.execute import execute
+from bench.questions import registry
+from bench.questions.spec import Cell, Spec, ThreatModel
+from bench.results.record import Record, Routes, merge
+from bench.results.store import Store
+from bench.soundness.probes.probe import probe
+
+
+def cell(
+    attack: str,
+    defence: str = "toy-linear",
+    *,
+    eps: str = "1/10",
+    norm: str = "linf",
+    n: int = 40,
+    batch: int = 7,
+    draws: int = 1,
+) -> Cell:
+    found = (
+        held.resolve(Spec.parse(text))
+        for held, text in ((registry.defences, defence), (registry.attacks, attack))
+    )
+    line, rival = (
+        Spec.of(spec.name, {k: "toy:linear" if v == "@standard" else v for k, v in spec.items})
+        for spec in found
+    )
+    access = registry.attacks.get(rival.name).facts["access"]
+    return Cell(
+        Spec.of("toy", {"n": n}),
+        line,
+        rival,
+        ThreatModel(norm, Fraction(eps), access),
+        0,
+        draws,
+        draws,
+        batch,
+    )
+
+
+def accuracy(attack: str, defence: str = "toy-linear", **how: object) -> float:
+    return evaluate(cell(attack, defence, **how)).accuracy
+
+
+@pytest.mark.parametrize("eps", ["0", "1/100", "1/20", "13/100", "1/2"])
+def test_the_optimal_attack_finds_exactly_the_points_within_eps(eps: str) -> None:
+    """Distances are 0.005, 0.015, ..., 0.195, two points each."""
+    expected = np.mean([(i // 2 + 0.5) / 100 > float(Fraction(eps)) for i in range(40)])
+    assert accuracy("toy-exact", eps=eps) == expected
+
+
+def test_clean_accuracy_is_the_cell_whose_attack_is_none() -> None:
+    record = evaluate(cell("none"))
+    assert record.accuracy == 1.0
+    assert set(record.distance) == {0.0}
+    assert record.cost.ms_per_image is not None
+    assert record.cost.base_ms_per_image is not None
+
+
+def test_parts_make_the_same_record_as_the_whole_in_any_order() -> None:
+    whole = cell("toy-exact", "toy-coin", draws=6)
+    parts = [evaluate(whole, [i]) for i in (4, 0, 5, 2, 1, 3)]
+    together = merge(parts)
+    alone = evaluate(whole)
+    for name in ("clean", "selected", "margin", "correct", "distance", "strayed"):
+        assert dict(zip(together.ids, getattr(together, name), strict=True)) == dict(
+            zip(alone.ids, getattr(alone, name), strict=True)
+        )
+
+
+def test_an_attack_that_is_several_in_one_says_which_of_them_counted() -> None:
+    """Class 0 falls deepest to the whole step, class 1 to the half one: the deeper candidate counts, whether or not it is deep enough."""
+    asked = cell("toy-several", eps="1/10")
+    record = evaluate(asked)
+    labels = registry.datasets.get("toy").make("test", Path()).y
+    assert record.routes is not None
+    assert record.routes.names == ("half", "whole")
+    assert [record.routes.names[i] for i in record.routes.chosen] == [
+        "whole" if labels[i] == 0 else "half" for i in record.ids
+    ]
+    assert record.routes.counts == {"half": 20, "whole": 20}
+    assert (
+        merge([evaluate(asked, [i]) for i in (4, 0, 5, 2, 1, 3)]).routes == merge([record]).routes
+    )
+    assert Record.from_json(record.to_json()) == record
+    assert evaluate(cell("toy-exact")).routes is None
+
+
+def test_routes_of_other_names_cannot_be_joined() -> None:
+    one = evaluate(cell("toy-several"), [0])
+    other = replace(evaluate(cell("toy-several"), [1]), routes=None)
+    with pytest.raises(ValueError, match="different routes"):
+        merge([one, other])
+    with pytest.raises(ValueError, match="3 routes for 7 ids"):
+        replace(one, routes=Routes(("half",), (0, 0, 0)))
+
+
+def test_an_attack_that_leaves_is_put_back_and_noted() -> None:
+    record = evaluate(cell("liar-leaves"))
+    assert max(record.distance) <= 0.1 + 1e-6
+    assert min(record.strayed) > 1.0
+
+
+def test_an_attack_that_goes_too_far_gains_nothing_by_it() -> None:
+    assert accuracy("toy-exact[scale=9]") == accuracy("toy-exact")
+
+
+def test_an_attack_that_does_nothing_breaks_nothing_and_is_seen_not_to_move() -> None:
+    record = evaluate(cell("liar-idle"))
+    assert record.accuracy == 1.0
+    assert set(record.distance) == {0.0}
+    assert record.cost.backwards == 0
+
+
+def test_an_attack_that_edits_its_inputs_is_judged_against_the_originals() -> None:
+    """It mirrors all points, as far as eps lets it: that is the optimal attack. The labels it flipped are its own copy."""
+    record = evaluate(cell("liar-edits"))
+    assert record.accuracy == accuracy("toy-exact")
+    assert max(record.distance) <= 0.1 + 1e-6
+    assert evaluate(cell("none")).accuracy == 1.0
+
+
+@pytest.mark.parametrize("attack", ["liar-nan", "liar-shape"])
+def test_an_attack_that_returns_nothing_to_judge_has_failed(attack: str) -> None:
+    with pytest.raises(AttackFailed, match=attack):
+        evaluate(cell(attack))
+
+
+def test_an_attack_cannot_touch_the_defence_or_the_random_state() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    record = evaluate(cell("liar-claims", "toy-coin", draws=4))
+    assert torch.equal(torch.rand(3), expected)
+    assert record.clean == record.selected  # the clean image is a candidate, and here the only one
+    assert evaluate(cell("none")).accuracy == 1.0
+
+
+@pytest.mark.parametrize("attack", ["spy-gradient", "spy-parts"])
+def test_access_is_enforced(attack: str) -> None:
+    with pytest.raises((RuntimeError, AttributeError), match=r"grad|not shown"):
+        evaluate(cell(attack))
+
+
+def test_decision_access_gives_labels_alone() -> None:
+    assert evaluate(cell("spy-logits")).accuracy == 1.0
+
+
+def test_transfer_attacks_the_surrogate_and_is_judged_on_the_defence() -> None:
+    record = evaluate(cell("toy-transfer", "toy-nan-gradient"))
+    assert record.accuracy == accuracy("toy-exact")
+    assert record.cost.nonfinite == 0
+
+
+def test_calls_are_counted_per_example() -> None:
+    record = evaluate(cell("toy-exact"))
+    assert (record.cost.forwards, record.cost.backwards) == (40, 40)
+
+
+def test_nan_logits_count_as_wrong() -> None:
+    assert accuracy("none", "toy-nan-logits") == 1.0
+    assert accuracy("noise[tries=2]", "toy-nan-logits", eps="1/1000") == 0.0
+    flags = {
+        flag.id
+        for flag in evaluate(cell("none", "toy-nan-logits")).flags
+        if flag.severity == "hard"
+    }
+    assert "P6" in flags
+
+
+def test_nan_gradients_are_counted_and_flagged() -> None:
+    record = evaluate(cell("toy-exact", "toy-nan-gradient"))
+    assert record.accuracy == 1.0  # the attack cannot move: the number is worthless, and says so
+    assert record.cost.nonfinite == 40
+    assert ("D2", "hard") in {(flag.id, flag.severity) for flag in record.flags}
+
+
+def test_zero_gradients_are_counted_and_flagged() -> None:
+    record = evaluate(cell("toy-exact", "toy-rounded"))
+    assert record.cost.zero == 40
+    assert ("D1", "hard") in {(flag.id, flag.severity) for flag in record.flags}
+
+
+def test_a_hidden_coin_is_found_out() -> None:
+    assert ("P1", "hard") in {
+        (flag.id, flag.severity) for flag in evaluate(cell("none", "toy-hidden-coin")).flags
+    }
+    held = cell("none", "toy-hidden-coin")
+    assert prepare(held.dataset, held.defence, 0.1, "linf", "cpu", "data").stochastic
+
+
+def test_a_coin_is_seen_beside_infinite_logits() -> None:
+    """Logits (inf, r, -inf) with a random r: the infinities must not drown it, nor be subtracted from themselves."""
+    x, y = torch.rand(8, 1, 2, 3), torch.zeros(8, dtype=torch.long)
+    ends = torch.tensor([[torch.inf, 0.0, -torch.inf]])
+
+    class Loud(torch.nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.noise = noise
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            middle = torch.tensor([[0.0, 1.0, 0.0]]) * (
+                x.mean((1, 2, 3))[:, None] + self.noise * torch.randn(len(x), 1)
+            )
+            return ends + middle
+
+    assert probe(Loud(1.0), x, y, 0.1, declared=True).stochastic
+    assert "P1" not in {flag.id for flag in probe(Loud(1.0), x, y, 0.1, declared=True).flags}
+    assert not probe(Loud(0.0), x, y, 0.1, declared=False).stochastic
+
+
+def test_an_honest_linear_model_raises_no_flag() -> None:
+    assert evaluate(cell("toy-exact")).flags == ()
+
+
+def test_a_coin_is_scored_by_its_expected_accuracy_not_by_its_luck() -> None:
+    """Useless candidates under a fair coin: the score must stay at p although the selection takes the worst of them."""
+    record = evaluate(cell("noise[tries=8]", "toy-coin[p=0.7]", eps="1/1000", draws=40))
+    half_width = 4 * (0.7 * 0.3 / (40 * 40)) ** 0.5
+    assert abs(record.accuracy - 0.7) < half_width
+    chosen = sum(record.selected) / (40 * 40)
+    assert chosen <= sum(record.clean) / (40 * 40)
+
+
+def test_of_several_candidates_the_strongest_is_kept() -> None:
+    assert accuracy("toy-two") == accuracy("toy-exact")
+
+
+def test_a_transfer_from_several_sources_climbs_their_mean_logits() -> None:
+    asked = cell("transfer[source=own:digits-at+own:digits-other]")
+    target = make_target(
+        asked,
+        prepare(asked.dataset, asked.defence, 0.1, "linf", "cpu", "data"),
+        torch.device("cpu"),
+    )
+    x = torch.rand(5, 1, 8, 8)
+    members = [registry.build_classifier(name)(x) for name in ("own:digits-at", "own:digits-other")]
+    assert torch.allclose(target(x), (members[0] + members[1]) / 2, atol=1e-6)
+    assert target.forwards == 5
+
+
+def test_streams_do_not_meet() -> None:
+    """Selection draws of the clean image differ from its evaluation draws, and repeat from cell to cell of a question."""
+    none = evaluate(cell("none", "toy-coin", draws=16))
+    idle = evaluate(cell("liar-idle", "toy-coin", draws=16))
+    assert none.clean == idle.clean
+    assert none.correct != idle.correct
+    assert none.clean != none.correct
+
+
+def test_the_seed_changes_the_draws_and_repeating_does_not() -> None:
+    base = cell("none", "toy-coin", draws=16)
+    assert evaluate(base).correct == evaluate(base).correct
+    assert evaluate(base).correct != evaluate(replace(base, seed=1)).correct
+
+
+def test_a_crash_is_a_failure_and_the_rest_goes_on(tmp_path: Path) -> None:
+    store, seen = Store(tmp_path), Seen()
+    cells = [cell("liar-crashes"), cell("none")]
+    failed = execute(cells, store, device="cpu", data_dir=tmp_path, command="test", watch=seen)
+    assert failed == 1
+    assert store.failures() == {cells[0].key: "RuntimeError: the attack fell over"}
+    assert [record.cell for record in store.records()] == [cells[1]]
+    assert seen.lines == [("failed", cells[0].key), ("answered", cells[1].key)]
+
+
+def test_an_interrupted_cell_goes_on_from_its_last_batch(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), cell("toy-exact", "toy-coin", draws=3)
+
+    class Interrupt(Seen):
+        def batch(self, cell: Cell, done: int, count: int) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute([asked], store, device="cpu", data_dir=tmp_path, command="test", watch=Interrupt())
+    assert sorted(store.parts(asked)) == [0, 1, 2]
+    assert not store.has(asked)
+    first = store.parts(asked)[0]
+    execute([asked], store, device="cpu", data_dir=tmp_path, command="other", watch=Seen())
+    answer = store.get(asked)
+    assert answer is not None
+    assert store.parts(asked) == {}
+    assert answer.env.command == first.env.command == "test"
+    assert sum(answer.correct) == sum(evaluate(asked).correct)
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def batch(self, cell: Cell, done: int, count: int) -> None: ...
+
+    def answered(self, cell: Cell, record: Record) -> None:
+        self.lines.append(("answered", cell.key))
+
+    def failed(self, cell: Cell, message: str) -> None:
+        self.lines.append(("failed", cell.key))

@@ -1,0 +1,75 @@
+"""The order of the weights on a CPU: another order, the same answers."""
+
+import torch
+from torch import Tensor, nn
+
+from bench.data.sample import load
+from bench.judging.evaluate import prepare
+from bench.judging.target import placed
+from bench.questions.plan import Request, plan
+from bench.questions.registry import build_defence
+from carso.model import CARSO
+
+CPU = torch.device("cpu")
+
+
+class Own(nn.Conv2d):
+    """A convolution that reads its weights in the order in which they were made, as `view` does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.weight.view(-1).norm()
+
+
+def channels_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_convolutions_of_torch_lie_channels_last_and_others_are_left_alone() -> None:
+    net = placed(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.ConvTranspose2d(4, 5, 3),
+            Own(5, 6, 3),
+            nn.Flatten(),
+            nn.Linear(6 * 36, 2),
+        ),
+        CPU,
+    )
+    first, second, own = (
+        module.weight for module in net if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    )
+    assert channels_last(first)
+    assert channels_last(second)
+    assert own.is_contiguous()
+    assert net(torch.rand(2, 3, 8, 8)).shape == (2, 2)
+
+
+def test_on_another_device_no_order_is_changed() -> None:
+    net = placed(nn.Conv2d(3, 4, 3), torch.device("meta"))
+    assert net.weight.is_meta
+    assert net.weight.is_contiguous()
+
+
+def test_a_cell_is_answered_by_a_placed_defence_whose_answers_and_gradients_are_those_of_any() -> (
+    None
+):
+    spec = plan([Request(defences=("carso[samples=0]",), attacks=("none",), n=8)]).cells[0].defence
+    data = load(plan([Request(attacks=("none",), n=8)]).cells[0].dataset)
+    made, plain = (
+        prepare(plan([Request(n=8)]).cells[0].dataset, spec, 0.2, "linf", "cpu", "data").defence,
+        build_defence(spec),
+    )
+    weights = [
+        m.weight
+        for m in made.modules()
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and min(m.weight.shape[:2]) > 1
+    ]
+    assert len(weights) > 4
+    assert all(map(channels_last, weights))
+    found = []
+    for model in (made, plain):
+        x = data.x.clone().requires_grad_()
+        assert isinstance(model, CARSO)
+        logits = model.surrogates["lse"](x)
+        found += [(logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), x)[0])]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

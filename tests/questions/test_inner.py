@@ -1,0 +1,132 @@
+"""Defences before defences: what a plan makes of the knob `inner`, and what is built from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.data.sample import load
+from bench.judging.randomness import stream
+from bench.judging.target import draws
+from bench.questions.plan import Request, ensure, plan
+from bench.questions.registry import (
+    build_classifier,
+    build_defence,
+    classifiers,
+    discover,
+    inner_of,
+    is_stochastic,
+)
+from bench.questions.spec import BadInput, Spec
+from bench.results.names import classifier_of, short
+
+discover()
+
+
+def defence(text: str) -> Spec:
+    (cell,) = plan([Request(defences=(text,), attacks=("none",))]).cells
+    return cell.defence
+
+
+def test_the_plan_fills_in_and_pins_the_inner_defence_and_names_its_classifier() -> None:
+    spec = defence("jpeg[quality=50,inner=bit-depth[bits=2]]")
+    inner = inner_of(spec)
+    assert inner is not None
+    assert inner.params["bits"] == 2
+    assert str(inner.params["classifier"]).startswith("own:digits-standard@")
+    assert spec.params["classifier"] == inner.params["classifier"]
+    assert (
+        defence("jpeg[quality=50,inner=bit-depth[bits=2]]")
+        == defence("jpeg[inner=bit-depth[bits=2,inner=],quality=50]")
+        == spec
+    )
+
+
+def test_it_computes_the_outer_one_before_the_inner_one() -> None:
+    x = load(Spec.of("digits", {"n": 20})).x * 0.93
+    built = build_defence(
+        defence("jpeg[quality=20,inner=bit-depth[bits=2,classifier=own:digits-at]]")
+    )
+    jpeg, depth = (
+        build_defence(defence("jpeg[quality=20]")),
+        build_defence(defence("bit-depth[bits=2]")),
+    )
+    classifier = build_classifier("own:digits-at")
+    expected = classifier(depth.purify(jpeg.purify(x)))
+    assert torch.allclose(built(x), expected)
+    assert not torch.allclose(built(x), classifier(jpeg.purify(depth.purify(x))))
+
+
+def test_randomness_inside_is_randomness_and_draws_share_the_outer_part() -> None:
+    spec = defence("bit-depth[inner=carso[samples=2]]")
+    assert is_stochastic(spec)
+    assert not is_stochastic(defence("bit-depth[inner=carso[samples=0]]"))
+    x = load(Spec.of("digits", {"n": 3})).x
+    built, inner = build_defence(spec), build_defence(defence("carso[samples=2]"))
+    with stream(torch.device("cpu"), 0):
+        several = draws(built, x, 4)
+    with stream(torch.device("cpu"), 0):
+        assert torch.equal(several, draws(inner, built.purify(x), 4))
+    assert len(several.unique(dim=1)[0]) == 4
+    assert {"identity", "soft", "identity+lse", "soft+lse"} <= built.surrogates.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jpeg[inner=jpg]", "defence 'jpeg': defence 'jpg' is unknown; did you mean 'jpeg'?"),
+        ("jpeg[inner=bit-depth[bit=3]]", "defence 'jpeg': defence 'bit-depth' takes no 'bit'"),
+        (
+            "jpeg[inner=at,classifier=own:digits-at]",
+            "exclude each other: give inner=at a classifier of its own",
+        ),
+        ("carso[inner=jpeg]", "defence 'carso' stands before no other defence: "),
+        ("jpeg[inner=at[classifier=own:digits-att]]", "did you mean 'digits-at'?"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        defence(text)
+    assert message in str(error.value)
+
+
+def test_labels_name_the_inner_defence_by_what_tells_it_apart() -> None:
+    told = [
+        "jpeg",
+        "jpeg[inner=at]",
+        "jpeg[inner=carso[samples=8]]",
+        "jpeg[inner=carso[samples=2]]",
+    ]
+    texts = ["jpeg", "jpeg[inner=at]", "jpeg[inner=carso]", "jpeg[inner=carso[samples=2]]"]
+    specs = [defence(text) for text in texts]
+    assert list(short(specs, hide=("classifier",)).values()) == told
+
+
+def test_classifiers_joined_by_plus_are_each_settled() -> None:
+    (cell,) = plan(
+        [Request(defences=("undefended[classifier=@robust+own:digits-other]",), attacks=("none",))]
+    ).cells
+    one, other = str(cell.defence.params["classifier"]).split("+")
+    assert one.startswith("own:digits-at@")
+    assert other.startswith("own:digits-other@")
+
+
+def test_the_weights_of_an_inner_defence_are_fetched_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setitem(classifiers.get("autoattack").facts, "ensure", asked.append)
+    ensure(
+        plan(
+            [
+                Request(
+                    defences=("jpeg[inner=at[classifier=autoattack:resnet18]]",), attacks=("none",)
+                )
+            ]
+        )
+    )
+    assert asked == ["resnet18"]
+
+
+def test_a_row_names_the_classifier_or_all_of_them() -> None:
+    assert classifier_of(defence("ensemble")) == "own:digits-at+own:digits-other"
+    assert classifier_of(defence("jpeg[inner=ensemble]")) == "own:digits-at+own:digits-other"
+    assert classifier_of(defence("jpeg[inner=at]")) == "own:digits-at"

@@ -1,0 +1,270 @@
+"""Plans: what the flags, or a file, come to; and what is refused before anything runs."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from bench import weights
+from bench.questions.plan import Request, budget_of, from_file, plan
+from bench.questions.registry import attacks, datasets
+from bench.questions.spec import BadInput
+from bench.results.names import unpinned
+from bench.results.store import Store
+from tests.results.test_store import record
+
+
+def toy(**asked: object) -> Request:
+    return Request(
+        **{"dataset": "toy", "defences": ("toy-linear",), "attacks": ("toy-exact",), **asked}
+    )
+
+
+def test_every_threat_model_gets_its_clean_cell_first() -> None:
+    cells = plan(
+        [toy(defences=("toy-linear", "toy-coin"), attacks=("toy-exact", "onepixel"))]
+    ).cells
+    held = [(c.defence.name, c.threat.norm, c.attack.name) for c in cells]
+    per = [("linf", "none"), ("linf", "toy-exact"), ("l0", "none"), ("l0", "onepixel")]
+    assert held == [(defence, *rest) for defence in ("toy-linear", "toy-coin") for rest in per]
+    assert {c.threat.eps for c in cells} == {Fraction(1, 10), Fraction(1)}
+
+
+def test_a_deterministic_defence_gets_one_draw_and_a_stochastic_one_the_budgets() -> None:
+    quick = budget_of("quick")
+    for cell in plan([toy(defences=("toy-linear", "toy-coin"))]).cells:
+        assert (cell.select, cell.draws) == (
+            (1, 1) if cell.defence.name == "toy-linear" else (quick["select"], quick["draws"])
+        )
+        assert cell.batch == quick["batch"]
+    assert {c.draws for c in plan([toy(defences=("toy-coin",), draws=3)]).cells} == {3}
+
+
+def test_roles_are_replaced_and_budget_knobs_filled_in_under_the_users() -> None:
+    (_, cell) = plan([toy(attacks=("pgd[restarts=7]",), budget="quick")]).cells
+    assert cell.defence.params["classifier"] == "toy:linear"
+    assert cell.attack.params["restarts"] == 7
+    assert cell.attack.params["steps"] == budget_of("quick")["pgd"]["steps"]
+
+
+def test_what_only_makes_sense_for_stochastic_defences_is_left_out_for_others() -> None:
+    cells = plan([toy(defences=("toy-linear", "toy-coin"), attacks=("pgd-eot",))]).cells
+    assert [(c.defence.name, c.attack.name) for c in cells] == [
+        ("toy-linear", "none"),
+        ("toy-coin", "none"),
+        ("toy-coin", "pgd-eot"),
+    ]
+
+
+def test_a_norm_filters_the_default_attacks_but_not_the_ones_that_were_named() -> None:
+    made = plan([Request(norm="l2", defences=("undefended",))])
+    assert {c.threat.norm for c in made.cells} == {"l2"}
+    assert any("onepixel" in note for note in made.notes)
+
+
+def test_weights_are_pinned_to_their_digest() -> None:
+    (cell, *_) = plan([Request(defences=("at",), attacks=("none",))]).cells
+    assert (
+        cell.defence.params["classifier"]
+        == f"own:digits-at@{weights.digest(weights.locate('own:digits-at'))[:8]}"
+    )
+
+
+def test_the_default_sweep_on_digits_has_every_defence_and_family() -> None:
+    cells = plan([Request()]).cells
+    assert {c.defence.name for c in cells} >= {
+        "undefended",
+        "at",
+        "carso",
+        "vae",
+        "jpeg",
+        "bit-depth",
+    }
+    rivals = {c.attack.name for c in cells}
+    assert rivals >= {
+        "none",
+        "fgsm",
+        "pgd",
+        "pgd-eot",
+        "autoattack",
+        "square",
+        "spsa",
+        "onepixel",
+        "boundary",
+        "hopskipjump",
+        "transfer",
+    }
+    assert len({c.attack for c in cells if c.attack.name == "transfer"}) == 3
+    assert int(cells[0].dataset.params["n"]) >= 100
+
+
+@pytest.mark.parametrize("budget", ["quick", "standard", "full"])
+def test_every_budget_names_attacks_and_knobs_that_exist(budget: str) -> None:
+    data = budget_of(budget)
+    for name, knobs in data.items():
+        if isinstance(knobs, dict):
+            attacks.get(name).resolve(knobs)
+    assert all(data[key] >= 1 for key in ("draws", "select", "batch"))
+    assert plan([Request(budget=budget)]).cells
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"dataset": "digit"}, "dataset 'digit' is unknown; did you mean 'digits'?"),
+        (
+            {"defences": ("toy-linar",)},
+            "defence 'toy-linar' is unknown; did you mean 'toy-linear'?",
+        ),
+        ({"attacks": ("pgd[stesp=3]",)}, "attack 'pgd' takes no 'stesp'"),
+        ({"attacks": ("pgd[steps=0]",)}, "attack 'pgd': steps=0 is too small; the least is 1"),
+        (
+            {"attacks": ("pgd[step=-1]",)},
+            "attack 'pgd': step=-1.0 is not a finite number of at least 0; the default is 2.0",
+        ),
+        (
+            {"attacks": ("pgd[wide=nan]",)},
+            "attack 'pgd': wide=nan is not a finite number of at least 0; the default is 3.0",
+        ),
+        (
+            {"attacks": ("spsa[delta=inf]",)},
+            "attack 'spsa': delta=inf is not a finite number of at least 0; the default is 0.01",
+        ),
+        (
+            {"attacks": ("pgd[loss=ce+margn]",)},
+            "attack 'pgd': loss='margn' is unknown; did you mean 'margin'?",
+        ),
+        (
+            {"attacks": ("autoattack[version=std]",)},
+            "attack 'autoattack': version='std' is unknown",
+        ),
+        ({"budget": "quik"}, "budget 'quik' is unknown; did you mean 'quick'?"),
+        ({"norm": "linff"}, "norm 'linff' is unknown; did you mean 'linf'?"),
+        ({"eps": "-1"}, "eps '-1' is negative"),
+        ({"eps": "a"}, "eps 'a' is not a number"),
+        ({"eps": "1/5,"}, "eps '' is not a number"),
+        ({"eps": ""}, "eps '' is not a number"),
+        ({"queries": "100"}, "queries 100: no attack here counts its queries by a knob; "),
+        (
+            {"queries": "many", "attacks": ("square",)},
+            "attack 'square': queries='many' is not a whole number",
+        ),
+        ({"queries": "0", "attacks": ("square",)}, "attack 'square': queries=0 is too small"),
+        ({"n": 0}, "n 0 is too small"),
+        ({"draws": 0}, "draws 0 is too small"),
+        ({"batch": -1}, "batch -1 is too small"),
+        ({"n": 3, "first": 3}, "n 3 and first 3 exclude each other"),
+        ({"norm": "l1"}, "attack 'toy-exact' has no l1 form; it has linf"),
+        ({"defences": ("toy-linear[classifier=toy:lineal]",)}, "did you mean 'linear'?"),
+        ({"defences": ("toy-linear[classifier=own:nothing]",)}, "own:nothing"),
+        ({"defences": ("toy-linear[classifier=file:nothing.safetensors]",)}, "does not exist"),
+        ({"defences": ("carso",)}, "the dataset has nothing for '@carso'"),
+    ],
+)
+def test_bad_requests_say_what_is_right(asked: dict[str, object], says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        plan([toy(**asked)])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_eps_are_a_curve_of_the_same_attacks() -> None:
+    curve = plan([toy(eps="1/10,1/5,1", attacks=("toy-exact", "onepixel"))]).cells
+    one_by_one = [
+        plan([toy(eps=eps, attacks=("toy-exact", "onepixel"))]).cells
+        for eps in ("1/10", "1/5", "1")
+    ]
+    assert curve == tuple(dict.fromkeys(cell for cells in one_by_one for cell in cells))
+    assert [cell.threat.eps for cell in curve if cell.attack.name == "toy-exact"] == [
+        Fraction(1, 10),
+        Fraction(1, 5),
+        Fraction(1),
+    ]
+
+
+def test_several_numbers_of_queries_are_a_curve_of_the_attacks_that_count_them() -> None:
+    cells = plan(
+        [
+            Request(
+                defences=("at",), attacks=("square", "hopskipjump", "autoattack"), queries="50,100"
+            )
+        ]
+    ).cells
+    asked = [(cell.attack.name, cell.attack.params.get("queries")) for cell in cells]
+    assert asked == [
+        ("none", None),
+        ("square", 50),
+        ("square", 100),
+        ("hopskipjump", 50),
+        ("hopskipjump", 100),
+        ("autoattack", 400),
+    ]
+
+
+def test_a_curve_can_be_written_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "curve.toml"
+    path.write_text(
+        'dataset = "toy"\neps = ["1/10", "1/5"]\nqueries = [50, 100]\nattacks = ["square"]\ndefences = ["toy-linear"]\n'
+    )
+    (request,) = from_file(path)[1]
+    assert (request.eps, request.queries) == ("1/10,1/5", "50,100")
+
+
+def test_missing_weights_in_a_default_list_are_noted_and_left_out() -> None:
+    made = plan([Request(dataset="toy", attacks=("none",))])
+    assert "carso" not in {c.defence.name for c in made.cells}
+    assert any("carso" in note for note in made.notes)
+
+
+def test_the_full_budget_transfers_also_from_an_ensemble_with_input_diversity() -> None:
+    cells = plan([Request(defences=("undefended",), budget="full", n=10)]).cells
+    knobs = [cell.attack.params for cell in cells if cell.attack.name == "transfer"]
+    sources = [(unpinned(str(each["source"])), each.get("diversity", 0)) for each in knobs]
+    alone = [f"own:digits-{name}" for name in ("standard", "other", "at")]
+    assert sources == [*((name, 0) for name in alone), ("+".join(alone), 0.5)]
+
+
+def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n'
+    )
+    assert from_file(path) == from_file(path), "a sweep plans again once the weights are there"
+    name, requests = from_file(path)
+    assert name == "mine"
+    assert (
+        plan(requests).cells
+        == plan([toy(seed=3), toy(seed=3, attacks=("toy-two",), eps="1/5")]).cells
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("datset = 'toy'", "did you mean 'dataset'"),
+        ("n = 'many'", "n='many' is not a whole number"),
+        ("x =", "is not TOML"),
+    ],
+)
+def test_bad_plan_files_say_what_is_right(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=says):
+        from_file(path)
+
+
+def test_a_plan_that_is_not_there_is_met_with_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean 'smoke'"):
+        from_file(Path("smoek"))
+
+
+def test_pending_is_what_the_store_lacks(tmp_path: Path) -> None:
+    made, store = plan([toy()]), Store(tmp_path)
+    store.put(record(cell=made.cells[0]))
+    assert made.pending(store) == made.cells[1:]
+
+
+def test_a_folder_is_a_dataset() -> None:
+    assert datasets.get("folder")
+    with pytest.raises(BadInput, match="@standard"):
+        plan([Request(dataset="folder:some/where", defences=("undefended",))])
