@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import behind_it
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 Answer = Callable[[Tensor], Tensor]
 TINY = 1e-12  # keeps 0/0 out of images whose gradient is zero everywhere

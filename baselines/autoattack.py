@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bench.errors import BadInput
 from bench.questions.registry import classifier
-from bench.questions.spec import BadInput
 
 NAMES = ("resnet18",)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, soft_round
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 
 class BitDepth(nn.Module):

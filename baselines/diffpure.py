@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from baselines.unet import Schedule, load
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 Answer = Callable[[Tensor], Tensor]
 Clip = Callable[[Tensor, float, float], Tensor]

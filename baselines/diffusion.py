@@ -21,10 +21,11 @@ from baselines.train import attack, rounded
 from baselines.unet import NAME, Schedule, make, schedule_of
 from bench import weights
 from bench.data.sample import load, stratified_order
+from bench.errors import BadInput, nearest
 from bench.judging.execute import commit, device_of, settle_arithmetic
 from bench.judging.target import right
 from bench.questions.registry import build_classifier, datasets, discover
-from bench.questions.spec import BadInput, Spec, nearest
+from bench.questions.spec import Spec
 
 SHARES = (
     0.05,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BadInput, nearest
 from bench.questions.registry import build_classifier, defence
-from bench.questions.spec import BadInput, nearest
 from bench.results.names import unpinned
 
 Mean = Callable[[Tensor], Tensor]

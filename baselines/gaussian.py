@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, inside, mirrored
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 REACH = 4  # standard deviations, beyond which the weights are left out
 

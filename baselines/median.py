@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, mirrored
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 
 class Median(nn.Module):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from baselines.nets import NETS
 from bench import weights
+from bench.errors import BadInput, nearest
 from bench.questions.registry import classifier
-from bench.questions.spec import BadInput, nearest
 
 
 def build(text: str) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.questions.spec import BadInput, nearest
+from bench.errors import BadInput, nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from torch import nn
 
 from baselines.zoo import package
 from bench import weights
+from bench.errors import BadInput, nearest
 from bench.questions.registry import classifier
-from bench.questions.spec import BadInput, nearest
 from carso import recipe
 from carso.released import (
     SCENARIOS,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.transform import Transformed
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 
 class ResizePad(nn.Module):

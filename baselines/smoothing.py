@@ -12,8 +12,8 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 from carso.model import in_parts
 
 Answer = Callable[[Tensor], Tensor]

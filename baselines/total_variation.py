@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.transform import Transformed, inside
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 
 STEP = (
     1 / math.sqrt(8)

@@ -20,9 +20,10 @@ from baselines.own import make
 from baselines.recipes import RECIPES, Recipe, recipe_of
 from bench import weights
 from bench.data.sample import Dataset, load, stratified_order
+from bench.errors import BadInput
 from bench.judging.execute import commit, device_of, settle_arithmetic
 from bench.questions.registry import datasets, discover
-from bench.questions.spec import BadInput, Spec, parse_eps
+from bench.questions.spec import Spec, parse_eps
 from carso.adversary import pgd
 from carso.devices import PRECISIONS
 

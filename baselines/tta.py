@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.ensemble import mean_named
+from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from bench.questions.spec import BadInput
 from carso.model import in_parts
 
 

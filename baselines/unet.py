@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.own import fill
 from bench import weights
-from bench.questions.spec import BadInput, nearest
+from bench.errors import BadInput, nearest
 
 NAME = "unet2d"  # what the card of one of ours calls the network
 WANTS = {

@@ -23,8 +23,8 @@ from torch import nn
 
 from baselines.zoo_files import brief, check, download, models_dir
 from bench import weights
+from bench.errors import BadInput, nearest
 from bench.questions.registry import classifier
-from bench.questions.spec import BadInput, nearest
 from bench.results import published
 
 DATASETS = ("cifar10", "cifar100")

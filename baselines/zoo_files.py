@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 
 PATIENCE = 20.0  # seconds that a server may be silent
 

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BadInput, nearest
 from bench.questions.registry import ROOT
-from bench.questions.spec import BadInput, nearest
 
 FOLDER = ROOT / "weights"
 

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from bench.data.sample import Dataset, load
+from bench.errors import BadInput
 from bench.judging.execute import device_of
 from bench.judging.norms import to_ball
 from bench.judging.target import Target, right
 from bench.questions import registry
-from bench.questions.spec import BadInput, Spec, ThreatModel, parse_eps
+from bench.questions.spec import Spec, ThreatModel, parse_eps
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 Run = Callable[[Target, Dataset, ThreatModel], Tensor]

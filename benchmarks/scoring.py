@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from bench.attacks.via_autoattack import NAMES, Seen, seed
 from bench.data.sample import folder
+from bench.errors import BadInput
 from bench.judging.evaluate import batches, judge, prepare, select_and_judge
 from bench.judging.execute import device_of
 from bench.judging.randomness import stream
 from bench.judging.target import Target, right
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Cell, ThreatModel
+from bench.questions.spec import Cell, ThreatModel
 from bench.results.statistics import Estimate, estimate
 
 LOSSES = ("ce", "dlr")

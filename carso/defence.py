@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from bench import weights as files
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defence
-from bench.questions.spec import BadInput, Value
+from bench.questions.spec import Value
 from bench.weights import locate, pin
 from carso import released
 from carso.aggregate import AGGREGATIONS

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.sample import load, stratified_order
+from bench.errors import BadInput
 from bench.judging.execute import commit
 from bench.questions.registry import ROOT, build_classifier, datasets, discover
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from bench.weights import digest, locate
 from carso import checkpoint
 from carso.batches import check, packed, pixels

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from baselines.anti_adversary import AntiAdversary
 from baselines.gallery.spoiled import Spoiled
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defence
-from bench.questions.spec import BadInput
 
 
 class Detached(AntiAdversary):

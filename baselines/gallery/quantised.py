@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from baselines.gallery.spoiled import Spoiled, dead
 from baselines.transform import Transformed
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defence
-from bench.questions.spec import BadInput
 
 
 class Thermometer(nn.Module):

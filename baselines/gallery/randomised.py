@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from baselines.ensemble import Mean
 from baselines.tta import Augmented
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defence
-from bench.questions.spec import BadInput
 from carso import aggregate
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from baselines.transform import Transformed
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defence
-from bench.questions.spec import BadInput
 
 ACTIVATIONS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.silu, F.gelu}
 Way = Callable[[Tensor, Tensor], Tensor]

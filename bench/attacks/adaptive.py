@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from bench.attacks.draws import same_noise
 from bench.attacks.gradient import SURE, climb, passes
 from bench.attacks.losses import TARGETED, gradients_at_once
+from bench.errors import BadInput, nearest
 from bench.judging.target import Target, margin, right
 from bench.questions.registry import attack
 from bench.questions.runs import TARGETS, runs
-from bench.questions.spec import BadInput, ThreatModel, nearest
+from bench.questions.spec import ThreatModel
 
 MOST = 16  # routes that are tried; `calls` is their number's bound
 DISTANCES = ("latent", "purifier")

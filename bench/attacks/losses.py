@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BadInput, nearest
 from bench.judging.target import Target, margin
-from bench.questions.spec import BadInput, nearest, show
+from bench.questions.spec import show
 
 # Images in one query of a gradient-free attack: what fits a CPU's cache, a GPU's memory. Fixed, since it decides which random number goes where.
 ROWS = {"cpu": 256, "cuda": 4096}

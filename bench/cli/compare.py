@@ -15,7 +15,8 @@ from statistics import fmean
 from typing import NoReturn
 
 from bench import report
-from bench.questions.spec import BadInput, Spec, nearest, parse_eps, show
+from bench.errors import BadInput, nearest
+from bench.questions.spec import Spec, parse_eps, show
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.names import family, unpinned
 from bench.results.statistics import (

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bench import report
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 from bench.report import curve
 from bench.report.figures import draw
 from bench.results.store import Store

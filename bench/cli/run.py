@@ -26,10 +26,11 @@ from rich.progress import (
 from rich.table import Table
 
 from bench import report, weights
+from bench.errors import BadInput, nearest
 from bench.questions import plan as plans
 from bench.questions import registry
 from bench.questions.plan import Plan, Request
-from bench.questions.spec import BadInput, Cell, nearest, split_commas
+from bench.questions.spec import Cell, split_commas
 from bench.results import names as labels
 from bench.results import published
 from bench.results.record import Record

@@ -15,8 +15,8 @@ import torch
 from bench.data.download import fetch
 from bench.data.images import decode, stack
 from bench.data.sample import Dataset, dataset_of
+from bench.errors import BadInput
 from bench.questions.registry import dataset
-from bench.questions.spec import BadInput
 
 EPS = {"linf": "8/255", "l2": "1/2", "l1": "12", "l0": "1"}
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 
 
 def fetch(name: str, data_dir: Path, get: Callable[[], object], put: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
+from bench.errors import BadInput
 from bench.questions.registry import dataset
-from bench.questions.spec import BadInput
 
 FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
 FILES = {

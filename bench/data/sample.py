@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.errors import BadInput
 from bench.questions.registry import datasets
-from bench.questions.spec import BadInput, Spec, Value
+from bench.questions.spec import Spec, Value
 
 SPLITS = ("train", "test")
 ORDER_SEED = 20240229  # of the subset of a split: a constant, so that every run, seed and machine asks about the same images

@@ -8,8 +8,8 @@ import torch
 
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
+from bench.errors import BadInput
 from bench.questions.registry import dataset
-from bench.questions.spec import BadInput
 
 
 @dataset(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from bench.errors import BadInput
 from bench.judging.clock import clock
 from bench.judging.evaluate import load_cached
 from bench.judging.surrogates import build_source
 from bench.judging.target import placed
 from bench.questions import registry
-from bench.questions.spec import BadInput, Cell, Spec
+from bench.questions.spec import Cell, Spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ from torch import nn
 
 from bench import weights
 from bench.data.sample import Dataset
+from bench.errors import BadInput
 from bench.judging.evaluate import batches, evaluate, load_cached
 from bench.judging.surrogates import build_source
 from bench.questions import registry
 from bench.questions.plan import PINNED, named
 from bench.questions.registry import ROOT
-from bench.questions.spec import BadInput, Cell
+from bench.questions.spec import Cell
 from bench.results import names as labels
 from bench.results.record import Env, Record, merge
 from bench.results.store import Store

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BadInput
 from bench.judging.evaluate import batches, evaluate, load_cached
 from bench.judging.execute import Watch, environment, keep_failure, same_source, settle_arithmetic
 from bench.questions.registry import ROOT, discover
-from bench.questions.spec import BadInput, Cell
+from bench.questions.spec import Cell
 from bench.results.record import Record, merge
 from bench.results.store import Store
 

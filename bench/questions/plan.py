@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import weights
+from bench.errors import BadInput, nearest
 from bench.questions.registry import (
     Entry,
     attack_inside,
@@ -23,7 +24,7 @@ from bench.questions.registry import (
     split_scheme,
     split_several,
 )
-from bench.questions.spec import NORMS, BadInput, Cell, Spec, ThreatModel, Value, nearest, parse_eps
+from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value, parse_eps
 from bench.results.store import Store
 from bench.soundness.audits.check_results import unfit
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bench.questions.spec import ACCESS, NORMS, BadInput, Spec, Value, nearest
+from bench.errors import BadInput, nearest
+from bench.questions.spec import ACCESS, NORMS, Spec, Value
 
 if TYPE_CHECKING:
     from torch import nn

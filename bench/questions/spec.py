@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
+
+from bench.errors import BadInput, nearest
 
 NORMS = ("linf", "l2", "l1", "l0")
 ACCESS = ("white-box", "transfer", "score", "decision")
 
 Value = bool | int | float | str
-
-
-class BadInput(ValueError):
-    """The user's input is wrong; the message is one line that names the thing, the value and the nearest right answer."""
-
-
-def nearest(name: str, options: Iterable[str]) -> str:
-    """'; did you mean A?' where one option is close to `name`, and the options themselves where none is."""
-    options = sorted(options)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return (
-        f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(options) or 'none'}"
-    )
 
 
 @dataclass(frozen=True, slots=True)

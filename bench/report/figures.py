@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 from bench.results.leaderboard import Leaderboard, Row
 
 CLEAN, ROBUST, TICK = "#2b6cb0", "#b3261e", "#8a949d"

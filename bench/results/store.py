@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.questions.spec import BadInput, Cell
+from bench.errors import BadInput
+from bench.questions.spec import Cell
 from bench.results.record import Record
 
 

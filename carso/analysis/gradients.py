@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.cli.run import Parser
+from bench.errors import BadInput
 from bench.judging import evaluate
 from bench.judging.execute import check, commit, device_of, settle_arithmetic
 from bench.judging.randomness import stream
@@ -26,7 +27,7 @@ from bench.judging.target import draws, margin, right
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
 from bench.questions.registry import discover
-from bench.questions.spec import BadInput, Cell, split_commas
+from bench.questions.spec import Cell, split_commas
 from carso.model import CARSO
 from carso.representation import taps
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.cli.run import Parser
+from bench.errors import BadInput
 from bench.judging import evaluate
 from bench.judging.execute import check, device_of, environment, settle_arithmetic
 from bench.judging.norms import NORMS
@@ -25,7 +26,7 @@ from bench.judging.target import right
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
 from bench.questions.registry import discover
-from bench.questions.spec import BadInput, Cell
+from bench.questions.spec import Cell
 from bench.report.figures import write_bytes
 from bench.results import names as labels
 from carso.analysis.sheet import MARKS, Tile, png

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 
 RIGHT, WRONG, PLAIN, SOFT = (
     "#0072B2",

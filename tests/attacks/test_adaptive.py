@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from bench.attacks import losses
 from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
 from bench.attacks.gradient import climb
+from bench.errors import BadInput
 from bench.judging.evaluate import routes_of
 from bench.judging.target import Target, margin, right
 from bench.questions import registry
-from bench.questions.spec import BadInput, ThreatModel
+from bench.questions.spec import ThreatModel
 from tests.attacks.linear import Problem, two_classes
 
 EPS = 1.1  # times the optimum

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BadInput
 from bench.judging.norms import to_ball
 from bench.judging.target import Target, right
 from bench.questions import registry
 from bench.questions.plan import PLANS
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from bench.results.names import CHECKS
 from tests.attacks.linear import (
     TINY,
@@ -76,7 +77,9 @@ def coin(problem: Problem, p: float = 0.7) -> nn.Module:
 
 def test_the_table_of_this_test_is_whole() -> None:
     known = [
-        entry for entry in registry.attacks if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
+        entry
+        for entry in registry.attacks
+        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
     ]
     ours = {entry.name: entry for entry in known if entry.facts["family"] != "check"}
     assert set(ours) == set(TINY)
@@ -135,7 +138,9 @@ COUNT_DRAWS = (
 
 def test_every_attack_without_gradients_has_a_budget_that_is_tested_here() -> None:
     ours = [
-        entry for entry in registry.attacks if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
+        entry
+        for entry in registry.attacks
+        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
     ]
     assert {entry.name for entry in ours if entry.facts["access"] in ("score", "decision")} == {
         *QUERIES,

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bench.attacks.eight_bit import Stored, rounded
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.norms import NORMS, to_ball
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Cell, Spec
+from bench.questions.spec import Cell, Spec
 from tests.attacks.linear import Linear, Problem, candidates, fooled, two_classes
 
 SIZES = {

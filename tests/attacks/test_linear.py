@@ -79,7 +79,8 @@ def test_every_attack_and_norm_has_a_reach_that_is_tested_here() -> None:
     ours = [
         entry
         for entry in registry.attacks
-        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks.")) and entry.facts["family"] != "check"
+        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
+        and entry.facts["family"] != "check"
     ]
     promised = {
         (entry.name, norm)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from bench.attacks.losses import answers, ce
 from bench.attacks.precision import lowered
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.target import margin, right
 from bench.questions import registry
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, two_classes
 
 NAMES = ("pgd", "pgd-eot", "apgd", "apgd-eot")

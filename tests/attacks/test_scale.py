@@ -11,10 +11,11 @@ from torch import Tensor
 from bench.attacks.losses import LOSSES, answers, ce, gap, scaled
 from bench.attacks.precision import lowered
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.target import margin
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
 
 NAMES = ("fgsm", "pgd", "pgd-eot")

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from baselines.anti_adversary import AntiAdversary, log_odds
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.target import Target
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_defence, discover, is_stochastic
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 
 discover()
 

@@ -14,9 +14,10 @@ import baselines.diffpure
 from baselines.diffpure import DiffPure, descent, through
 from baselines.unet import Schedule, schedule_of
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.randomness import stream
 from bench.questions.registry import build_classifier, defences
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from carso.adversary import pgd
 
 CPU = torch.device("cpu")

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from baselines.diffusion import RECIPES, Recipe, fit, loss_of, main, network, noising
 from baselines.unet import load, make, modern, schedule_of
 from bench.data.sample import Dataset, dataset_of
+from bench.errors import BadInput
 from bench.judging.randomness import stream
 from bench.questions.registry import build_defence, defences
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from tests.baselines.test_diffpure import CPU, config, unet
 
 FILE = "diffusion_pytorch_model.safetensors"

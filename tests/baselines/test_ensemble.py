@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from baselines.ensemble import Ensemble, mean_prob
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.target import draws
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_classifier, build_defence, discover
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 
 discover()
 

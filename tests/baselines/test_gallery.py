@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from baselines.gallery.quantised import Thermometer
 from baselines.gallery.shattered import KWinners, Winners, hard, soft, through
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.randomness import stream
 from bench.judging.target import Target, abstained, draws, right
 from bench.questions.plan import Request, from_file, plan
@@ -26,7 +27,7 @@ from bench.questions.registry import (
     discover,
     is_stochastic,
 )
-from bench.questions.spec import BadInput, Spec, ThreatModel
+from bench.questions.spec import Spec, ThreatModel
 from bench.soundness.probes.probe import probe
 
 discover()

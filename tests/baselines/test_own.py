@@ -18,8 +18,9 @@ from baselines.own import make, own_classifiers
 from baselines.train import measure
 from bench import weights
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, datasets
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 
 ARCH: dict[str, Any] = {
     "name": "cnn",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baselines import released as classifiers
 from baselines import zoo
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, datasets, defences
-from bench.questions.spec import BadInput
 from carso import defence, released
 from tests.carso import authors
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 import baselines.smoothing
 from baselines.smoothing import Smoothing, clear_majority, lower_limit
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.randomness import stream
 from bench.judging.target import abstained, right
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_classifier, build_defence, defences, discover
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from carso.model import FLAT
 
 discover()

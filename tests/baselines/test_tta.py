@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from baselines.tta import Augmented
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.randomness import stream
 from bench.judging.target import draws
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_defence, discover, is_stochastic
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from carso.model import FLAT
 
 discover()

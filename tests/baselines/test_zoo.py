@@ -15,8 +15,8 @@ import torch
 
 from baselines import zoo
 from bench import weights
+from bench.errors import BadInput
 from bench.questions.registry import ROOT, build_classifier
-from bench.questions.spec import BadInput
 from tests.baselines.zoo_fakes import SMALL, put, random_state, refused
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from baselines import zoo
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 
 SMALL = (
     "cifar10/corruptions/Hendrycks2020AugMix_WRN"  # the smallest of the zoo: 2.2 million parameters

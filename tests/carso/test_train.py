@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defences, is_stochastic
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from carso import checkpoint
 from carso.batches import pixels
 from carso.fit import Validation

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.checks.failure_indicators import NAMES, Traced, failures, split, unstable
+from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.target import Target
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Cell, Spec, ThreatModel
+from bench.questions.spec import Cell, Spec, ThreatModel
 from bench.results.record import Record, merge
 from bench.results.store import Store
 from tests.attacks.linear import two_classes

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from bench.checks.gradient_quality import beside, predicted, rises, signal
 from bench.cli.run import main
+from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.target import Target, right
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Cell
+from bench.questions.spec import Cell
 from bench.results.record import Record, merge
 from bench.results.store import Store
 from tests.attacks.linear import Linear, two_classes

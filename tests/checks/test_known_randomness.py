@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.checks.known_randomness import Frozen
+from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.randomness import stream
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Cell
+from bench.questions.spec import Cell
 from bench.results.record import Record, merge
 from bench.results.store import Store
 

@@ -20,11 +20,12 @@ from bench.checks.planted_examples import (
     separator,
 )
 from bench.cli.run import main
+from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.randomness import stream
 from bench.questions import registry
 from bench.questions.plan import Request, plan
-from bench.questions.spec import BadInput, Cell
+from bench.questions.spec import Cell
 from bench.results.record import Record, merge
 from bench.results.store import Store
 from tests.conftest import TOYS

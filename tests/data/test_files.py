@@ -18,7 +18,8 @@ from PIL import Image
 
 from bench.data import cifar, mnist, svhn
 from bench.data.sample import Dataset, load
-from bench.questions.spec import BadInput, Spec
+from bench.errors import BadInput
+from bench.questions.spec import Spec
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)

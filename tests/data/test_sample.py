@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench.data.sample import dataset_of, load, stratified_order
-from bench.questions.spec import BadInput, Spec
+from bench.errors import BadInput
+from bench.questions.spec import Spec
 
 
 def ids(text: str) -> list[int]:

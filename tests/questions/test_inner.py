@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.data.sample import load
+from bench.errors import BadInput
 from bench.judging.randomness import stream
 from bench.judging.target import draws
 from bench.questions.plan import Request, ensure, plan
@@ -17,7 +18,7 @@ from bench.questions.registry import (
     inner_of,
     is_stochastic,
 )
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 from bench.results.names import classifier_of, short
 
 discover()

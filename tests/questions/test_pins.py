@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from bench.errors import BadInput
 from bench.judging.execute import environment
 from bench.questions import registry
 from bench.questions.plan import Plan, Request, ensure, plan
-from bench.questions.spec import BadInput, Cell, Value
+from bench.questions.spec import Cell, Value
 
 asked: list[str] = []
 there = {"net": "1a2b3c4d"}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench import weights
+from bench.errors import BadInput
 from bench.questions.plan import Request, budget_of, from_file, plan
 from bench.questions.registry import attacks, datasets
-from bench.questions.spec import BadInput
 from bench.results.names import unpinned
 from bench.results.store import Store
 from tests.results.test_store import record

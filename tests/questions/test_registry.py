@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.errors import BadInput
 from bench.questions.registry import Registry, attacks, defences, discover, load_file
-from bench.questions.spec import BadInput, Spec
+from bench.questions.spec import Spec
 
 
 def make(*, steps: int = 40, size: float = 0.1, loss: str = "ce", early: bool = False) -> None:

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from bench.questions.spec import BadInput, Cell, Spec, ThreatModel, parse_eps
+from bench.errors import BadInput
+from bench.questions.spec import Cell, Spec, ThreatModel, parse_eps
 
 
 def cell(**changes: object) -> Cell:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.questions.spec import BadInput
+from bench.errors import BadInput
 from bench.results.record import Cost, Env, Flag, Record, merge
 from bench.results.store import Store, write_text
 from tests.questions.test_spec import cell

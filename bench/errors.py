@@ -1,0 +1,19 @@
+"""The one error that the user's input raises. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """The user's input is wrong; the message is one line that names the thing, the value and the nearest right answer."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """'; did you mean A?' where one option is close to `name`, and the options themselves where none is."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return (
+        f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(options) or 'none'}"
+    )
