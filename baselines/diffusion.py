@@ -21,9 +21,9 @@ from baselines.train import attack, rounded
 from baselines.unet import NAME, Schedule, make, schedule_of
 from bench import weights
 from bench.data.sample import load, stratified_order
-from bench.errors import BadInput, nearest
-from bench.judging.execute import commit, device_of, settle_arithmetic
-from bench.judging.target import right
+from bench.errors import BadInput, did_you_mean
+from bench.judging.execute import commit, make_deterministic, pick_device
+from bench.judging.target import is_correct
 from bench.questions.registry import build_classifier, datasets, discover
 from bench.questions.spec import Spec
 
@@ -143,7 +143,7 @@ def sweep(
     for t in SHARES:
         built = DiffPure(classifier, net, schedule, t=t, steps=0, samples=1)
         clean, attacked = (
-            round(right(built(images), y).float().mean().item(), 4) for images in (x, x_adv)
+            round(is_correct(built(images), y).float().mean().item(), 4) for images in (x, x_adv)
         )
         rows.append({"t": t, "clean": clean, "attacked": attacked})
     return rows
@@ -152,7 +152,7 @@ def sweep(
 def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
     if args.dataset not in RECIPES:
         raise BadInput(
-            f"there is no recipe for a diffusion model of '{args.dataset}'{nearest(args.dataset, RECIPES)}"
+            f"there is no recipe for a diffusion model of '{args.dataset}'{did_you_mean(args.dataset, RECIPES)}"
         )
     recipe = RECIPES[args.dataset]
     recipe = replace(recipe, steps=args.steps or recipe.steps)
@@ -233,11 +233,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=None, help="a folder; default: weights/")
     args = parser.parse_args(argv)
-    settle_arithmetic()
+    make_deterministic()
     try:
         if args.steps < 0:
             raise BadInput(f"--steps {args.steps} must be positive")
-        train(args, argv, device_of(args.device))
+        train(args, argv, pick_device(args.device))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import build_classifier, defence
 from bench.results.names import unpinned
 
@@ -31,7 +31,7 @@ MEANS: dict[str, Mean] = {"logit": mean_logit, "prob": mean_prob}
 def mean_named(owner: str, name: str) -> Mean:
     """The mean of that name; BadInput, which names the defence `owner`, for one that does not exist."""
     if name not in MEANS:
-        raise BadInput(f"defence '{owner}': mean='{name}' is unknown{nearest(name, MEANS)}")
+        raise BadInput(f"defence '{owner}': mean='{name}' is unknown{did_you_mean(name, MEANS)}")
     return MEANS[name]
 
 

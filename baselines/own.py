@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from baselines.nets import NETS
 from bench import weights
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import classifier
 
 
@@ -33,7 +33,7 @@ def make(arch: Any, text: str) -> nn.Module:
     name = str(arch.get("name"))
     if name not in NETS:
         raise BadInput(
-            f"weights '{text}' hold a '{name}', which is no classifier{nearest(name, NETS)}"
+            f"weights '{text}' hold a '{name}', which is no classifier{did_you_mean(name, NETS)}"
         )
     try:
         return NETS[name](**arch["params"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ RECIPES = {
 def recipe_of(dataset: str, name: str) -> Recipe:
     if dataset not in RECIPES:
         raise BadInput(
-            f"there is no recipe for classifiers of '{dataset}'{nearest(dataset, RECIPES)}"
+            f"there is no recipe for classifiers of '{dataset}'{did_you_mean(dataset, RECIPES)}"
         )
     if name not in RECIPES[dataset]:
         raise BadInput(

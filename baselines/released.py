@@ -11,7 +11,7 @@ from torch import nn
 
 from baselines.zoo import package
 from bench import weights
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import classifier
 from carso import recipe
 from carso.released import (
@@ -35,7 +35,7 @@ def parts(argument: str) -> tuple[str, Scenario]:
     """Name and scenario of an argument, with or without the pin `@digest`."""
     name = argument.partition("@")[0]
     if name not in SCENARIOS:
-        raise BadInput(f"classifier 'released:{name}' is unknown{nearest(name, SCENARIOS)}")
+        raise BadInput(f"classifier 'released:{name}' is unknown{did_you_mean(name, SCENARIOS)}")
     return name, SCENARIOS[name]
 
 

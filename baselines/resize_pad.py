@@ -29,7 +29,7 @@ class ResizePad(nn.Module):
         share, down, right = torch.rand(3, len(x), 1, device=x.device, dtype=x.dtype)
         share = self.least + (1 - self.least) * share
         height, width = x.shape[2:]
-        return placed(
+        return paste(
             x,
             share * height,
             share * width,
@@ -38,7 +38,7 @@ class ResizePad(nn.Module):
         )
 
 
-def placed(x: Tensor, height: Tensor, width: Tensor, top: Tensor, left: Tensor) -> Tensor:
+def paste(x: Tensor, height: Tensor, width: Tensor, top: Tensor, left: Tensor) -> Tensor:
     """Images (B,C,H,W), each resized bilinearly to `height` x `width` pixels, `top` and `left` from the corner of one of its old size, else black.
 
     All four are (B,1) and may be fractions: a pixel is black whose centre is outside. Whole numbers give what `F.interpolate` and `F.pad` do.

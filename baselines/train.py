@@ -21,7 +21,7 @@ from baselines.recipes import RECIPES, Recipe, recipe_of
 from bench import weights
 from bench.data.sample import Dataset, load, stratified_order
 from bench.errors import BadInput
-from bench.judging.execute import commit, device_of, settle_arithmetic
+from bench.judging.execute import commit, make_deterministic, pick_device
 from bench.questions.registry import datasets, discover
 from bench.questions.spec import Spec, parse_eps
 from carso.adversary import pgd
@@ -271,11 +271,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=None, help="a folder; default: weights/")
     args = parser.parse_args(argv)
-    settle_arithmetic()
+    make_deterministic()
     try:
         if args.epochs < 0 or args.n < 1:
             raise BadInput(f"--epochs {args.epochs} and --n {args.n} must be positive")
-        device = device_of(args.device)
+        device = pick_device(args.device)
         discover()
         robust = str(datasets.get(args.dataset).facts["roles"].get("robust", "none"))
         if args.name == "all" and not robust.startswith("own:"):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.judging.target import draws
+from bench.judging.target import predict_draws
 from carso.model import in_parts
 
 Answer = Callable[[Tensor], Tensor]
@@ -69,7 +69,7 @@ class Transformed(nn.Module):
     def draws(self, x: Tensor, k: int) -> Tensor:
         """`k` predictions (B,k,K): behind one transformation where that is not random, else one for each, in flat batches of bounded size."""
         if not self.random:
-            return draws(self.inner, self.purify(x), k)
+            return predict_draws(self.inner, self.purify(x), k)
         several: Tensor = torch.cat(
             [self(part) for part in in_parts(x.repeat_interleave(k, 0))]
         ).unflatten(0, (len(x), k))

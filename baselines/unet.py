@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.own import fill
 from bench import weights
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 
 NAME = "unet2d"  # what the card of one of ours calls the network
 WANTS = {
@@ -103,7 +103,7 @@ def settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise BadInput(f"'{file}' is not JSON: {error}") from None
         kind = str(config.get("_class_name")) if isinstance(config, dict) else "nothing"
         if kind not in classes:
-            raise BadInput(f"'{file}' describes a '{kind}'{nearest(kind, classes)}")
+            raise BadInput(f"'{file}' describes a '{kind}'{did_you_mean(kind, classes)}")
         found.append({key: value for key, value in config.items() if not key.startswith("_")})
     return found[0], found[1]
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from baselines.zoo_files import brief, check, download, models_dir
 from bench import weights
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import classifier
 from bench.results import published
 
@@ -122,7 +122,7 @@ def parts(argument: str) -> tuple[str, str, str]:
     """(dataset, threat, Name) of a known model, with or without the pin that a plan adds."""
     name = bare(argument)
     if name not in names():
-        raise BadInput(f"classifier 'robustbench:{name}' is unknown{nearest(name, names())}")
+        raise BadInput(f"classifier 'robustbench:{name}' is unknown{did_you_mean(name, names())}")
     dataset, threat, model = name.split("/") if "/" in name else (*SPLIT, name)
     return dataset, threat, model
 

@@ -10,7 +10,7 @@ class BadInput(ValueError):
     """The user's input is wrong; the message is one line that names the thing, the value and the nearest right answer."""
 
 
-def nearest(name: str, options: Iterable[str]) -> str:
+def did_you_mean(name: str, options: Iterable[str]) -> str:
     """'; did you mean A?' where one option is close to `name`, and the options themselves where none is."""
     options = sorted(options)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import ROOT
 
 FOLDER = ROOT / "weights"
@@ -31,7 +31,7 @@ def locate(text: str) -> Path:
         path = FOLDER / f"{argument}.safetensors"
         if not path.is_file():
             raise BadInput(
-                f"weights 'own:{argument}' are not there{nearest(argument, own_names())}"
+                f"weights 'own:{argument}' are not there{did_you_mean(argument, own_names())}"
             )
         return path
     if scheme != "file":

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from bench.data.sample import Dataset, load
 from bench.errors import BadInput
-from bench.judging.execute import device_of
+from bench.judging.execute import pick_device
 from bench.judging.norms import to_ball
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.spec import Spec, ThreatModel, parse_eps
 
@@ -68,7 +68,7 @@ def pair(args: argparse.Namespace) -> Run:
                 target, n_target_classes=min(args.targets, data.classes - 1), **facts
             ),
         ):
-            rows = right(target(x_adv), data.y).nonzero().squeeze(1)
+            rows = is_correct(target(x_adv), data.y).nonzero().squeeze(1)
             if len(rows):
                 x_adv[rows] = attack.perturb(data.x[rows], data.y[rows]).detach()
         return x_adv
@@ -177,7 +177,7 @@ def measure(job: Job) -> Part:
     seconds, calls = clock(device) - start, target.forwards + 2 * target.backwards
     with torch.no_grad():
         each = [
-            right(model(to_ball(one, data.x, threat.norm, float(threat.eps))), data.y)
+            is_correct(model(to_ball(one, data.x, threat.norm, float(threat.eps))), data.y)
             for one in (made if made.dim() == 5 else [made])
         ]
     return Part(torch.stack(each).all(0).cpu(), calls, seconds)
@@ -189,7 +189,7 @@ def compare(args: argparse.Namespace) -> None:
     norm = args.norm or facts["norm"]
     threat, device = (
         ThreatModel(norm, parse_eps(args.eps or facts["eps"][norm])),
-        device_of(args.device),
+        pick_device(args.device),
     )
     if args.n < 1:
         raise BadInput(f"n={args.n} must be 1 or more")

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.attacks.decision import BISECTIONS, bisect, start
 from bench.data.sample import Dataset, load
 from bench.judging.norms import to_ball
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.spec import Spec, ThreatModel
 
@@ -62,7 +62,7 @@ def fool(kind: str, **knobs: int) -> tuple[str, Run]:
     def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
         z, found, _ = start(model, data.x, data.y, norm)
         z = bisect(model, data.x, data.y, z, norm, found, BISECTIONS)
-        rows = (found & right(model(data.x), data.y)).nonzero().squeeze(1)
+        rows = (found & is_correct(model(data.x), data.y)).nonzero().squeeze(1)
         known = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
         attack = (
             foolbox.attacks.BoundaryAttack(**knobs)
@@ -218,7 +218,7 @@ def main() -> None:
             made = made if made.dim() == 5 else made.unsqueeze(0)
             with torch.no_grad():
                 alive = torch.stack(
-                    [right(model(to_ball(one, data.x, norm, eps)), data.y) for one in made]
+                    [is_correct(model(to_ball(one, data.x, norm, eps)), data.y) for one in made]
                 ).all(0)
             print(
                 f"{name:<30}{role:<12}{alive.float().mean():>8.3f}{target.forwards / len(data.x):>10.0f}{seconds:>9.2f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.judging.target import placed
+from bench.judging.target import to_device_channels_last
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from benchmarks.parts import begin, two_ways
@@ -35,7 +35,7 @@ def main() -> None:
         )
         first, last = (
             registry.build_defence(spec),
-            placed(registry.build_defence(spec), torch.device("cpu")),
+            to_device_channels_last(registry.build_defence(spec), torch.device("cpu")),
         )
         x = torch.rand(args.images, *shape)
         for way, a, b in two_ways(first, last, x, args.repeats):

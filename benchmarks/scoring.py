@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from bench.attacks.via_autoattack import NAMES, Seen, seed
 from bench.data.sample import folder
 from bench.errors import BadInput
-from bench.judging.evaluate import batches, judge, prepare, select_and_judge
-from bench.judging.execute import device_of
-from bench.judging.randomness import stream
-from bench.judging.target import Target, right
+from bench.judging.evaluate import batch_count, count_correct, prepare, select_and_judge
+from bench.judging.execute import pick_device
+from bench.judging.randomness import random_stream
+from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Cell, ThreatModel
@@ -83,11 +83,11 @@ def bookkeeping(model: nn.Module, x: Tensor, y: Tensor, tried: Tensor) -> tuple[
 
     Each decision is one draw: whether an example is attacked at all, whether an attack, which looks once more, begins, and whether it has won.
     """
-    stands, kept = right(model(x), y), x
+    stands, kept = is_correct(model(x), y), x
     for images in tried:
-        begins = right(model(x), y)
+        begins = is_correct(model(x), y)
         images = torch.where(begins.view(-1, 1, 1, 1), images, x)
-        wins = stands & ~right(model(images), y)
+        wins = stands & ~is_correct(model(images), y)
         kept = torch.where(wins.view(-1, 1, 1, 1), images, kept)
         stands = stands & ~wins
     return stands, kept
@@ -107,20 +107,20 @@ def score(cell: Cell, steps: int, eot: int, repeats: int, device: str, data_dir:
     correct: list[int] = []
     selected = 0.0
     n = len(bench.data)
-    for index in range(batches(cell, n)):
+    for index in range(batch_count(cell, n)):
         rows = slice(index * cell.batch, (index + 1) * cell.batch)
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
-        with stream(at, cell.key, index, "attack"):
+        with random_stream(at, cell.key, index, "attack"):
             tried, candidates = adversaries(target, x, y, cell.threat, steps, eot)
         with torch.no_grad():
             found = select_and_judge(cell, bench.defence, candidates, y, index, at)
-            with stream(at, cell.key, index, "clean"):
-                clean += judge(bench.defence, x, y, cell.draws)[0].tolist()
-            with stream(at, cell.key, index, "library"):
+            with random_stream(at, cell.key, index, "clean"):
+                clean += count_correct(bench.defence, x, y, cell.draws)[0].tolist()
+            with random_stream(at, cell.key, index, "library"):
                 for repeat in range(repeats):
                     stands, kept = bookkeeping(bench.defence, x, y, tried)
                     counted[repeat] += stands.sum().item() / n
-                    again[repeat] += right(bench.defence(kept), y).sum().item() / n
+                    again[repeat] += is_correct(bench.defence(kept), y).sum().item() / n
         correct += found["correct"].tolist()
         selected += found["selected"].sum().item() / (n * cell.select)
     return Scores(
@@ -188,7 +188,7 @@ def compare(args: argparse.Namespace) -> None:
     least = min(args.steps, args.eot, args.repeats)
     if least < 1:
         raise BadInput(f"steps, eot and repeats must be 1 or more; got {least}")
-    threat, device = cells[0].threat, device_of(args.device)
+    threat, device = cells[0].threat, pick_device(args.device)
     print(
         f"{args.dataset} n={args.n}, {threat.norm} {threat.eps}, seed {args.seed}; {args.steps} steps of {args.eot} draws on {'+'.join(LOSSES)};"
     )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bench.data.sample import Dataset, load
 from bench.judging.evaluate import evaluate
 from bench.judging.norms import NORMS
-from bench.judging.randomness import stream
-from bench.judging.target import PARTS, Target, draws
+from bench.judging.randomness import random_stream
+from bench.judging.target import PARTS, Target, predict_draws
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Cell, Spec, ThreatModel
@@ -65,7 +65,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Spec, nn.Module]:
 
 
 def answer(module: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0) -> Tensor:
-    with stream(CPU, seed), torch.no_grad():
+    with random_stream(CPU, seed), torch.no_grad():
         logits: Tensor = module(x)
     return logits
 
@@ -107,9 +107,9 @@ def test_randomness_is_fresh_for_each_example_and_call(
 ) -> None:
     spec, module = built
     same, heard = data.x[:1].expand(4, -1, -1, -1).contiguous(), audible(spec, module)
-    with stream(CPU, 0), torch.no_grad():
+    with random_stream(CPU, 0), torch.no_grad():
         first, second = heard(same), heard(same)
-        several = draws(heard, data.x[:3], 4)
+        several = predict_draws(heard, data.x[:3], 4)
     assert several.shape == (3, 4, data.classes)
     distinct = {tuple(row.tolist()) for row in torch.cat([first, second])}
     if registry.is_stochastic(spec):
@@ -125,11 +125,11 @@ def test_draws_have_the_same_distribution_as_calls(
 ) -> None:
     spec, module = built
     if not registry.is_stochastic(spec):
-        assert near(draws(module, data.x, 2)[:, 0], answer(module, data.x), 1e-4)
+        assert near(predict_draws(module, data.x, 2)[:, 0], answer(module, data.x), 1e-4)
         return
     heard = audible(spec, module)
-    with stream(CPU, 3), torch.no_grad():
-        shared = draws(heard, data.x, 64)
+    with random_stream(CPU, 3), torch.no_grad():
+        shared = predict_draws(heard, data.x, 64)
         calls = torch.stack([heard(data.x) for _ in range(64)], 1)
     spread = (shared.var(1) / 64 + calls.var(1) / 64).sqrt()
     assert ((shared.mean(1) - calls.mean(1)).abs() < 6 * spread + 1e-4).all()
@@ -145,7 +145,7 @@ def test_one_image_does_not_see_the_others(built: tuple[Spec, nn.Module], data: 
 def test_an_empty_batch_gets_an_empty_answer(built: tuple[Spec, nn.Module], data: Dataset) -> None:
     with torch.no_grad():
         assert built[1](data.x[:0]).shape == (0, data.classes)
-        assert draws(built[1], data.x[:0], 3).shape == (0, 3, data.classes)
+        assert predict_draws(built[1], data.x[:0], 3).shape == (0, 3, data.classes)
 
 
 def test_it_leaves_its_input_its_weights_and_the_random_state_alone(
@@ -172,7 +172,7 @@ def test_its_gradient_lives_or_a_surrogate_is_declared(
     ways = [module, *getattr(module, "surrogates", {}).values()]
     alive = []
     for way in ways:
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             logits = way(x)
         gap = logits.topk(2).values
         grad = (
@@ -194,7 +194,7 @@ def test_declared_parts_are_what_the_contract_says(
 ) -> None:
     _, module = built
     parts = [name for name in PARTS if getattr(module, name, None) is not None]
-    with stream(CPU, 0), torch.no_grad():
+    with random_stream(CPU, 0), torch.no_grad():
         if "base" in parts:
             assert module.base(data.x).shape == (12, data.classes)
         if {"purify", "classify"} <= set(parts):
@@ -277,7 +277,7 @@ def test_an_attack_says_what_it_costs_and_keeps_to_it(attack: str) -> None:
         )
         norm = "linf" if "linf" in entry.facts["norms"] else min(entry.facts["norms"])
         threat = ThreatModel(norm, Fraction(registry.datasets.get("digits").facts["eps"][norm]))
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             entry.make(target, data.x.clone(), data.y.clone(), threat, **spec.params)
         spent = (target.forwards + 2 * target.backwards) / len(data.x)
         assert spent <= entry.facts["calls"](spec.params, stochastic) + 1e-9

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bench.attacks.draws import same_noise
 from bench.attacks.gradient import SURE, climb, passes
 from bench.attacks.losses import TARGETED, gradients_at_once
-from bench.errors import BadInput, nearest
-from bench.judging.target import Target, margin, right
+from bench.errors import BadInput, did_you_mean
+from bench.judging.target import Target, is_correct, margin
 from bench.questions.registry import attack
 from bench.questions.runs import TARGETS, runs
 from bench.questions.spec import ThreatModel
@@ -109,7 +109,7 @@ def chosen(names: list[str], only: str) -> list[str]:
     for name in wanted:
         if name not in names:
             raise BadInput(
-                f"adaptive[only={only}]: this defence has no route '{name}'{nearest(name, names)}"
+                f"adaptive[only={only}]: this defence has no route '{name}'{did_you_mean(name, names)}"
             )
     return [name for name in names if name in wanted]
 
@@ -197,7 +197,7 @@ class Run:
         for some in images:
             logits = self.model.draws(some, draws)
             labels = y.unsqueeze(1).expand(-1, draws)
-            hits.append(right(logits, labels).sum(1))
+            hits.append(is_correct(logits, labels).sum(1))
             gaps.append(margin(logits, labels).mean(1))
         return torch.stack(hits), torch.stack(gaps)
 

@@ -14,7 +14,7 @@ from bench.attacks.losses import TARGETED, Loss, answers, at_once, likely, loss_
 from bench.attacks.precision import PRECISIONS, confirmed, lowered
 from bench.attacks.stepsizes import Halving, Sparsity, meet
 from bench.judging.norms import NORMS, per_example, to_ball
-from bench.judging.target import Target, margin, right
+from bench.judging.target import Target, is_correct, margin
 from bench.questions.registry import attack
 from bench.questions.runs import TARGETS, runs
 from bench.questions.spec import ThreatModel
@@ -156,7 +156,7 @@ def search(
     if "targeted" in names or not model.stochastic:
         logits = mean_logits(model, x, eot)
         aims = likely(logits, y, targets)
-        alive = alive if model.stochastic else right(logits, y)
+        alive = alive if model.stochastic else is_correct(logits, y)
     enough = max(2, -(-CONFIRMED // eot)) if model.stochastic else 1
     model, candidates = lowered(model, precision), []
     for name in names:
@@ -269,7 +269,7 @@ def answer(
         grad, value, logits = answers(model, images, said, loss, eot)
         labels = names.unsqueeze(1).expand(-1, eot)
         wrong, gap = (
-            confirmed(model, images, names, ~right(logits, labels).any(1)),
+            confirmed(model, images, names, ~is_correct(logits, labels).any(1)),
             margin(logits, labels).mean(1).to(x_adv),
         )
         gap = torch.where(

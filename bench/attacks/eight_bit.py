@@ -13,7 +13,7 @@ from bench.checks.registrations import passes
 from bench.judging.norms import to_ball
 from bench.judging.target import Target
 from bench.questions.registry import attack as register
-from bench.questions.registry import attack_inside, attacks
+from bench.questions.registry import attacks, inner_attack
 from bench.questions.spec import Spec, ThreatModel
 
 STEPS = 255  # from 0 to 1
@@ -42,7 +42,7 @@ def eight_bit(
     clean image for as many values as it takes. In l0 unchanged pixels stay as they are. Candidates are as many as those of `attack`, (m,B,C,H,W).
     For stochastic defences name pgd-eot. Carlini & Wagner 2017, arXiv:1608.04644.
     """
-    inside = attack_inside(Spec.of("eight-bit", {"attack": attack}))
+    inside = inner_attack(Spec.of("eight-bit", {"attack": attack}))
     assert inside
     reach = within(x, threat.eps) if threat.norm == "linf" else threat.eps
     if not reach:

@@ -12,7 +12,7 @@ from bench.attacks.decision import reach
 from bench.attacks.minimal import HALVINGS, both
 from bench.attacks.via_autoattack import NAMES, Seen, quiet
 from bench.judging.norms import NORMS
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
 
@@ -60,7 +60,7 @@ def fab(
     run = FABAttack_PT(seen, norm=NAMES[threat.norm], n_iter=steps, eps=eps, device=model.device)
     with torch.no_grad():
         best, ahead = x.clone(), []
-        radius = torch.where(right(seen(x), y) | model.stochastic, torch.inf, 0.0)
+        radius = torch.where(is_correct(seen(x), y) | model.stochastic, torch.inf, 0.0)
         for target in range(min(targets, model.classes - 1)):
             for restart in range(restarts):
                 rows = (
@@ -79,7 +79,7 @@ def fab(
                 if model.stochastic:
                     ahead.append(reach(made, x, threat.norm, eps))
                 length = distance(made - x[rows])
-                nearer = ~right(seen(made), y[rows]) & (length < radius[rows])
+                nearer = ~is_correct(seen(made), y[rows]) & (length < radius[rows])
                 best[rows[nearer]], radius[rows[nearer]] = made[nearer], length[nearer]
     found = both(model, x, y, best, threat, radius.isfinite())
     return torch.cat([found, torch.stack(ahead)]) if ahead else found

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.judging.target import Target, margin
-from bench.questions.spec import show
+from bench.questions.spec import format_value
 
 # Images in one query of a gradient-free attack: what fits a CPU's cache, a GPU's memory. Fixed, since it decides which random number goes where.
 ROWS = {"cpu": 256, "cuda": 4096}
@@ -67,7 +67,7 @@ TARGETED: dict[str, Loss] = {
 
 def loss_named(name: str) -> Loss:
     if name not in TARGETED:
-        raise BadInput(f"loss '{name}' is unknown{nearest(name, TARGETED)}")
+        raise BadInput(f"loss '{name}' is unknown{did_you_mean(name, TARGETED)}")
     return TARGETED[name]
 
 
@@ -87,7 +87,7 @@ def scale_of(text: str) -> str:
         number = math.nan
     if not 0 < number < math.inf:
         raise BadInput(f"scale='{text}' is neither a positive number nor gap")
-    return show(number)
+    return format_value(number)
 
 
 def scaled(loss: Loss, scale: str) -> Loss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,5 +47,5 @@ def confirmed(model: Target, images: Tensor, y: Tensor, wrong: Tensor) -> Tensor
     if not isinstance(model, Lowered) or model.stochastic or not wrong.any():
         return wrong
     rows, sure = wrong.nonzero().squeeze(1), wrong.clone()
-    sure[rows] = ~right(model.exact(images[rows]), y[rows])
+    sure[rows] = ~is_correct(model.exact(images[rows]), y[rows])
     return sure

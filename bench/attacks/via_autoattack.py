@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
 from bench.attacks.losses import finite
-from bench.judging.target import Target, margin, right
+from bench.judging.target import Target, is_correct, margin
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
 
@@ -147,7 +147,7 @@ def square(
     seen = Unbeaten(Seen(model, eot, noise), y) if model.stochastic else Seen(model)
     x_adv = x.clone()
     with torch.no_grad():
-        todo = right(seen(x), y)
+        todo = is_correct(seen(x), y)
         if todo.any() and queries > 1:
             run = square_search()(
                 seen,
@@ -213,13 +213,13 @@ def in_turn(
     runs = [*first, *anywhere, *last] if plus else [*first, *last, *anywhere]
     x_adv = x.clone()
     with torch.no_grad():
-        alive = right(seen(x), y)
+        alive = is_correct(seen(x), y)
         for run in runs:
             rows = alive.nonzero().squeeze(1)
             if not len(rows):
                 break
             made = run.perturb(x[rows], y[rows]).detach()
-            fooled = ~right(seen(made), y[rows])
+            fooled = ~is_correct(seen(made), y[rows])
             x_adv[rows[fooled]] = made[fooled]
             alive[rows[fooled]] = False
     return x_adv

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from bench.attacks.apgd import radii
 from bench.attacks.losses import at_once, rows_at_once
 from bench.judging.norms import NORMS
-from bench.judging.randomness import stream
-from bench.judging.target import Target, draws, margin, right
+from bench.judging.randomness import random_stream
+from bench.judging.target import Target, is_correct, margin, predict_draws
 from bench.questions.spec import Spec
 
 RADIUS, POINTS = (
@@ -52,10 +52,10 @@ class Traced(nn.Module):
         if not (
             x.requires_grad and torch.is_grad_enabled()
         ):  # the harness that judges, or a look that is no step
-            return draws(self.defence, x, k)
+            return predict_draws(self.defence, x, k)
         seen = x.view_as(x)
         seen.register_hook(self.keep)
-        logits = draws(self.defence, seen, k)
+        logits = predict_draws(self.defence, seen, k)
         self.note(x.detach(), logits.detach())
         return logits
 
@@ -66,7 +66,7 @@ class Traced(nn.Module):
     def note(self, images: Tensor, logits: Tensor) -> None:
         labels = self.y.expand(len(images))[:, None].expand(-1, logits.shape[1])
         gaps, inside = margin(logits, labels).double().mean(1), self.inside(images)
-        fooled = torch.where(inside & ~right(logits, labels).any(1), gaps, -torch.inf)
+        fooled = torch.where(inside & ~is_correct(logits, labels).any(1), gaps, -torch.inf)
         if fooled.max() > self.top:
             self.top, self.best = float(fooled.max()), images[fooled.argmax()][None]
         self.margins.append(gaps)
@@ -113,7 +113,7 @@ def unstable(target: Target, x: Tensor, y: Tensor) -> float:
         seed = int(torch.randint(2**62, ()))
 
         def mean(image: Tensor) -> Tensor:
-            with stream(image.device, seed):
+            with random_stream(image.device, seed):
                 return (
                     margin(target.draws(image[None], DRAWS), y[:, None].expand(-1, DRAWS))
                     .double()
@@ -137,7 +137,10 @@ def silent(target: Target, traced: Traced) -> bool:
         return False
     count = DRAWS if target.stochastic else 1
     return (
-        2 * int(right(target.draws(traced.best, count), traced.y[:, None].expand(-1, count)).sum())
+        2
+        * int(
+            is_correct(target.draws(traced.best, count), traced.y[:, None].expand(-1, count)).sum()
+        )
         < count
     )
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.attacks.losses import finite, gradients_at_once, rows_at_once
 from bench.judging.norms import per_example
-from bench.judging.randomness import stream
-from bench.judging.target import Target, margin, right
+from bench.judging.randomness import random_stream
+from bench.judging.target import Target, is_correct, margin
 from bench.soundness.audits.figures import ALIKE
 
 Answer = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ def beside(model: Answer, x: Tensor, y: Tensor, eps: float, edge: float) -> Tens
 
     points = draw()
     for _ in range(TRIES - 1):
-        wrong = ~right(model(points), y)
+        wrong = ~is_correct(model(points), y)
         if not wrong.any():
             break
         points = torch.where(per_example(wrong, x), draw(), points)
@@ -88,7 +88,7 @@ def rises(model: Answer, points: Tensor, y: Tensor, size: float, directions: int
         labels, seed = y.repeat_interleave(ways.shape[1]), int(torch.randint(2**62, ()))
         gaps = []
         for sign in (1, -1):
-            with stream(points.device, seed):
+            with random_stream(points.device, seed):
                 gaps.append(
                     margin(
                         model((points[:, None] + sign * size * ways).flatten(0, 1)), labels

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.judging.target import PARTS
 
 OF_IMAGES = tuple(
@@ -43,7 +43,7 @@ class Frozen(nn.Module):
         return torch.cat([self.alone(call, image) for image in x.split(1)])
 
     def alone(self, call: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        with stream(image.device, self.seed):
+        with random_stream(image.device, self.seed):
             return call(image)
 
     def forward(self, x: Tensor) -> Tensor:

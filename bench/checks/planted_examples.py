@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.judging.norms import to_ball
-from bench.judging.target import draws, margin, right
+from bench.judging.target import is_correct, margin, predict_draws
 
 WITHIN = 0.95  # the inner points' largest distance, relative to eps
 CLOSE = 0.999  # how far the boundary is moved from the middle towards the planted example
@@ -178,7 +178,7 @@ def planting(
 def passable(defence: nn.Module, x: Tensor) -> None:
     """Unfit where the defence cannot go on from the two logits that its head now has."""
     try:
-        answer = draws(defence, x, 1)
+        answer = predict_draws(defence, x, 1)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise Unfit(
             f"planted: the defence cannot go on from two logits: {str(error).partition(chr(10))[0]}"
@@ -212,7 +212,7 @@ def named(
     """Whether each image (B,C,H,W) is given this label (B,): where the defence is stochastic, in more than this share of its draws."""
     count = JUDGED if stochastic else 1
     labels = torch.full((len(images), count), label, device=images.device)
-    return right(draws(defence, images, count), labels).sum(1) > share * count
+    return is_correct(predict_draws(defence, images, count), labels).sum(1) > share * count
 
 
 @torch.no_grad()
@@ -221,6 +221,9 @@ def by_chance(defence: nn.Module, x: Tensor, eps: float, stochastic: bool) -> bo
     points = around(x, TRIES, eps)
     zero = torch.zeros(ROWS, dtype=torch.long, device=x.device)
     gaps = torch.cat(
-        [margin(draws(defence, part, 1)[:, 0], zero[: len(part)]) for part in points.split(ROWS)]
+        [
+            margin(predict_draws(defence, part, 1)[:, 0], zero[: len(part)])
+            for part in points.split(ROWS)
+        ]
     )
     return bool(named(defence, points[gaps.argmax()][None], 1, stochastic))

@@ -20,9 +20,9 @@ from bench.checks.gradient_quality import MOST, signal
 from bench.checks.gradient_quality import TRIES as LOOKS
 from bench.checks.known_randomness import Frozen
 from bench.checks.planted_examples import BESIDE, JUDGED, LADDER, REPEATS, TRIES, planting
-from bench.checks.target import Trial
+from bench.checks.target import CheckTarget
 from bench.questions.registry import attack as register
-from bench.questions.registry import attack_inside, attacks
+from bench.questions.registry import attacks, inner_attack
 from bench.questions.spec import Spec, ThreatModel
 
 SURROGATES = 16  # that are counted on
@@ -30,7 +30,7 @@ SURROGATES = 16  # that are counted on
 
 def passes(name: str, knobs: Mapping[str, Any], stochastic: bool) -> float:
     """The calls per example of the attack inside of a check or an attack; draws of what is not stochastic are all the same, and asked for once."""
-    inside = attack_inside(Spec.of(name, knobs))
+    inside = inner_attack(Spec.of(name, knobs))
     assert inside
     calls = attacks.get(inside.name).facts["calls"]
     told = inside.params | ({"eot": 1} if "eot" in inside.params and not stochastic else {})
@@ -78,14 +78,14 @@ def frozen(
     stochastic: bool,
     *,
     attack: str = "pgd-eot",
-) -> Iterator[Trial]:
+) -> Iterator[CheckTarget]:
     """D15, a check and no attack: the attack `attack` on one draw of the defence's randomness for each example, judged on that very draw.
 
     Who knows the randomness must do at least as well as who does not; what of the robust accuracy is gone then was owed to randomness. All draws of
     a frozen defence are the same, so `eot` changes nothing. Examples are attacked one at a time. Carlini et al. 2019, arXiv:1902.06705; Liu et al.
     2024, arXiv:2404.14309.
     """
-    yield Trial(Frozen(defence, int(torch.randint(2**62, ()))), y, classes, stochastic=False)
+    yield CheckTarget(Frozen(defence, int(torch.randint(2**62, ()))), y, classes, stochastic=False)
 
 
 @register("planted", norms={"linf"}, access="white-box", family="check", calls=planted_passes)
@@ -102,7 +102,7 @@ def planted(
     examples: int = 64,
     points: int = 999,
     boundary: int = 1,
-) -> Iterator[Trial | None]:
+) -> Iterator[CheckTarget | None]:
     """D17, a check and no attack: the share of planted adversarial examples that the attack `attack` finds, in the first `examples` images.
 
     For each image the last full layer of the defence is replaced by one of two classes that separates `points` points in the ball from `boundary`
@@ -111,7 +111,11 @@ def planted(
     arXiv:2206.13991.
     """
     with planting(defence, x, float(threat.eps), classes, stochastic, points, boundary) as random:
-        yield None if random is None else Trial(defence, torch.zeros_like(y), 2, stochastic, random)
+        yield (
+            None
+            if random is None
+            else CheckTarget(defence, torch.zeros_like(y), 2, stochastic, random)
+        )
 
 
 @register(
@@ -128,7 +132,7 @@ def indicators(
     *,
     attack: str = "pgd",
     examples: int = 32,
-) -> Iterator[Trial]:
+) -> Iterator[CheckTarget]:
     """D11, a check and no attack: why the attack `attack` failed where it did, by its own trace, on the first `examples` images.
 
     The attack, one of pgd, pgd-eot, apgd and apgd-eot, is run on the defence as ever, one example at a time, and what it meets is written down. Of
@@ -136,10 +140,10 @@ def indicators(
     noise of 4/255, of which a wrong image was met and thrown away, and whose margin still rose in the last ten steps. Pintor et al. 2022,
     arXiv:2106.09947.
     """
-    inside = attack_inside(Spec.of("indicators", {"attack": attack}))
+    inside = inner_attack(Spec.of("indicators", {"attack": attack}))
     assert inside
     traced = Traced(defence, x, y, threat.norm, float(threat.eps))
-    yield Trial(traced, y, classes, stochastic, measure=partial(failures, traced, inside))
+    yield CheckTarget(traced, y, classes, stochastic, measure=partial(failures, traced, inside))
 
 
 @register("signal", norms={"linf"}, access="white-box", family="check", calls=signal_passes)
@@ -155,7 +159,7 @@ def signalled(
     directions: int = 400,
     draws: int = 16,
     examples: int = 16,
-) -> Iterator[Trial]:
+) -> Iterator[CheckTarget]:
     """D13, a check and no attack: what the gradients of the defence and of its surrogates are worth, near the first `examples` images.
 
     The gradient of the margin is compared with that of the smoothed margin, which two estimates from differences along `directions` Gaussian
@@ -163,7 +167,7 @@ def signalled(
     `draws` single ones are averaged, and say how many it takes (D14). Athalye et al. 2018, arXiv:1802.00420, on gradients
     that are there and lead nowhere.
     """
-    yield Trial(
+    yield CheckTarget(
         defence,
         y,
         classes,

@@ -11,7 +11,7 @@ from bench.judging.target import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class CheckTarget:
     """A model whose answer to one example is known, the label (1,) that the attack is to change, and what the attack is told of the model.
 
     `random` says, where an adversarial example was planted, whether random points find one too. `measure` is called when all is judged, with the

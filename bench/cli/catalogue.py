@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.questions.plan import against, budget_of
+from bench.questions.plan import read_budget, resolve_inner_attack
 from bench.questions.registry import ROOT, Entry, attacks, discover
-from bench.questions.spec import NORMS, show
+from bench.questions.spec import NORMS, format_value
 
 PAGE = ROOT / "docs" / "attacks.md"
 BUDGETS = ("quick", "standard", "full")
@@ -80,13 +80,13 @@ def row(entry: Entry) -> tuple[str, ...]:
 
 def calls(entry: Entry, name: str) -> str:
     """The most calls per example with this budget's knobs, on deterministic and stochastic defences; a dash where its list lacks the attack."""
-    budget = budget_of(name)
+    budget = read_budget(name)
     listed = {text.partition("[")[0] for text in budget["attacks"]} | {"none"}
     if entry.name not in listed or not entry.facts["calls"]:
         return "-"
     knobs: Mapping[str, Any] = entry.resolve(budget.get(entry.name, {}))
     if "attack" in knobs:
-        knobs = {**knobs, "attack": against(entry, str(knobs["attack"]), budget, {})}
+        knobs = {**knobs, "attack": resolve_inner_attack(entry, str(knobs["attack"]), budget, {})}
     counts = [f"{entry.facts['calls'](knobs, stochastic):,.0f}" for stochastic in (False, True)]
     return (
         counts[1]
@@ -107,7 +107,7 @@ def text_of(entry: Entry) -> str:
 
 
 def section(entry: Entry) -> list[str]:
-    knobs = ", ".join(f"`{knob}={show(value)}`" for knob, value in entry.knobs.items())
+    knobs = ", ".join(f"`{knob}={format_value(value)}`" for knob, value in entry.knobs.items())
     choices = "; ".join(
         f"`{knob}` is {', '.join(sorted(words))}" for knob, words in entry.facts["choices"].items()
     )

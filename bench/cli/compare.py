@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import NoReturn
 
 from bench import report
-from bench.errors import BadInput, nearest
-from bench.questions.spec import Spec, parse_eps, show
+from bench.errors import BadInput, did_you_mean
+from bench.questions.spec import Spec, format_value, parse_eps
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.names import family, unpinned
 from bench.results.statistics import (
@@ -135,7 +135,7 @@ def matching(rows: Iterable[Row], text: str) -> list[Row]:
 
 def has(spec: Spec, asked: Spec) -> bool:
     """Whether `spec` has the knobs of `asked`; pins of weights may be left out."""
-    values = {knob: show(value) for knob, value in spec.items}
+    values = {knob: format_value(value) for knob, value in spec.items}
     return all(
         str(want) in (values.get(knob), unpinned(values.get(knob, "")))
         for knob, want in asked.items
@@ -221,7 +221,9 @@ def chosen(
             options = {str(getattr(board, what)) for board in found}
             found = [board for board in found if getattr(board, what) == wanted]
             if not found:
-                raise BadInput(f"{what} '{wanted}' has no records there{nearest(wanted, options)}")
+                raise BadInput(
+                    f"{what} '{wanted}' has no records there{did_you_mean(wanted, options)}"
+                )
     return found
 
 
@@ -231,7 +233,7 @@ def lines(boards: Sequence[Leaderboard], first: str, others: Sequence[str]) -> l
     for name in (first, *others):
         if not matching(rows, name):
             raise BadInput(
-                f"defence '{name}' has no records there{nearest(name, {row.defence for row in rows})}"
+                f"defence '{name}' has no records there{did_you_mean(name, {row.defence for row in rows})}"
             )
     if first in others:
         raise BadInput(f"defence '{first}' is to be compared with itself; name another")

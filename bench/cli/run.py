@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from bench import report, weights
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions import plan as plans
 from bench.questions import registry
 from bench.questions.plan import Plan, Request
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         )
         flags = [flag for action in self._actions for flag in action.option_strings]
         raise BadInput(
-            f"unknown flag {unknown[0]}{nearest(unknown[0], flags)}" if unknown else message
+            f"unknown flag {unknown[0]}{did_you_mean(unknown[0], flags)}" if unknown else message
         )
 
 
@@ -173,8 +173,8 @@ def command(args: argparse.Namespace, line: str) -> int:
     if pending:
         from bench.judging import execute
 
-        device = execute.device_of(args.device)
-        plans.ensure(plan)
+        device = execute.pick_device(args.device)
+        plans.fetch_missing(plan)
         plan = read_plan(args)  # again: now the digest of what was fetched is part of the question
         pending = plan.cells if args.rerun else plan.pending(store)
         failed = sweep(out, args, plan, pending, store, data_dir, line, device)
@@ -224,7 +224,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         raise BadInput(
             f"--{clash[0]} and --plan exclude each other: write it into the plan '{args.plan}'"
         )
-    name, requests = plans.from_file(args.plan)
+    name, requests = plans.read_plan_file(args.plan)
     return plans.plan(requests, name)
 
 
@@ -240,8 +240,8 @@ def sweep(
 ) -> int:
     from bench.judging import execute
 
-    execute.settle_arithmetic()
-    execute.check(pending, data_dir)
+    execute.make_deterministic()
+    execute.preflight(pending, data_dir)
     if args.ray:
         from bench.judging import ray
 
@@ -264,8 +264,8 @@ def sweep(
 def named(cells: Sequence[Cell]) -> dict[Cell, str]:
     """`carso / pgd`, with the knobs that tell a cell from the others."""
     attacks, lines = (
-        labels.short(cell.attack for cell in cells),
-        labels.short(cell.defence for cell in cells),
+        labels.short_names(cell.attack for cell in cells),
+        labels.short_names(cell.defence for cell in cells),
     )
     return {cell: f"{lines[cell.defence]} / {attacks[cell.attack]}" for cell in cells}
 
@@ -377,12 +377,12 @@ def show_dry(
     out: Console, plan: Plan, pending: Sequence[Cell], data_dir: Path, device: str
 ) -> None:
     """A line per cell: its name, the most calls per example, and the time that they would take."""
-    from bench.judging.cost import estimate, spoken
-    from bench.judging.execute import device_of, settle_arithmetic
+    from bench.judging.cost import forecast_costs, format_duration
+    from bench.judging.execute import make_deterministic, pick_device
 
-    settle_arithmetic()
-    at = device_of(device)
-    costs = estimate(plan.cells, data_dir, at)
+    make_deterministic()
+    at = pick_device(device)
+    costs = forecast_costs(plan.cells, data_dir, at)
     names = {cell: f"{name} {place(cell)}" for cell, name in named(plan.cells).items()}
     width = max(map(len, names.values()))
     out.print(f"{'defence / attack':{width}} {'calls':>11} {'time':>9}", soft_wrap=True)
@@ -390,7 +390,7 @@ def show_dry(
     for cell, cost in zip(plan.cells, costs, strict=True):
         kept = "" if cell.key in waiting else "  (in the store)"
         out.print(
-            f"{escape(names[cell].ljust(width))} {cost.calls:>11,} {spoken(cost.seconds):>9}{kept}",
+            f"{escape(names[cell].ljust(width))} {cost.calls:>11,} {format_duration(cost.seconds):>9}{kept}",
             soft_wrap=True,
         )
         total += (cost.seconds or 0.0) * (cell.key in waiting)
@@ -400,7 +400,7 @@ def show_dry(
         f"calls: the most forward passes per example, a backward counting as two; time: from trial predictions on {where}",
         soft_wrap=True,
     )
-    ahead = f"at most about {spoken(total)}"
+    ahead = f"at most about {format_duration(total)}"
     if unknown:
         ahead += (
             f"; {unknown} of unknown time are not counted in: their data or weights are not there"

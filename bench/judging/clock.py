@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def clock(model: nn.Module, x: Tensor, repeats: int = 5) -> float:
+def time_prediction(model: nn.Module, x: Tensor, repeats: int = 5) -> float:
     """Milliseconds per image of one prediction: the fastest of `repeats`, after one to warm up."""
     best = float("inf")
     for _ in range(repeats + 1):

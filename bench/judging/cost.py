@@ -10,28 +10,30 @@ from pathlib import Path
 import torch
 
 from bench.errors import BadInput
-from bench.judging.clock import clock
+from bench.judging.clock import time_prediction
 from bench.judging.evaluate import load_cached
-from bench.judging.surrogates import build_source
-from bench.judging.target import placed
+from bench.judging.surrogates import build_surrogate
+from bench.judging.target import to_device_channels_last
 from bench.questions import registry
 from bench.questions.spec import Cell, Spec
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class CostForecast:
     """`calls` per example in forward passes, and `seconds` on the device (None where data or weights are not there)."""
 
     calls: int
     seconds: float | None
 
 
-def estimate(cells: Sequence[Cell], data_dir: Path, device: str = "cpu") -> list[Estimate]:
+def forecast_costs(
+    cells: Sequence[Cell], data_dir: Path, device: str = "cpu"
+) -> list[CostForecast]:
     """The cost of each cell if no example leaves an attack early: an upper bound for the calls, a guess for the time on `device`."""
-    return [one(cell, data_dir, device) for cell in cells]
+    return [forecast_cost(cell, data_dir, device) for cell in cells]
 
 
-def one(cell: Cell, data_dir: Path, device: str) -> Estimate:
+def forecast_cost(cell: Cell, data_dir: Path, device: str) -> CostForecast:
     entry = registry.attacks.get(cell.attack.name)
     says = entry.facts["calls"]
     calls = (
@@ -44,12 +46,12 @@ def one(cell: Cell, data_dir: Path, device: str) -> Estimate:
     source = str(cell.attack.params["source"]) if cell.threat.access == "transfer" else ""
     attacked = time_of(cell.dataset, cell.defence, source, cell.batch, data_dir, device)
     if says is None or prediction is None or attacked is None:
-        return Estimate(calls, None)
+        return CostForecast(calls, None)
     size = int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0)))
     size = min(
         size, int(cell.attack.params.get("examples", size))
     )  # the images that a check stops at
-    return Estimate(calls, (calls * attacked + judged * prediction) * size / 1e3)
+    return CostForecast(calls, (calls * attacked + judged * prediction) * size / 1e3)
 
 
 @functools.lru_cache
@@ -58,9 +60,9 @@ def time_of(
 ) -> float | None:
     """Milliseconds per image of one prediction, of the defence or the classifiers `source`: the faster of two of a batch as the cells have them."""
     try:
-        model = build_source(source) if source else registry.build_defence(defence)
-        return clock(
-            placed(model, torch.device(device)),
+        model = build_surrogate(source) if source else registry.build_defence(defence)
+        return time_prediction(
+            to_device_channels_last(model, torch.device(device)),
             load_cached(dataset, str(data_dir)).x[:batch].to(device),
             repeats=2,
         )
@@ -68,7 +70,7 @@ def time_of(
         return None
 
 
-def spoken(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """`12 s`, `3.4 min`, `2.0 h`: what a reader makes of it at once."""
     if seconds is None:
         return "unknown"

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.checks.target import Trial
+from bench.checks.target import CheckTarget
 from bench.data.sample import Dataset, load
 from bench.judging.certificates import certify
-from bench.judging.clock import clock
+from bench.judging.clock import time_prediction
 from bench.judging.norms import NORMS, to_ball
-from bench.judging.randomness import stream
-from bench.judging.surrogates import build_source
-from bench.judging.target import Target, draws, margin, placed, right
+from bench.judging.randomness import random_stream
+from bench.judging.surrogates import build_surrogate
+from bench.judging.target import Target, is_correct, margin, predict_draws, to_device_channels_last
 from bench.questions import registry
 from bench.questions.spec import Cell, Spec
 from bench.results.names import MEASURES, family
@@ -38,7 +38,9 @@ from bench.results.record import (
 )
 from bench.soundness.probes.probe import Probe, probe
 
-TOGETHER = 5  # draws judged in one batch: fixed, since it decides which random number goes where
+JUDGING_BATCH = (
+    5  # draws judged in one batch: fixed, since it decides which random number goes where
+)
 PROBED = 64  # examples that the probes look at
 INVALID = 0.01  # above this share of examples without one finite candidate, the attack failed
 
@@ -48,7 +50,7 @@ class AttackFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Setup:
     """What the cells of one defence on one dataset share: images, the built defence, what the probes found."""
 
     data: Dataset
@@ -58,7 +60,7 @@ class Bench:
     checks: tuple[tuple[str, float], ...]
 
 
-def batches(cell: Cell, size: int) -> int:
+def batch_count(cell: Cell, size: int) -> int:
     """The number of batches of the cell's fixed grid over `size` examples."""
     return -(-size // cell.batch)
 
@@ -86,7 +88,7 @@ def evaluate(
     bench = prepare(
         cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, data_dir
     )
-    grid = range(batches(cell, len(bench.data.x)))
+    grid = range(batch_count(cell, len(bench.data.x)))
     columns: dict[str, list[float]] = {
         name: []
         for name in ("ids", "clean", "selected", "margin", "correct", "distance", "strayed")
@@ -105,31 +107,31 @@ def evaluate(
         x, y = bench.data.x[rows].to(at), bench.data.y[rows].to(at)
         start = time.perf_counter()
         if family(cell) == "check":
-            found, planting, calls, figures = examine(cell, bench, x, y, rows.start, at)
+            found, planting, calls, figures = run_check(cell, bench, x, y, rows.start, at)
             plantings.append(planting)
             measured |= figures
             spent = [a + b for a, b in zip(spent, calls, strict=True)]
             seconds += time.perf_counter() - start
         else:
-            with stream(at, cell.key, index, "attack"):
-                made, names = run(cell, target, x, y)
-                candidates, strayed = settle(cell, made, x)
+            with random_stream(at, cell.key, index, "attack"):
+                made, names = run_attack(cell, target, x, y)
+                candidates, strayed = project_candidates(cell, made, x)
             seconds += time.perf_counter() - start
             with torch.no_grad():
                 found = select_and_judge(cell, bench.defence, candidates, y, index, at)
-                nearest.append(nearest_of(cell, bench.defence, made, x, y, index, at))
+                nearest.append(minimum_distances(cell, bench.defence, made, x, y, index, at))
             routes.append(routes_of(names, found.pop("chosen").tolist()))
             found["strayed"] = strayed
         found["ids"] = bench.data.ids[rows][: len(found["correct"])]
         for name, column in columns.items():
             column += found[name].tolist()
         if cell.attack.name == "none":
-            with stream(at, cell.key, index, "certify"):
+            with random_stream(at, cell.key, index, "certify"):
                 certificates.append(certify(bench.defence, x, y))
         if cell.attack.name == "none" and index == 0:
             times = (
-                clock(bench.defence, x),
-                clock(getattr(bench.defence, "base", bench.defence), x),
+                time_prediction(bench.defence, x),
+                time_prediction(getattr(bench.defence, "base", bench.defence), x),
             )
     forwards, backwards, nonfinite, zero = (
         a + b for a, b in zip(spent, counts(target), strict=True)
@@ -178,17 +180,17 @@ def evaluate(
 
 
 @functools.lru_cache(maxsize=2)
-def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_dir: str) -> Bench:
+def prepare(dataset: Spec, spec: Spec, eps: float, norm: str, device: str, data_dir: str) -> Setup:
     """Load the images, build the defence on `device` and probe it; kept for the next cell of the same defence."""
     data = load_cached(dataset, data_dir)
     at = torch.device(device)
-    defence = placed(registry.build_defence(spec), at)
+    defence = to_device_channels_last(registry.build_defence(spec), at)
     x, y = data.x[:PROBED].to(at), data.y[:PROBED].to(at)
-    with stream(at, "probe", str(dataset), str(spec)):
+    with random_stream(at, "probe", str(dataset), str(spec)):
         found: Probe = probe(
             defence, x, y, eps if norm == "linf" else 0.0, declared=registry.is_stochastic(spec)
         )
-    return Bench(data, defence, found.stochastic, found.flags, found.checks)
+    return Setup(data, defence, found.stochastic, found.flags, found.checks)
 
 
 @functools.lru_cache(maxsize=1)
@@ -196,8 +198,8 @@ def load_cached(dataset: Spec, data_dir: str) -> Dataset:
     return load(dataset, data_dir=Path(data_dir))
 
 
-def examine(
-    cell: Cell, bench: Bench, x: Tensor, y: Tensor, first: int, at: torch.device
+def run_check(
+    cell: Cell, bench: Setup, x: Tensor, y: Tensor, first: int, at: torch.device
 ) -> tuple[dict[str, Tensor], Planted | None, list[int], dict[str, float]]:
     """The columns of a check on images `x`, the first of which has the number `first` in the cell; what was planted; the calls; and the figures.
 
@@ -209,17 +211,17 @@ def examine(
     rows: list[dict[str, Tensor]] = []
     calls = [0, 0, 0, 0]
     figures: dict[str, float] = {}
-    together = 1 if registry.attack_inside(cell.attack) else max(1, len(x))
+    together = 1 if registry.inner_attack(cell.attack) else max(1, len(x))
     for number in range(first, limit, together):
         images, labels = (
             all_of_them[number - first : number - first + together] for all_of_them in (x, y)
         )
         given = (bench.defence, images, labels, cell.threat, bench.data.classes, bench.stochastic)
         with (
-            stream(at, cell.key, number, "attack"),
+            random_stream(at, cell.key, number, "attack"),
             entry.make(*given, **cell.attack.params) as trial,
         ):
-            row, more, found = attempt(cell, trial, images, number, at)
+            row, more, found = run_inner_attack(cell, trial, images, number, at)
         rows.append(row)
         calls = [a + b for a, b in zip(calls, more, strict=True)]
         figures = {
@@ -235,8 +237,8 @@ def examine(
     return columns, Planted(*planted) if planted else None, calls, figures
 
 
-def attempt(
-    cell: Cell, trial: Trial | None, x: Tensor, number: int, at: torch.device
+def run_inner_attack(
+    cell: Cell, trial: CheckTarget | None, x: Tensor, number: int, at: torch.device
 ) -> tuple[dict[str, Tensor], tuple[int, int, int, int], dict[str, float]]:
     """Run the attack inside of a check on its trial and judge it there, then measure; the columns are those of no attack where there is no trial."""
     zero = torch.zeros(1, device=at)
@@ -252,7 +254,7 @@ def attempt(
             (0, 0, 0, 0),
             {},
         )
-    inside = registry.attack_inside(cell.attack)
+    inside = registry.inner_attack(cell.attack)
     if inside and not trial.stochastic and "eot" in inside.params:  # all draws are the same
         inside = Spec.of(inside.name, {**inside.params, "eot": 1})
     access = registry.attacks.get((inside or cell.attack).name).facts["access"]
@@ -260,7 +262,7 @@ def attempt(
         trial.model, access=access, stochastic=trial.stochastic, classes=trial.classes, device=at
     )
     asked = replace(cell, attack=inside or Spec("none"), threat=replace(cell.threat, access=access))
-    candidates, strayed, _ = propose(asked, target, x, trial.y)
+    candidates, strayed, _ = propose_candidates(asked, target, x, trial.y)
     with torch.no_grad():
         columns = {
             **select_and_judge(cell, trial.model, candidates, trial.y, number, at),
@@ -268,8 +270,8 @@ def attempt(
         }
         best = candidates[columns.pop("chosen"), 0]
         if trial.random is not None:
-            with stream(at, cell.key, number, "evaluate"):
-                hits, _ = judge(
+            with random_stream(at, cell.key, number, "evaluate"):
+                hits, _ = count_correct(
                     trial.model, best, 1 - trial.y, cell.draws
                 )  # what is neither class, an abstention, is no find
             columns |= {
@@ -287,11 +289,11 @@ def counts(target: Target) -> tuple[int, int, int, int]:
     return target.forwards, target.backwards, target.nonfinite, target.zero
 
 
-def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
+def make_target(cell: Cell, bench: Setup, at: torch.device) -> Target:
     """The defence behind the access that the threat model grants; for transfer, the surrogate that the attack names."""
     if cell.threat.access == "transfer":
         return Target(
-            placed(build_source(str(cell.attack.params["source"])), at),
+            to_device_channels_last(build_surrogate(str(cell.attack.params["source"])), at),
             classes=bench.data.classes,
             device=at,
         )
@@ -304,15 +306,17 @@ def make_target(cell: Cell, bench: Bench, at: torch.device) -> Target:
     )
 
 
-def propose(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+def propose_candidates(
+    cell: Cell, target: Target, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, list[str]]:
     """Run the attack on copies of `x` and `y`; return candidates (m,B,C,H,W), the clean image first, by how much the proposals strayed (B,), and
     the names of the m candidates where the attack gives names, else nothing.
     """
-    made, names = run(cell, target, x, y)
-    return *settle(cell, made, x), names
+    made, names = run_attack(cell, target, x, y)
+    return *project_candidates(cell, made, x), names
 
 
-def run(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
+def run_attack(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
     """What the attack proposes (m,B,C,H,W), as it gave it, and the names of these behind `clean` where it gives names, else nothing."""
     entry = registry.attacks.get(cell.attack.name)
     with torch.enable_grad():
@@ -334,7 +338,7 @@ def run(cell: Cell, target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, list[
     return made.unsqueeze(0) if made.dim() == x.dim() else made, names
 
 
-def settle(cell: Cell, made: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def project_candidates(cell: Cell, made: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The candidates (1+m,B,C,H,W) that proposals (m,B,C,H,W) become, and by how much the proposals strayed (B,).
 
     The clean image comes first; all lie in the ball and the box. A proposal that is not finite becomes the clean image; strayed is -1 for it.
@@ -358,7 +362,7 @@ def settle(cell: Cell, made: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([x.unsqueeze(0), inside]), torch.where(finite.all(0), strayed, -1.0)
 
 
-def nearest_of(
+def minimum_distances(
     cell: Cell, defence: nn.Module, made: Tensor, x: Tensor, y: Tensor, index: int, at: torch.device
 ) -> tuple[float, ...] | None:
     """Of an attack of minimal norm: per example the distance of the nearest of its proposals (m,B,C,H,W), in the ball or not, that at least half of
@@ -368,8 +372,8 @@ def nearest_of(
         return None
     least = torch.full((len(x),), torch.inf, device=at)
     for images in torch.where(made.isfinite(), made.to(x), x).clamp(0, 1):
-        with stream(at, cell.question, index, "select"):
-            hits, _ = judge(defence, images, y, cell.select)
+        with random_stream(at, cell.question, index, "select"):
+            hits, _ = count_correct(defence, images, y, cell.select)
         distance = NORMS[cell.threat.norm].distance(images - x).to(least)
         least = torch.where(2 * hits <= cell.select, torch.minimum(least, distance), least)
     return tuple(float(f"{v:.6g}") for v in least.nan_to_num(posinf=-1).tolist())
@@ -393,8 +397,8 @@ def select_and_judge(
     """
     hits, margins = [], []
     for candidate in candidates:
-        with stream(at, cell.question, index, "select"):
-            hit, gap = judge(defence, candidate, y, cell.select)
+        with random_stream(at, cell.question, index, "select"):
+            hit, gap = count_correct(defence, candidate, y, cell.select)
         hits.append(hit)
         margins.append(gap)
     right_of, margin_of = torch.stack(hits), torch.stack(margins)  # (m, B)
@@ -402,20 +406,20 @@ def select_and_judge(
     best = torch.where(tied, margin_of, -torch.inf).argmax(0)
     rows = torch.arange(len(y), device=at)
     chosen = candidates[best, rows]
-    with stream(at, cell.key, index, "evaluate"):
-        correct, _ = judge(defence, chosen, y, cell.draws)
+    with random_stream(at, cell.key, index, "evaluate"):
+        correct, _ = count_correct(defence, chosen, y, cell.draws)
     distance = NORMS[cell.threat.norm].distance(chosen - candidates[0])
     picked = {"selected": right_of[best, rows], "margin": margin_of[best, rows], "chosen": best}
     return {"clean": right_of[0], "correct": correct, "distance": distance, **picked}
 
 
-def judge(defence: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def count_correct(defence: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Of `count` draws on each example, how many were right (B,), and the mean margin (B,)."""
     hits, margins = torch.zeros_like(y), torch.zeros(len(y), device=x.device)
-    for done in range(0, count, TOGETHER):
-        k = min(TOGETHER, count - done)
-        logits = draws(defence, x, k)
+    for done in range(0, count, JUDGING_BATCH):
+        k = min(JUDGING_BATCH, count - done)
+        logits = predict_draws(defence, x, k)
         labels = y.unsqueeze(1).expand(-1, k)
-        hits += right(logits, labels).sum(1)
+        hits += is_correct(logits, labels).sum(1)
         margins += margin(logits, labels).float().sum(1)
     return hits, margins / count

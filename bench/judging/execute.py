@@ -18,10 +18,10 @@ from torch import nn
 from bench import weights
 from bench.data.sample import Dataset
 from bench.errors import BadInput
-from bench.judging.evaluate import batches, evaluate, load_cached
-from bench.judging.surrogates import build_source
+from bench.judging.evaluate import batch_count, evaluate, load_cached
+from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
-from bench.questions.plan import PINNED, named
+from bench.questions.plan import PINNED, knob_texts
 from bench.questions.registry import ROOT
 from bench.questions.spec import Cell
 from bench.results import names as labels
@@ -39,7 +39,7 @@ class Watch(Protocol):
     def failed(self, cell: Cell, message: str) -> None: ...
 
 
-def device_of(text: str) -> str:
+def pick_device(text: str) -> str:
     """`auto`, `cpu`, `cuda` or `cuda:1` as the device that is there."""
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +53,7 @@ def device_of(text: str) -> str:
     return text
 
 
-def check(cells: Iterable[Cell], data_dir: Path) -> None:
+def preflight(cells: Iterable[Cell], data_dir: Path) -> None:
     """Load the data, build every defence and surrogate, and predict one image with each, before anything is written; raises BadInput."""
     cells = tuple(cells)
     for cell in {(c.dataset, c.defence): c for c in cells}.values():
@@ -67,7 +67,9 @@ def check(cells: Iterable[Cell], data_dir: Path) -> None:
     for cell in {(c.dataset, c.attack): c for c in cells if c.threat.access == "transfer"}.values():
         source = str(cell.attack.params["source"])
         try_one(
-            build_source(source), load_cached(cell.dataset, str(data_dir)), f"classifier '{source}'"
+            build_surrogate(source),
+            load_cached(cell.dataset, str(data_dir)),
+            f"classifier '{source}'",
         )
 
 
@@ -114,7 +116,7 @@ def run_cell(
     cell: Cell, store: Store, *, device: str, data_dir: Path, command: str, watch: Watch
 ) -> Record:
     data = load_cached(cell.dataset, str(data_dir))
-    count = batches(cell, len(data.x))
+    count = batch_count(cell, len(data.x))
     env = environment(cell, device, command, data.digest)
     done = {index: part for index, part in store.parts(cell).items() if same_source(part.env, env)}
     watch.batch(cell, len(done), count)
@@ -147,7 +149,7 @@ def keep_failure(cell: Cell, store: Store, error: BaseException) -> str:
 def environment(cell: Cell, device: str, command: str, data: str) -> Env:
     pinned = sorted(
         text
-        for text in named(cell.defence) | named(cell.attack)
+        for text in knob_texts(cell.defence) | knob_texts(cell.attack)
         if labels.unpinned(text) != text and "[" not in text
     )
     digests = tuple((labels.unpinned(text), digest_of(text)) for text in pinned)
@@ -205,7 +207,7 @@ def versions() -> tuple[tuple[str, str], ...]:
     )
 
 
-def settle_arithmetic() -> None:
+def make_deterministic() -> None:
     """Arithmetic that repeats: one thread, unless OMP_NUM_THREADS says otherwise (two were measured to be slower than one on small models, and they
     reorder sums); on a GPU float32 in full, where cuDNN's default rounds what convolutions multiply to the 10 bits of TF32, and sums in one order.
     """

@@ -34,7 +34,7 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stream(device: torch.device, *parts: object) -> Iterator[None]:
+def random_stream(device: torch.device, *parts: object) -> Iterator[None]:
     """Seed torch (CPU and `device`), numpy and `random` for the block, and put all of them back after it."""
     seed = seed_of(*parts)
     python, numpy = random.getstate(), np.random.get_state()

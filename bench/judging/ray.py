@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
-from bench.judging.evaluate import batches, evaluate, load_cached
-from bench.judging.execute import Watch, environment, keep_failure, same_source, settle_arithmetic
+from bench.judging.evaluate import batch_count, evaluate, load_cached
+from bench.judging.execute import Watch, environment, keep_failure, make_deterministic, same_source
 from bench.questions.registry import ROOT, discover
 from bench.questions.spec import Cell
 from bench.results.record import Record, merge
@@ -81,7 +81,7 @@ def execute(
                 for index, part in store.parts(cell).items()
                 if same_source(part.env, env)
             }
-            for index in range(batches(cell, len(data.x))):
+            for index in range(batch_count(cell, len(data.x))):
                 if index not in done[cell]:
                     waiting[remote.remote(cell, index, *where)] = (cell, index)
         for cell in cells:
@@ -107,7 +107,9 @@ def execute(
 
 def finish(cell: Cell, done: dict[int, Record], store: Store, watch: Watch) -> None:
     """Join the batches of the cell where all of them are there."""
-    count = batches(cell, int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0))))
+    count = batch_count(
+        cell, int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0)))
+    )
     if len(done) < count:
         watch.batch(cell, len(done), count)
         return
@@ -120,7 +122,7 @@ def answer(
     cell: Cell, index: int, device: str, data_dir: Path, command: str, extra: tuple[Path, ...]
 ) -> Record:
     """One batch of one cell, in a worker."""
-    settle_arithmetic()
+    make_deterministic()
     discover(extra)
     data = load_cached(cell.dataset, str(data_dir))
     return evaluate(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.questions.registry import build_classifier, split_several
+from bench.questions.registry import build_classifier, split_classifiers
 
 
-class Together(nn.Module):
+class MeanLogits(nn.Module):
     """The mean logits of several classifiers."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -22,6 +22,6 @@ class Together(nn.Module):
         return logits
 
 
-def build_source(source: str) -> nn.Module:
+def build_surrogate(source: str) -> nn.Module:
     """The classifiers named in `source`, joined by `+`, as one."""
-    return Together([build_classifier(name) for name in split_several(source)])
+    return MeanLogits([build_classifier(name) for name in split_classifiers(source)])

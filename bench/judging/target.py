@@ -27,7 +27,7 @@ PARTS = (
 )
 
 
-def placed(model: nn.Module, at: torch.device) -> nn.Module:
+def to_device_channels_last(model: nn.Module, at: torch.device) -> nn.Module:
     """The model on that device. On a CPU the weights of its convolutions lie channels last, and so do all images between them.
 
     oneDNN's kernels for that order waste nothing on layers of few channels: `python -m benchmarks.layout` says how much time that is. Other devices
@@ -88,7 +88,7 @@ class Target(nn.Module):
     def draws(self, x: Tensor, k: int) -> Tensor:
         """`k` independent predictions of each example, (B,k,K); each is counted."""
         defence = self.__dict__["_hidden"]()
-        return self._answer(lambda images: draws(defence, images, k), x, k)
+        return self._answer(lambda images: predict_draws(defence, images, k), x, k)
 
     def _answer(self, call: Callable[[Tensor], Tensor], x: Tensor, times: int) -> Tensor:
         self.forwards += len(x) * times
@@ -135,7 +135,7 @@ class Target(nn.Module):
         return call
 
 
-def draws(defence: nn.Module, x: Tensor, k: int) -> Tensor:
+def predict_draws(defence: nn.Module, x: Tensor, k: int) -> Tensor:
     """`k` independent predictions (B,k,K) of each of the images (B,C,H,W), in one batch, sharing what the defence can share."""
     own = getattr(defence, "draws", None)
     if own is not None:
@@ -151,7 +151,7 @@ def abstained(logits: Tensor) -> Tensor:
     return logits.amax(-1) == logits.amin(-1)
 
 
-def right(logits: Tensor, y: Tensor) -> Tensor:
+def is_correct(logits: Tensor, y: Tensor) -> Tensor:
     """Whether the prediction is `y`, for logits (...,K); an answer that holds a NaN is wrong, and so is an abstention, whatever the label is."""
     return (logits.argmax(-1) == y) & ~logits.isnan().any(-1) & ~abstained(logits)
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import weights
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import (
     Entry,
-    attack_inside,
     attacks,
     classifiers,
     datasets,
     defences,
+    inner_attack,
     is_stochastic,
+    split_classifiers,
     split_scheme,
-    split_several,
 )
 from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value, parse_eps
 from bench.results.store import Store
@@ -79,13 +79,13 @@ def plan(requests: Sequence[Request], name: str | None = None) -> Plan:
     return Plan(f"{title}-{mark}", tuple(cells.values()), tuple(notes))
 
 
-def from_file(path: Path) -> tuple[str, list[Request]]:
+def read_plan_file(path: Path) -> tuple[str, list[Request]]:
     """The requests of a TOML plan: keys as the command's flags, several sweeps as [[sweep]] tables over shared keys at the top."""
     found = path if path.is_file() else PLANS / f"{path}.toml"
     if not found.is_file():
         names = [p.stem for p in PLANS.glob("*.toml") if p.stem != "budgets"]
         raise BadInput(
-            f"plan '{path}' is neither a file nor a plan of ours{nearest(str(path), names)}"
+            f"plan '{path}' is neither a file nor a plan of ours{did_you_mean(str(path), names)}"
         )
     shared = {**read_toml(found)}  # a copy: what was read is kept for the next call
     sweeps = shared.pop("sweep", [{}])
@@ -96,7 +96,7 @@ def request_of(data: Mapping[str, Any], path: Path) -> Request:
     known = {f.name for f in fields(Request)}
     for key in data:
         if key not in known:
-            raise BadInput(f"plan '{path}' has the key '{key}'{nearest(key, known)}")
+            raise BadInput(f"plan '{path}' has the key '{key}'{did_you_mean(key, known)}")
     lists = {key: tuple(map(str, data[key])) for key in ("defences", "attacks") if key in data}
     texts = {key: str(data[key]) for key in ("dataset", "norm", "budget") if key in data}
     texts |= {
@@ -112,7 +112,7 @@ def request_of(data: Mapping[str, Any], path: Path) -> Request:
 
 def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     place, facts = dataset_of(request)
-    budget = budget_of(request.budget or str(facts["budget"]))
+    budget = read_budget(request.budget or str(facts["budget"]))
     for knob, least in (("draws", 1), ("select", 1), ("batch", 1), ("seed", 0)):
         value = getattr(request, knob)
         if value is not None and value < least:
@@ -200,11 +200,11 @@ def threat_of(
 ) -> ThreatModel | None:
     """The threat model that the attack answers: the sweep's where it can, else, if no norm was asked for, its own, else none."""
     can: set[str] = attacks.get(attack.name).facts["norms"]
-    if inside := attack_inside(attack):
+    if inside := inner_attack(attack):
         can = can & attacks.get(inside.name).facts["norms"]
     norm = request.norm or facts["norm"]
     if norm not in NORMS:
-        raise BadInput(f"norm '{norm}' is unknown{nearest(norm, NORMS)}")
+        raise BadInput(f"norm '{norm}' is unknown{did_you_mean(norm, NORMS)}")
     if norm not in can:
         if request.norm:
             why = f"attack '{attack.name}' has no {norm} form; it has {', '.join(sorted(can))}"
@@ -269,9 +269,9 @@ def resolved(
         if params.get("inner"):
             params |= inside(spec, str(params["inner"]), roles)
         if entry.kind == "attack" and "attack" in params:
-            params["attack"] = against(entry, str(params["attack"]), budget, roles)
+            params["attack"] = resolve_inner_attack(entry, str(params["attack"]), budget, roles)
         settled = {
-            knob: settle(value, roles) if isinstance(value, str) else value
+            knob: resolve_roles(value, roles) if isinstance(value, str) else value
             for knob, value in params.items()
         }
         pins = entry.facts.get("pins")
@@ -306,7 +306,9 @@ def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]
     }
 
 
-def against(outer: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[str, str]) -> str:
+def resolve_inner_attack(
+    outer: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[str, str]
+) -> str:
     """The attack inside of a check or an attack, with all that it leaves open filled in; BadInput where that cannot have it."""
     found = resolved(attacks, text, budget, roles, asked=True, notes={})
     assert found
@@ -315,14 +317,14 @@ def against(outer: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[s
     return str(found)
 
 
-def settle(value: str, roles: Mapping[str, str]) -> str:
+def resolve_roles(value: str, roles: Mapping[str, str]) -> str:
     """A knob's text with a role replaced by what the dataset has for it, a classifier's name checked, and weights pinned to their digest.
 
     Several of them may be joined by `+`.
     """
-    several = split_several(value)
+    several = split_classifiers(value)
     if len(several) > 1:
-        return "+".join(settle(part, roles) for part in several)
+        return "+".join(resolve_roles(part, roles) for part in several)
     if value.startswith("@"):
         if value[1:] not in roles:
             raise BadInput(
@@ -336,7 +338,9 @@ def settle(value: str, roles: Mapping[str, str]) -> str:
         bare, _, pinned = argument.partition("@")
         names = entry.facts["names"]
         if names and bare not in names():
-            raise BadInput(f"classifier '{entry.name}:{bare}' is unknown{nearest(bare, names())}")
+            raise BadInput(
+                f"classifier '{entry.name}:{bare}' is unknown{did_you_mean(bare, names())}"
+            )
         found = entry.facts["digest"](bare) if entry.facts["digest"] else None
         if pinned and pinned != found:
             raise BadInput(
@@ -348,10 +352,13 @@ def settle(value: str, roles: Mapping[str, str]) -> str:
     return value
 
 
-def ensure(plan: Plan) -> None:
+def fetch_missing(plan: Plan) -> None:
     """Fetch or find the weights that are loaded by name, before the first cell runs; raises BadInput with the line that helps."""
     texts = {
-        text for cell in plan.cells for spec in (cell.defence, cell.attack) for text in named(spec)
+        text
+        for cell in plan.cells
+        for spec in (cell.defence, cell.attack)
+        for text in knob_texts(spec)
     }
     for text in sorted(
         t
@@ -361,25 +368,25 @@ def ensure(plan: Plan) -> None:
         entry, argument = split_scheme(text)
         if entry.facts["ensure"]:
             entry.facts["ensure"](argument.partition("@")[0])
-    for spec in {spec for cell in plan.cells for spec in nested(cell.defence)}:
+    for spec in {spec for cell in plan.cells for spec in with_inner_defences(cell.defence)}:
         if ensure_own := defences.get(spec.name).facts["ensure"]:
             ensure_own(spec.params)
 
 
-def named(spec: Spec) -> set[str]:
+def knob_texts(spec: Spec) -> set[str]:
     """The values of a spec's knobs as text, and those of the defence inside of it."""
     return {
         part
-        for one in nested(spec)
+        for one in with_inner_defences(spec)
         for value in one.params.values()
-        for part in split_several(str(value))
+        for part in split_classifiers(str(value))
     }
 
 
-def nested(spec: Spec) -> list[Spec]:
+def with_inner_defences(spec: Spec) -> list[Spec]:
     """The spec, and the defences inside of it."""
     inner = str(spec.params.get("inner", ""))
-    return [spec, *nested(Spec.parse(inner))] if inner else [spec]
+    return [spec, *with_inner_defences(Spec.parse(inner))] if inner else [spec]
 
 
 @functools.cache
@@ -390,8 +397,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(f"'{path}' is not TOML: {error}") from None
 
 
-def budget_of(name: str) -> dict[str, Any]:
+def read_budget(name: str) -> dict[str, Any]:
     budgets = read_toml(PLANS / "budgets.toml")
     if name not in budgets:
-        raise BadInput(f"budget '{name}' is unknown{nearest(name, budgets)}")
+        raise BadInput(f"budget '{name}' is unknown{did_you_mean(name, budgets)}")
     return dict(budgets[name])

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 from bench.questions.spec import ACCESS, NORMS, Spec, Value
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class Entry:
                         f"defence '{self.name}' stands before no other defence: {self.facts['alone']}"
                     )
                 takes = f"it takes {', '.join(self.knobs)}" if self.knobs else "it takes none"
-                hint = nearest(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
+                hint = (
+                    did_you_mean(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
+                )
                 raise BadInput(f"{self.kind} '{self.name}' takes no '{knob}'; {takes}{hint}")
         found = {
             knob: read(self, knob, params.get(knob, default), default)
@@ -75,7 +77,7 @@ class Entry:
             for part in str(value).split("+") if knob in self.facts.get("choices", ()) else ():
                 if part not in self.facts["choices"][knob]:
                     raise BadInput(
-                        f"{self.kind} '{self.name}': {knob}='{part}' is unknown{nearest(part, self.facts['choices'][knob])}"
+                        f"{self.kind} '{self.name}': {knob}='{part}' is unknown{did_you_mean(part, self.facts['choices'][knob])}"
                     )
         return found
 
@@ -133,7 +135,7 @@ class Registry:
 
     def get(self, name: str) -> Entry:
         if name not in self._entries:
-            raise BadInput(f"{self.kind} '{name}' is unknown{nearest(name, self._entries)}")
+            raise BadInput(f"{self.kind} '{name}' is unknown{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def resolve(self, spec: Spec) -> Spec:
@@ -263,19 +265,19 @@ def _register(kind: str, name: str, facts: Mapping[str, Any]) -> Callable[..., A
 def is_stochastic(spec: Spec) -> bool:
     """Whether a defence, with all of its knobs, or the one inside of it, is."""
     fact = defences.get(spec.name).facts["stochastic"]
-    inner = inner_of(spec)
+    inner = inner_defence(spec)
     return bool(fact(spec.params) if callable(fact) else fact) or (
         inner is not None and is_stochastic(inner)
     )
 
 
-def inner_of(spec: Spec) -> Spec | None:
+def inner_defence(spec: Spec) -> Spec | None:
     """The defence, with all of its knobs, that the knob `inner` of a defence names."""
     text = str(spec.params.get("inner", ""))
     return defences.resolve(Spec.parse(text)) if text else None
 
 
-def attack_inside(spec: Spec) -> Spec | None:
+def inner_attack(spec: Spec) -> Spec | None:
     """The attack, with all of its knobs, that the knob `attack` of a check, or of another attack, names."""
     text = str(spec.params.get("attack", ""))
     return attacks.resolve(Spec.parse(text)) if text else None
@@ -291,7 +293,7 @@ def split_scheme(text: str) -> tuple[Entry, str]:
     return classifiers.get(scheme), argument
 
 
-def split_several(value: str) -> list[str]:
+def split_classifiers(value: str) -> list[str]:
     """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
     parts = value.split("+")
     return (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, did_you_mean
 
 NORMS = ("linf", "l2", "l1", "l0")
 ACCESS = ("white-box", "transfer", "score", "decision")
@@ -54,7 +54,7 @@ class Spec:
     def __str__(self) -> str:
         if not self.items:
             return self.name
-        return f"{self.name}[{','.join(f'{k}={show(v)}' for k, v in self.items)}]"
+        return f"{self.name}[{','.join(f'{k}={format_value(v)}' for k, v in self.items)}]"
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "params": self.params}
@@ -64,7 +64,7 @@ class Spec:
         return Spec.of(data["name"], data["params"])
 
 
-def show(value: Value) -> str:
+def format_value(value: Value) -> str:
     """The value as text that reads back as the same value."""
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
@@ -110,7 +110,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         for value, options, what in ((self.norm, NORMS, "norm"), (self.access, ACCESS, "access")):
             if value not in options:
-                raise BadInput(f"{what} '{value}' is unknown{nearest(value, options)}")
+                raise BadInput(f"{what} '{value}' is unknown{did_you_mean(value, options)}")
         if self.eps < 0:
             raise BadInput(f"eps '{self.eps}' is negative")
 

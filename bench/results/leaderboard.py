@@ -9,17 +9,17 @@ from fractions import Fraction
 from hashlib import sha256
 
 from bench.questions.spec import NORMS, Cell, Spec
-from bench.results.names import CHECKS, SAMPLING, classifier_of, dataset_of, family, short
-from bench.results.published import Published, beside, match
+from bench.results.names import CHECKS, SAMPLING, classifier_of, dataset_of, family, short_names
+from bench.results.published import Published, match_published, published_for
 from bench.results.ranks import ranks
 from bench.results.record import Certificate, Flag, Record
 from bench.results.statistics import Estimate, estimate
-from bench.results.worst_case import Worst, worst_case
+from bench.results.worst_case import WorstCase, worst_case
 from bench.soundness.audits import check_results as checks
 from bench.soundness.audits import positive_control as control
 from bench.soundness.audits.curves import elsewhere
 from bench.soundness.audits.records import audit
-from bench.soundness.verdict import judge, lacking
+from bench.soundness.verdict import decide_verdict, missing_codes
 
 RADII = (
     "0.25",
@@ -117,8 +117,8 @@ class Asked:
         specs = cells.values()
         return Asked(
             tuple(specs),
-            short(c.attack for c in specs),
-            short((c.defence for c in specs), hide=("classifier", "classifiers")),
+            short_names(c.attack for c in specs),
+            short_names((c.defence for c in specs), hide=("classifier", "classifiers")),
         )
 
 
@@ -173,7 +173,7 @@ def leaderboards(
                 str(eps),
                 attacks,
                 tuple(found),
-                tuple(beside(published, found[0].cell)),
+                tuple(published_for(published, found[0].cell)),
             )
         )
     return boards
@@ -223,10 +223,10 @@ def row(
     same = [r for r in held if base and (r.ids, r.env.data) == (base.ids, base.env.data)]
     attacks = [r for r in same if family(r.cell) != "none"]
     none = base if base and family(base.cell) == "none" else None
-    worst: Worst | None = worst_case(same) if attacks else None
+    worst: WorstCase | None = worst_case(same) if attacks else None
     weakest = min(attacks, key=lambda r: r.accuracy, default=None)
     strongest = asked.attacks[weakest.cell.attack] if weakest else ""
-    claim = match(published, cells[0])
+    claim = match_published(published, cells[0])
     related = elsewhere(same, others)
     examined = [cell for cell in cells if family(cell) == "check"]
     found = [answers[cell.key] for cell in examined if cell.key in answers]
@@ -241,8 +241,8 @@ def row(
         f"{asked.attacks[r.cell.attack]}: on other images" for r in held if r not in same
     ]
     robust = worst.robust if worst else None
-    verdict, reasons = judge(
-        flags, missing, lacking(same, related, found, controls), robust, strongest, claim
+    verdict, reasons = decide_verdict(
+        flags, missing, missing_codes(same, related, found, controls), robust, strongest, claim
     )
     ms, base_ms = (none.cost.ms_per_image, none.cost.base_ms_per_image) if none else (None, None)
     first = cells[0].dataset.params.get("first")

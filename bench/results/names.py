@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from bench.questions.spec import Cell, Spec, show
+from bench.questions.spec import Cell, Spec, format_value
 
 SAMPLING = ("n", "first")  # the knobs of a dataset that say which of its examples are judged
 PIN = re.compile(r"@[0-9a-f]{8}\b")
@@ -59,7 +59,7 @@ def dataset_of(cell: Cell) -> Spec:
     )
 
 
-def short(specs: Iterable[Spec], hide: tuple[str, ...] = ()) -> dict[Spec, str]:
+def short_names(specs: Iterable[Spec], hide: tuple[str, ...] = ()) -> dict[Spec, str]:
     """The name of each spec, and in brackets the knobs whose values differ among the specs of that name.
 
     Pins are dropped unless nothing else tells two specs apart; the knobs in `hide` are shown elsewhere, and tell apart without being named.
@@ -73,13 +73,15 @@ def short(specs: Iterable[Spec], hide: tuple[str, ...] = ()) -> dict[Spec, str]:
         shown = plain if len(set(plain)) == len(group) else group
         knobs = sorted({knob for spec in shown for knob, _ in spec.items} - set(hide))
         differ = [knob for knob in knobs if len({spec.params.get(knob) for spec in shown}) > 1]
-        inner = short(
+        inner = short_names(
             (Spec.parse(text) for spec in shown if (text := str(spec.params.get("inner", "")))),
             hide,
         )
         for spec, look in zip(group, shown, strict=True):
             values = {
-                knob: show(look.params[knob]) for knob in differ if look.params.get(knob, "") != ""
+                knob: format_value(look.params[knob])
+                for knob in differ
+                if look.params.get(knob, "") != ""
             }
             if values.get("inner"):
                 values["inner"] = inner[Spec.parse(values["inner"])]

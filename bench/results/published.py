@@ -68,19 +68,19 @@ def load(folder: Path = FOLDER) -> tuple[Published, ...]:
     return (*_robustbench(folder / "robustbench.csv"), *_carso(folder / "carso.csv"))
 
 
-def match(published: Iterable[Published], cell: Cell) -> Published | None:
+def match_published(published: Iterable[Published], cell: Cell) -> Published | None:
     """What was published for the defence of `cell`: same classifier, dataset, norm and exactly the same eps. The lowest figure counts."""
     defence = AS_PUBLISHED.get(cell.defence.name)
     classifier = classifier_of(cell.defence)
     found = [
         p
-        for p in beside(published, cell)
+        for p in published_for(published, cell)
         if p.defence == defence and p.classifier == classifier != ""
     ]
     return min(found, key=lambda p: p.robust, default=None)
 
 
-def beside(published: Iterable[Published], cell: Cell) -> list[Published]:
+def published_for(published: Iterable[Published], cell: Cell) -> list[Published]:
     """What was published for the dataset and threat model of `cell`, best first."""
     where = (str(dataset_of(cell)), cell.threat.norm, cell.threat.eps)
     return sorted(

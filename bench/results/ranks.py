@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from bench.results.record import Record
 from bench.results.statistics import mcnemar_mid
-from bench.results.worst_case import Worst, worst_case
+from bench.results.worst_case import WorstCase, worst_case
 
 LEVEL, ERRORS = (
     0.05,
@@ -32,7 +32,9 @@ def ranks(rows: Sequence[tuple[object, Sequence[Record]]]) -> list[int]:
     return found
 
 
-def told_apart(a: Sequence[Record], worst_a: Worst, b: Sequence[Record], worst_b: Worst) -> bool:
+def told_apart(
+    a: Sequence[Record], worst_a: WorstCase, b: Sequence[Record], worst_b: WorstCase
+) -> bool:
     """Whether two robust accuracies differ beyond chance: on the same examples a paired test, on others intervals that do not overlap."""
     if (a[0].ids, a[0].env.data) != (b[0].ids, b[0].env.data):
         return worst_a.robust.lo > worst_b.robust.hi or worst_b.robust.lo > worst_a.robust.hi

@@ -15,7 +15,7 @@ from bench.results.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True, slots=True)
-class Worst:
+class WorstCase:
     """Per example: which of the records was chosen, and how many of its evaluation and of its selection draws were right."""
 
     chosen: tuple[int, ...]
@@ -39,7 +39,7 @@ def is_stochastic(record: Record) -> bool:
     return record.cell.select > 1 or record.cell.draws > 1
 
 
-def worst_case(records: Sequence[Record]) -> Worst:
+def worst_case(records: Sequence[Record]) -> WorstCase:
     """The worst of `records`, one per attack in plan order, on the same examples of one question.
 
     Per example the record with the fewest right selection draws counts (ties: the larger margin, then the earlier). With one draw of
@@ -65,7 +65,7 @@ def worst_case(records: Sequence[Record]) -> Worst:
     chosen = tuple(
         min(range(len(records)), key=lambda a: weakness(a, i)) for i in range(len(first.ids))
     )
-    return Worst(
+    return WorstCase(
         chosen=chosen,
         correct=tuple(records[a].correct[i] for i, a in enumerate(chosen)),
         selected=tuple(records[a].selected[i] for i, a in enumerate(chosen)),

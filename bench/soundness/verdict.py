@@ -40,7 +40,7 @@ MEANING = {
 }
 
 
-def judge(
+def decide_verdict(
     flags: Sequence[Flag],
     missing: Sequence[str],
     lacks: Sequence[str],
@@ -67,7 +67,7 @@ def judge(
     return ("incomplete" if missing or lacks or weak or not robust else "sound"), tuple(reasons)
 
 
-def lacking(
+def missing_codes(
     records: Sequence[Record],
     others: Sequence[Record] = (),
     checks: Sequence[Record] = (),

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bench.cli.run import Parser
 from bench.errors import BadInput
 from bench.judging import evaluate
-from bench.judging.execute import check, commit, device_of, settle_arithmetic
-from bench.judging.randomness import stream
-from bench.judging.target import draws, margin, right
+from bench.judging.execute import commit, make_deterministic, pick_device, preflight
+from bench.judging.randomness import random_stream
+from bench.judging.target import is_correct, margin, predict_draws
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
 from bench.questions.registry import discover
@@ -82,12 +82,12 @@ def command(args: argparse.Namespace) -> str:
         [Request(dataset=args.dataset, n=args.n, seed=args.seed, defences=names, attacks=("none",))]
     ).cells
     device, data_dir = (
-        device_of(args.device),
+        pick_device(args.device),
         args.data_dir or Path(os.environ.get("BENCH_DATA") or "data"),
     )
-    settle_arithmetic()
-    plans.ensure(Plan("gradients", cells))
-    check(cells, data_dir)
+    make_deterministic()
+    plans.fetch_missing(Plan("gradients", cells))
+    preflight(cells, data_dir)
     # Nothing here depends on the threat model: of several cells of a defence one is enough.
     rows = [
         (cell.defence.name, *measured(cell, args.draws, torch.device(device), str(data_dir)))
@@ -111,11 +111,11 @@ def measured(cell: Cell, count: int, device: torch.device, data_dir: str) -> lis
     few = max(1, ROWS // (count * int(getattr(method, "samples", 1) or 1)))
     for index, (some, labels) in enumerate(zip(x.split(few), y.split(few), strict=True)):
         with torch.no_grad():
-            held = right(classifier(some), labels)
+            held = is_correct(classifier(some), labels)
         some, labels = some[held], labels[held]
         if not len(some):
             continue
-        with stream(device, cell.key, index, "gradients"):
+        with random_stream(device, cell.key, index, "gradients"):
             own = slope(classifier, some, labels, 1)
             one, other = (
                 slope(method, some, labels, count if bench.stochastic else 1) for _ in range(2)
@@ -138,7 +138,7 @@ def slope(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Tensor:
     """The gradient (B,C,H,W) of the mean margin over `count` draws at images (B,C,H,W)."""
     seen = x.clone().requires_grad_()
     with torch.enable_grad():
-        logits = draws(model, seen, count)
+        logits = predict_draws(model, seen, count)
         (grad,) = torch.autograd.grad(
             margin(logits, y[:, None].expand(-1, count)).mean(1).sum(), seen
         )

@@ -19,10 +19,10 @@ from torch import Tensor
 from bench.cli.run import Parser
 from bench.errors import BadInput
 from bench.judging import evaluate
-from bench.judging.execute import check, device_of, environment, settle_arithmetic
+from bench.judging.execute import environment, make_deterministic, pick_device, preflight
 from bench.judging.norms import NORMS
-from bench.judging.randomness import stream
-from bench.judging.target import right
+from bench.judging.randomness import random_stream
+from bench.judging.target import is_correct
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
 from bench.questions.registry import discover
@@ -117,11 +117,11 @@ def command(args: Namespace, line: str) -> list[Path]:
     """Attack, reconstruct, draw; the figure and its facts are written at the very end."""
     discover()
     cell = cell_of(args)
-    device = device_of(args.device)
+    device = pick_device(args.device)
     data_dir = args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
-    settle_arithmetic()
-    plans.ensure(Plan("pictures", (cell,)))
-    check([cell], data_dir)
+    make_deterministic()
+    plans.fetch_missing(Plan("pictures", (cell,)))
+    preflight([cell], data_dir)
     shown = show(cell, device, str(data_dir))
     env = environment(cell, device, line, evaluate.load_cached(cell.dataset, str(data_dir)).digest)
     facts = {
@@ -171,11 +171,13 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
         raise BadInput(
             f"n {len(y)} is too large: the first {len(y)} images are of {len(kinds)} classes; the most is one image of each class"
         )
-    with stream(at, cell.key, 0, "attack"):
-        candidates, strayed, _ = evaluate.propose(cell, evaluate.make_target(cell, bench, at), x, y)
+    with random_stream(at, cell.key, 0, "attack"):
+        candidates, strayed, _ = evaluate.propose_candidates(
+            cell, evaluate.make_target(cell, bench, at), x, y
+        )
     with torch.no_grad():
         x_adv, judged = strongest(cell, defence, candidates, y, at)
-        with stream(at, cell.key, 0, "pictures"):
+        with random_stream(at, cell.key, 0, "pictures"):
             z = torch.randn(len(x), max(defence.samples, 1), defence.latent_dim, device=at) * (
                 defence.samples > 0
             )
@@ -258,7 +260,7 @@ def draw(shown: Shown) -> bytes:
         tiles += [labelled(shown.images[i, e], shown.logits[i, e], label) for e in range(many)]
         verdict = f"{int(shown.found[i])} of {cell.draws}\ndraws right" if cell.draws > 1 else ""
         said = int(shown.answer[i].argmax())
-        tiles.append(Tile(None, str(said), bool(right(shown.answer[i], shown.y[i])), verdict))
+        tiles.append(Tile(None, str(said), bool(is_correct(shown.answer[i], shown.y[i])), verdict))
         rows.append(tiles)
     return png(title, notes, columns, rows)
 
@@ -268,7 +270,7 @@ def labelled(image: Tensor, logits: Tensor, label: int, small: str = "") -> Tile
     return Tile(
         image_of(image),
         str(int(logits.argmax())),
-        bool(right(logits, torch.tensor(label, device=logits.device))),
+        bool(is_correct(logits, torch.tensor(label, device=logits.device))),
         small,
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judging.norms import to_ball
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.spec import ThreatModel
 
@@ -168,5 +168,5 @@ def fooled(problem: Problem, name: str, norm: str, eps: float, **knobs: Any) -> 
     """For which examples a candidate of the attack, put into the ball, is misclassified."""
     made = candidates(problem, name, norm, eps, **knobs)
     return torch.stack(
-        [~right(problem.model(to_ball(one, problem.x, norm, eps)), problem.y) for one in made]
+        [~is_correct(problem.model(to_ball(one, problem.x, norm, eps)), problem.y) for one in made]
     ).any(0)

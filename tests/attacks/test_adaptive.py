@@ -14,7 +14,7 @@ from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
 from bench.attacks.gradient import climb
 from bench.errors import BadInput
 from bench.judging.evaluate import routes_of
-from bench.judging.target import Target, margin, right
+from bench.judging.target import Target, is_correct, margin
 from bench.questions import registry
 from bench.questions.spec import ThreatModel
 from tests.attacks.linear import Problem, two_classes
@@ -55,7 +55,7 @@ def problem_eps(problem: Problem, norm: str) -> Fraction:
 
 
 def broken(problem: Problem, images: Tensor) -> Tensor:
-    return ~right(problem.model(images), problem.y)
+    return ~is_correct(problem.model(images), problem.y)
 
 
 PARTS: dict[str, Callable[[nn.Module], dict[str, object]]] = {

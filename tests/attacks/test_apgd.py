@@ -14,7 +14,7 @@ from bench.attacks import losses, stepsizes
 from bench.attacks.losses import dlr_targeted, likely
 from bench.data.sample import load
 from bench.judging.norms import to_ball
-from bench.judging.target import Target, margin, right
+from bench.judging.target import Target, is_correct, margin
 from bench.questions import registry
 from bench.questions.spec import Spec, ThreatModel, parse_eps
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
@@ -138,10 +138,10 @@ def test_a_peak_too_narrow_for_the_first_steps_is_reached_by_halving_them(
 
     y = torch.zeros(8, dtype=torch.long)
     made = run(Peak(), x, y, "linf", parse_eps("1/10"), loss="margin", steps=300)
-    assert (~right(Peak()(made[2]), y)).all()
+    assert (~is_correct(Peak()(made[2]), y)).all()
     monkeypatch.setattr(stepsizes, "checkpoints", lambda steps: {0})
     made = run(Peak(), x, y, "linf", parse_eps("1/10"), loss="margin", steps=300)
-    assert right(Peak()(made[2]), y).all()
+    assert is_correct(Peak()(made[2]), y).all()
 
 
 def test_a_saturated_cross_entropy_is_made_up_for_by_the_targeted_loss() -> None:
@@ -177,7 +177,7 @@ def test_no_step_is_taken_on_a_gradient_that_is_not_a_number(norm: str) -> None:
     assert torch.equal(made[:, half], problem.x[half].expand_as(made[:, half])), (
         "it stays where it began"
     )
-    assert (~right(problem.model(made[2]), problem.y))[~half].all(), (
+    assert (~is_correct(problem.model(made[2]), problem.y))[~half].all(), (
         "its neighbours are attacked as ever"
     )
 
@@ -246,7 +246,7 @@ def test_who_leaves_changes_nothing_for_the_others_nor_does_the_size_of_a_query(
         model.seen.clear()
         made[size] = run(model, x, y, "linf", eps, **knobs)
         assert max(map(len, model.seen)) <= size
-        verdicts[size] = torch.stack([~right(model(one), y) for one in made[size]]).any(0)
+        verdicts[size] = torch.stack([~is_correct(model(one), y) for one in made[size]]).any(0)
     broken = verdicts[3]
     assert 2 < broken.sum() < 10
     for size in (20, 1000):
@@ -339,7 +339,7 @@ def test_who_was_wrong_once_is_asked_no_more() -> None:
     for images in list(model.seen):
         owner = torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)
         assert not done[owner].any()
-        done[owner[~right(model(images), y[owner])]] = True
+        done[owner[~is_correct(model(images), y[owner])]] = True
     assert 2 < done.sum() < 10
 
 
@@ -364,7 +364,7 @@ def test_eot_averages_away_what_single_draws_hide() -> None:
         made = candidates(
             noisy, "apgd-eot", "linf", eps, noisy.target(stochastic=True), steps=5, eot=eot
         )
-        rates.append(float((~right(problem.model(made[0]), problem.y)).float().mean()))
+        rates.append(float((~is_correct(problem.model(made[0]), problem.y)).float().mean()))
     assert rates[0] < 0.5
     assert rates[1] == 1
 
@@ -393,11 +393,11 @@ def test_it_breaks_what_pyautoattack_breaks(name: str, norm: str, eps: str, step
     with torch.no_grad():
         ours = torch.stack(
             [
-                right(model(to_ball(one, data.x, norm, float(parse_eps(eps)))), data.y)
+                is_correct(model(to_ball(one, data.x, norm, float(parse_eps(eps)))), data.y)
                 for one in made
             ]
         ).all(0)
-        theirs = right(model(data.x), data.y)
+        theirs = is_correct(model(data.x), data.y)
     other = Target(model, classes=10)
     facts = {
         "norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm],
@@ -411,7 +411,7 @@ def test_it_breaks_what_pyautoattack_breaks(name: str, norm: str, eps: str, step
         APGDAttack_targeted(other, n_target_classes=2, **facts),
     ):
         left = theirs.nonzero().squeeze(1)
-        theirs[left] = right(model(attack.perturb(data.x[left], data.y[left])), data.y[left])
+        theirs[left] = is_correct(model(attack.perturb(data.x[left], data.y[left])), data.y[left])
     assert 0.1 < theirs.float().mean() < 0.95, "an eps at which some fall and some stand"
     assert (ours == theirs).float().mean() >= 0.99
     assert ours.sum() <= theirs.sum() + 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.errors import BadInput
 from bench.judging.norms import to_ball
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.plan import PLANS
 from bench.questions.spec import Spec
@@ -244,7 +244,7 @@ def test_no_step_is_taken_on_a_gradient_that_is_not_a_number(name: str, norm: st
         assert torch.equal(first[:, half], problem.x[half].expand_as(first[:, half])), (
             "it stays where it began"
         )
-        assert (~right(problem.model(first[0]), problem.y))[~half].all(), (
+        assert (~is_correct(problem.model(first[0]), problem.y))[~half].all(), (
             "its neighbours are attacked as ever"
         )
 
@@ -348,7 +348,7 @@ def test_eot_averages_away_what_single_draws_hide() -> None:
         )
         rates.append(
             float(
-                torch.stack([~right(problem.model(one), problem.y) for one in made])
+                torch.stack([~is_correct(problem.model(one), problem.y) for one in made])
                 .any(0)
                 .float()
                 .mean()

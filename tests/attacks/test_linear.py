@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.attacks.transfer import Diverse
 from bench.judging.norms import NORMS
-from bench.judging.target import margin, right
+from bench.judging.target import is_correct, margin
 from bench.questions import registry
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
 
@@ -209,11 +209,11 @@ def test_what_is_found_is_misclassified_also_where_a_long_step_leaves_the_other_
     )
     thin = Problem(slab, problem.x, problem.y, {})
     with torch.no_grad():
-        assert right(slab(thin.x), thin.y).all()
+        assert is_correct(slab(thin.x), thin.y).all()
         found = candidates(
             thin, name, norm, 1e-3, **({"steps": 500} if name == "boundary" else {"queries": 900})
         )[0]
-        assert not right(slab(found), thin.y).any()
+        assert not is_correct(slab(found), thin.y).any()
     assert (NORMS[norm].distance(found - thin.x) < 1.5 * problem.optimum[norm]).all()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.attacks.minimal import planes
 from bench.judging.norms import NORMS
-from bench.judging.target import margin, right
+from bench.judging.target import is_correct, margin
 from tests.attacks.linear import (
     Linear,
     Problem,
@@ -187,7 +187,7 @@ def test_a_noisy_defence_is_walked_to_its_mean_boundary(
     eps = 1.5 * float(problem.optimum[norm][0])
     target = noisy.target(stochastic=True)
     made = candidates(noisy, name, norm, eps, target, **knobs)[1:]
-    assert torch.stack([~right(problem.model(one), problem.y) for one in made]).any(0).all(), (
+    assert torch.stack([~is_correct(problem.model(one), problem.y) for one in made]).any(0).all(), (
         "the direction is right, whatever single draws say"
     )
     assert target.backwards >= len(problem.x) * 20, "nobody leaves early"
@@ -213,4 +213,4 @@ def test_a_constant_and_a_cut_graph_are_no_crash() -> None:
                 .isfinite()
                 .all()
             )
-    assert right(problem.model(problem.x), problem.y).all()
+    assert is_correct(problem.model(problem.x), problem.y).all()

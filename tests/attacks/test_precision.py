@@ -12,7 +12,7 @@ from bench.attacks.losses import answers, ce
 from bench.attacks.precision import lowered
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.target import margin, right
+from bench.judging.target import is_correct, margin
 from bench.questions import registry
 from bench.questions.spec import Spec
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, two_classes
@@ -61,7 +61,9 @@ def test_verdicts_on_a_noisy_defence_are_nearly_those_of_full_precision(
             eot=4,
             precision=precision,
         )
-        verdicts.append(torch.stack([~right(digits.model(one), digits.y) for one in made]).any(0))
+        verdicts.append(
+            torch.stack([~is_correct(digits.model(one), digits.y) for one in made]).any(0)
+        )
     assert (verdicts[0] == verdicts[1]).float().mean() >= 0.9
 
 
@@ -138,8 +140,10 @@ def test_what_half_precision_alone_calls_fallen_has_not(name: str, norm: str) ->
     )
     target = problem.target()
     made = candidates(problem, name, norm, 1.05 * best, target, **knobs)
-    assert (~right(problem.model(made[0]), problem.y)).all(), "the last is the one that it fell to"
-    assert (~right(problem.model(made[2]), problem.y)).all() or name == "pgd"
+    assert (~is_correct(problem.model(made[0]), problem.y)).all(), (
+        "the last is the one that it fell to"
+    )
+    assert (~is_correct(problem.model(made[2]), problem.y)).all() or name == "pgd"
     assert target.backwards < 20 * 6, "and leaves there"
 
 

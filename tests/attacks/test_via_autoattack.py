@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.attacks.via_autoattack import Seen, Unbeaten
-from bench.judging.target import Target, margin, right
+from bench.judging.target import Target, is_correct, margin
 from bench.questions import registry
 from bench.questions.spec import ThreatModel, parse_eps
 from tests.attacks.linear import Problem, Wrapped, candidates, many_classes, two_classes
@@ -164,7 +164,7 @@ def test_square_goes_on_where_a_stochastic_defence_is_wrong_but_half_of_the_time
         queries=600,
         eot=4,
     )
-    wrong = torch.stack([~right(noisy.model(made), noisy.y) for _ in range(50)]).float().mean()
+    wrong = torch.stack([~is_correct(noisy.model(made), noisy.y) for _ in range(50)]).float().mean()
     assert wrong > 0.95
 
 

@@ -15,7 +15,7 @@ from baselines.diffpure import DiffPure, descent, through
 from baselines.unet import Schedule, schedule_of
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions.registry import build_classifier, defences
 from bench.questions.spec import Spec
 from carso.adversary import pgd
@@ -25,7 +25,7 @@ N = 12
 
 
 def unet(channels: int = 1, size: int = 8, seed: int = 0) -> Any:
-    with stream(CPU, seed):
+    with random_stream(CPU, seed):
         net = UNet2DModel(
             sample_size=size,
             in_channels=channels,
@@ -93,9 +93,9 @@ def test_every_step_is_that_of_the_scheduler_of_diffusers(
     seen: list[Tensor] = []
     true = defence.earlier
     monkeypatch.setattr(defence, "earlier", lambda *given: seen.append(true(*given)) or seen[-1])
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         purified = defence.purify(x)
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         noise = list(torch.randn(len(defence.steps), *x.shape))
     scheduler = DDPMScheduler(**config(**changes))
     times = [step.t for step in defence.steps]
@@ -115,9 +115,9 @@ def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(
     x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defence = built(t=1.0)
-    with stream(CPU, 1):
+    with random_stream(CPU, 1):
         ours = defence.purify(x)
-    with stream(CPU, 1):
+    with random_stream(CPU, 1):
         noise = list(torch.randn(N, *x.shape))
     start = defence.kept**0.5 * (2 * x - 1) + (1 - defence.kept) ** 0.5 * noise[0]
     queue(monkeypatch, "pipelines.ddpm.pipeline_ddpm", [start])
@@ -130,9 +130,9 @@ def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(
 
 def test_at_the_end_of_a_long_schedule_nothing_of_the_image_is_left(x: Tensor) -> None:
     defence = built(t=1.0, beta_end=0.999, num_train_timesteps=40)
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         one = defence.purify(x[:1])
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         other = defence.purify(x[1:2])
     assert torch.allclose(one, other, atol=1e-3)
     few = built(t=0.01)
@@ -142,14 +142,14 @@ def test_at_the_end_of_a_long_schedule_nothing_of_the_image_is_left(x: Tensor) -
 
 def test_the_gradient_is_that_of_finite_differences(x: Tensor) -> None:
     """In float64, over the two steps of t=1/6, before a classifier without kinks."""
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
     defence = built(t=2 / N, net=unet().double(), inner=inner, clip_sample_range=3.0)
     assert len(defence.steps) == 2
     point = (0.2 + 0.6 * x[:2].double()).requires_grad_()
 
     def loss(images: Tensor) -> Tensor:
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             logits: Tensor = defence(images)
         return logits[:, 3].sum()
 
@@ -165,20 +165,20 @@ def test_the_gradient_is_that_of_finite_differences(x: Tensor) -> None:
 
 def test_samples_are_averaged(x: Tensor) -> None:
     defence = built(samples=5)
-    with stream(CPU, 0), torch.no_grad():
+    with random_stream(CPU, 0), torch.no_grad():
         parts = defence.per_draw(x)
     assert parts.shape == (6, 5, 10)
     assert parts.std(1).min() > 0
-    with stream(CPU, 0), torch.no_grad():
+    with random_stream(CPU, 0), torch.no_grad():
         assert torch.allclose(defence(x), parts.mean(1))
 
 
 def test_identity_purifies_and_hands_back_the_gradient_behind(x: Tensor) -> None:
     defence, point = built(), x.clone().requires_grad_()
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         logits = defence.surrogates["identity"](point)
     (slope,) = torch.autograd.grad(logits.square().sum(), point)
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         purified = defence.purify(x).requires_grad_()
     (behind,) = torch.autograd.grad(defence.classify(purified).square().sum(), purified)
     assert torch.allclose(slope, behind, atol=1e-4)
@@ -187,9 +187,9 @@ def test_identity_purifies_and_hands_back_the_gradient_behind(x: Tensor) -> None
 def test_coarse_is_the_same_purification_in_fewer_steps_that_sees_no_clipping(x: Tensor) -> None:
     fine = built(t=1.0)
     same = built(t=1.0, steps=baselines.diffpure.COARSE)
-    with stream(CPU, 0), torch.no_grad():
+    with random_stream(CPU, 0), torch.no_grad():
         coarse = fine.coarse(x)
-    with stream(CPU, 0), torch.no_grad():
+    with random_stream(CPU, 0), torch.no_grad():
         assert torch.allclose(coarse, same.purify(x), atol=1e-6)
     assert len(built(t=0.25).few) == 3  # not more than the defence takes
     point = torch.tensor([-2.0, 0.3, 2.0]).requires_grad_()
@@ -274,7 +274,7 @@ def test_purified_digits_are_still_recognised_and_an_attack_on_the_bare_classifi
     defence = defences.get("diffpure").make(
         classifier="own:digits-standard", checkpoint="own:digits-diffusion"
     )
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         x_adv = pgd(
             classifier, data.x, data.y, data.x.new_full((200, 1, 1, 1), 0.2), steps=20, step=0.025
         )

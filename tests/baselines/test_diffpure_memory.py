@@ -10,8 +10,8 @@ from torch import Tensor
 
 import baselines.diffpure
 from bench.data.sample import load
-from bench.judging.randomness import stream
-from bench.judging.target import draws
+from bench.judging.randomness import random_stream
+from bench.judging.target import predict_draws
 from bench.questions.spec import Spec
 from tests.baselines.test_diffpure import CPU, built
 
@@ -41,7 +41,7 @@ def test_the_recomputed_gradient_is_the_plain_one(
 
     def slope() -> Tensor:
         point = x.clone().requires_grad_()
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             logits = answer(point)
         torch.manual_seed(1)  # whatever is drawn between the two passes
         return torch.autograd.grad(logits.square().sum(), point)[0]
@@ -92,12 +92,12 @@ def test_batches_are_bounded_and_draws_are_shared_out_rightly(
     sizes: list[int] = []
     defence.unet.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     monkeypatch.setattr(baselines.diffpure, "FLAT", {"cpu": 10 * 64})
-    with stream(CPU, 0), torch.no_grad():
-        several = draws(defence, x, 7)
+    with random_stream(CPU, 0), torch.no_grad():
+        several = predict_draws(defence, x, 7)
     assert several.shape == (6, 7, 10)
     assert max(sizes) <= 10
     assert sum(sizes) == 6 * 7 * 2 * len(defence.steps)
     monkeypatch.setattr(defence, "purify", lambda images: images)
     assert torch.allclose(
-        draws(defence, x, 3), defence.base(x)[:, None].expand(-1, 3, -1), atol=1e-5
+        predict_draws(defence, x, 3), defence.base(x)[:, None].expand(-1, 3, -1), atol=1e-5
     )

@@ -20,7 +20,7 @@ from baselines.diffusion import RECIPES, Recipe, fit, loss_of, main, network, no
 from baselines.unet import load, make, modern, schedule_of
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions.registry import build_defence, defences
 from bench.questions.spec import Spec
 from tests.baselines.test_diffpure import CPU, config, unet
@@ -119,7 +119,7 @@ def test_what_diffusers_saved_is_read_and_pinned_and_purifies(
             )
         )
     )
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         assert built(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(BadInput, match="not 00000000"):
         load(f"file:{file}@00000000")

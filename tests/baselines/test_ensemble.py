@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from baselines.ensemble import Ensemble, mean_prob
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.target import draws
+from bench.judging.target import predict_draws
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_classifier, build_defence, discover
 from bench.questions.spec import Spec
@@ -91,7 +91,7 @@ def test_the_two_means_can_disagree() -> None:
 
 def test_every_member_is_run_once_whatever_the_number_of_draws() -> None:
     members = [linear(0), linear(1)]
-    several = draws(Ensemble(members, "logit"), images(), 7)
+    several = predict_draws(Ensemble(members, "logit"), images(), 7)
     assert several.shape == (5, 7, 3)
     assert torch.equal(several[:, 3], Ensemble(members, "logit")(images()))
     assert [member.seen for member in members] == [

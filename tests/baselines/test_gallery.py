@@ -16,9 +16,9 @@ from baselines.gallery.quantised import Thermometer
 from baselines.gallery.shattered import KWinners, Winners, hard, soft, through
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.randomness import stream
-from bench.judging.target import Target, abstained, draws, right
-from bench.questions.plan import Request, from_file, plan
+from bench.judging.randomness import random_stream
+from bench.judging.target import Target, abstained, is_correct, predict_draws
+from bench.questions.plan import Request, plan, read_plan_file
 from bench.questions.registry import (
     attacks,
     build_classifier,
@@ -61,11 +61,13 @@ def accuracy(defence: nn.Module, candidates: Tensor, random: bool) -> float:
     """Mean over the examples of the share of draws that are right on the worst candidate, the clean image among them."""
     x, y = images()
     k = 8 if random else 1
-    with stream(CPU, "judge"), torch.no_grad():
+    with random_stream(CPU, "judge"), torch.no_grad():
         return float(
             torch.stack(
                 [
-                    right(draws(defence, one, k), y[:, None].expand(-1, k)).float().mean(1)
+                    is_correct(predict_draws(defence, one, k), y[:, None].expand(-1, k))
+                    .float()
+                    .mean(1)
                     for one in (x, *candidates)
                 ]
             )
@@ -84,7 +86,7 @@ def pgd(
 ) -> Tensor:
     """What PGD-40 proposes against `model`, or another attack of its family."""
     x, y = images()
-    with stream(CPU, "attack"):
+    with random_stream(CPU, "attack"):
         target = Target(model, classes=10, stochastic=random)
         found: Tensor = attacks.get(name).make(
             target, x.clone(), y.clone(), ThreatModel("linf", Fraction(eps)), loss=loss, steps=40
@@ -125,7 +127,7 @@ def test_the_gallery_is_whole_and_says_of_each_that_it_is_broken_and_by_what() -
 
 def test_plans_have_the_gallery_only_where_they_name_it() -> None:
     assert not {cell.defence.name for cell in plan([Request(attacks=("none",))]).cells} & set(MADE)
-    found = plan(from_file(Path("gallery"))[1])
+    found = plan(read_plan_file(Path("gallery"))[1])
     assert {cell.defence.name for cell in found.cells} == {*GALLERY, "undefended", "at", "tta"}
     assert not found.notes
 
@@ -255,9 +257,9 @@ def test_the_noise_on_the_gradient_is_fresh_as_large_as_said_and_none_without_on
 
 def test_naive_peel_is_infinite_its_gradient_is_nan_and_lse_decides_alike() -> None:
     defence, x = made("gallery-peel-naive")[0], images()[0]
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         logits = defence(x)
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         stable = defence.surrogates["lse"](x)
     assert logits.isinf().any(1).float().mean() > 0.9
     assert not logits.isnan().any()
@@ -318,7 +320,7 @@ def test_an_abstention_is_no_robustness_but_would_be_where_it_is_counted_as_safe
         with torch.no_grad():
             return float(
                 torch.stack(
-                    [abstained(defence(one)) | right(defence(one), y) for one in candidates]
+                    [abstained(defence(one)) | is_correct(defence(one), y) for one in candidates]
                 )
                 .all(0)
                 .float()
@@ -364,7 +366,7 @@ def test_the_probes_see_what_can_be_seen_without_an_attack_and_nothing_hard_in_t
     name: str,
 ) -> None:
     defence, random = made(name)
-    with stream(CPU, "probe"):
+    with random_stream(CPU, "probe"):
         found = probe(defence, *images(), 0.2, declared=random)
     assert found.stochastic == random
     if name in EXPECTED:

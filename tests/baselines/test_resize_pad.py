@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.resize_pad import ResizePad, placed
+from baselines.resize_pad import ResizePad, paste
 
 
 def rough(*shape: int) -> Tensor:
@@ -24,7 +24,7 @@ def test_whole_sizes_are_interpolate_and_pad(side: int, sizes: tuple[int, ...]) 
     x = rough(4, 3, side, side)
     wide = [max(size - 1, 1) for size in sizes]
     top, left = [(side - size) // 2 for size in sizes], [side - size for size in wide]
-    found = placed(x, column(*sizes), column(*wide), column(*top), column(*left))
+    found = paste(x, column(*sizes), column(*wide), column(*top), column(*left))
     for image, here, size, width, down, right in zip(x, found, sizes, wide, top, left, strict=True):
         small = F.interpolate(image[None], (size, width), mode="bilinear", align_corners=False)
         expected = F.pad(small, (right, side - width - right, down, side - size - down))
@@ -33,7 +33,7 @@ def test_whole_sizes_are_interpolate_and_pad(side: int, sizes: tuple[int, ...]) 
 
 def test_sides_may_differ() -> None:
     x = rough(1, 1, 12, 7)
-    found = placed(x, column(9), column(5), column(2), column(1))
+    found = paste(x, column(9), column(5), column(2), column(1))
     expected = F.pad(F.interpolate(x, (9, 5), mode="bilinear", align_corners=False), (1, 1, 2, 1))
     assert (found - expected).abs().max() < 1e-6
 
@@ -44,7 +44,7 @@ def test_real_sizes_are_those_of_grid_sample() -> None:
     generator = torch.Generator().manual_seed(1)
     size = side * (0.5 + 0.5 * torch.rand(20, 1, generator=generator).double())
     top, left = (side - size) * torch.rand(2, 20, 1, generator=generator).double()
-    found = placed(x, size, size, top, left)
+    found = paste(x, size, size, top, left)
     scale = side / size[:, 0]
     theta = torch.zeros(20, 2, 3).double()
     theta[:, 0, 0] = theta[:, 1, 1] = scale
@@ -58,7 +58,7 @@ def test_real_sizes_are_those_of_grid_sample() -> None:
     )
     assert torch.allclose(found, expected, atol=1e-9)
     assert torch.autograd.gradcheck(
-        lambda images: placed(images, size[:2], size[:2], top[:2], left[:2]),
+        lambda images: paste(images, size[:2], size[:2], top[:2], left[:2]),
         x[:2, :, :, :].requires_grad_(),
     )
 

@@ -13,8 +13,8 @@ import baselines.smoothing
 from baselines.smoothing import Smoothing, clear_majority, lower_limit
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.randomness import stream
-from bench.judging.target import abstained, right
+from bench.judging.randomness import random_stream
+from bench.judging.target import abstained, is_correct
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_classifier, build_defence, defences, discover
 from bench.questions.spec import Spec
@@ -70,7 +70,7 @@ def test_a_radius_is_too_large_as_seldom_as_its_alpha_says(distance: float) -> N
     """The true radius is the distance. How often the limit exceeds it is known exactly too; the bound alone would pass for a radius of 0."""
     runs, n, alpha = 4000, 100, 0.05
     half = Half()
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         labels, radii = smooth(half, n=n, alpha=alpha).certify(half.at(distance, runs))
     # A label 0 can be chosen by the n0 copies, but not be certified by the n others, except as often as alpha allows.
     wrong = ((radii > distance) | (labels == 0)).float().mean().item()
@@ -93,7 +93,7 @@ def test_the_radius_comes_close_with_many_samples_and_grows_with_them() -> None:
     half = Half()
     found = []
     for n in (100, 1000, 30000):
-        with stream(CPU, 1):
+        with random_stream(CPU, 1):
             labels, radii = smooth(half, n=n, alpha=0.001).certify(half.at(0.25, 8))
         assert (labels == 1).all()
         assert (radii < 0.25).all()
@@ -114,7 +114,7 @@ def test_the_largest_radius_is_that_of_unanimous_copies() -> None:
 def test_selection_and_estimation_use_different_noise() -> None:
     """On the boundary the class that the first copies prefer must not be preferred by the others too: with the same copies it always is."""
     half = Half()
-    with stream(CPU, 2):
+    with random_stream(CPU, 2):
         labels, radii = smooth(half, n0=100, n=100, alpha=0.05).certify(half.at(0.0, 4000))
     assert (labels >= 0).float().mean() < 0.05 + 4 * (
         0.05 * 0.95 / 4000
@@ -148,7 +148,7 @@ def test_it_abstains_as_often_as_the_theory_says_and_an_abstention_is_wrong(
 ) -> None:
     runs, samples, alpha = 4000, 40, 0.05
     half = Half()
-    with stream(CPU, 3):
+    with random_stream(CPU, 3):
         logits = smooth(half, samples=samples, alpha=alpha)(half.at(distance, runs))
     assert logits.isfinite().all()
     counts = range(samples + 1)
@@ -161,7 +161,7 @@ def test_it_abstains_as_often_as_the_theory_says_and_an_abstention_is_wrong(
         assert rate >= 1 - alpha
     named = torch.ones(runs, dtype=torch.long)
     share = binom.pmf([k for k in clear if k > samples / 2], samples, p).sum()
-    ok = right(logits, named) & ~silent
+    ok = is_correct(logits, named) & ~silent
     assert abs(ok.float().mean().item() - share) < 4 * (share * (1 - share) / runs) ** 0.5 + 1e-3
     assert torch.allclose(logits[~silent].exp().sum(1), torch.ones(int((~silent).sum())))
 
@@ -178,7 +178,7 @@ class Split(nn.Module):
 def test_the_vote_decides_and_not_the_mean_probability() -> None:
     x = torch.full((50, 1, 2, 3), 0.5)
     smoothed = smooth(Split(), samples=400)
-    with stream(CPU, 4):
+    with random_stream(CPU, 4):
         logits, soft = smoothed(x), smoothed.surrogates["soft"](x)
     assert (logits.argmax(1) == 1).all()
     assert not abstained(logits).any()
@@ -200,7 +200,7 @@ def test_the_gradient_of_the_answer_points_where_that_of_soft_does() -> None:
 
     def ascent(way: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         x = data.x.clone().requires_grad_()
-        with stream(CPU, 5):
+        with random_stream(CPU, 5):
             logits = way(x)
         slope = torch.autograd.grad(nn.functional.cross_entropy(logits, data.y), x)[0].flatten(1)
         return logits, slope / slope.norm(dim=1, keepdim=True)
@@ -245,7 +245,7 @@ def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(
     """Whole, its activations would leave the cache: `python -m benchmarks.parts`."""
 
     def answer(half: Half) -> Tensor:
-        with stream(CPU, 7):
+        with random_stream(CPU, 7):
             logits: Tensor = smooth(half)(half.at(0.1, 30))
         return logits
 
@@ -261,7 +261,7 @@ def test_the_recomputed_gradient_is_that_of_the_same_noise(monkeypatch: pytest.M
     x = half.at(0.1, 3).requires_grad_()
 
     def slope() -> Tensor:
-        with stream(CPU, 6):
+        with random_stream(CPU, 6):
             return torch.autograd.grad(smooth(half, samples=100, chunk=20)(x)[:, 0].sum(), x)[0]
 
     lean = slope()
@@ -279,7 +279,7 @@ def test_copies_that_are_nan_or_infinite_win_no_votes_they_should_not() -> None:
             )
 
     x = torch.full((5, 1, 2, 3), 0.5)
-    with stream(CPU, 8):
+    with random_stream(CPU, 8):
         votes, _ = smooth(Odd()).tally(Odd(), x, 100)
         certain = smooth(Odd()).certify(x)[0].tolist()
     assert (votes[:, 0] == 0).all()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from baselines.tta import Augmented
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.randomness import stream
-from bench.judging.target import draws
+from bench.judging.randomness import random_stream
+from bench.judging.target import predict_draws
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_defence, discover, is_stochastic
 from bench.questions.spec import Spec
@@ -114,7 +114,7 @@ def test_the_variance_of_a_linear_classifier_falls_as_one_over_samples() -> None
     inner = Linear(16)
     for samples in (1, 4, 16):
         torch.manual_seed(0)
-        logits = draws(augmented(inner, samples, noise=0.05), x, 4000)[0]
+        logits = predict_draws(augmented(inner, samples, noise=0.05), x, 4000)[0]
         assert torch.allclose(
             logits.var(0) * samples / (0.05**2 * inner.weight.square().sum(1)),
             torch.ones(3),
@@ -134,9 +134,9 @@ def test_means_are_over_the_samples_of_one_draw() -> None:
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for mean in ("logit", "prob"):
         model = augmented(Linear(16), 5, shift=1, mean=mean)
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             each = model.per_draw(x)
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             found = model(x)
         assert each.shape == (3, 5, 3)
         assert torch.allclose(
@@ -147,17 +147,17 @@ def test_means_are_over_the_samples_of_one_draw() -> None:
 def test_draws_are_one_flat_batch_of_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Linear(16)
     x = torch.rand(6, 1, 4, 4)
-    assert draws(augmented(inner, 8, shift=1), x, 10).shape == (6, 10, 3)
+    assert predict_draws(augmented(inner, 8, shift=1), x, 10).shape == (6, 10, 3)
     assert inner.batches == [480]
     inner.batches.clear()
     monkeypatch.setitem(FLAT, "cpu", 16 * 50)
-    draws(augmented(inner, 8, shift=1), x, 10)
+    predict_draws(augmented(inner, 8, shift=1), x, 10)
     assert inner.batches == [48] * 10
 
 
 def test_the_answers_of_a_draw_belong_to_their_image() -> None:
     x = torch.arange(6.0).view(6, 1, 1, 1).expand(-1, 1, 4, 4) / 6
-    several = draws(augmented(Extremes(), 3, shift=1), x, 4)
+    several = predict_draws(augmented(Extremes(), 3, shift=1), x, 4)
     assert torch.allclose(several, Extremes()(x)[:, None].expand(-1, 4, -1))
 
 
@@ -168,7 +168,7 @@ def test_its_gradient_is_the_true_one() -> None:
     )
 
     def drawn(x: Tensor) -> Tensor:
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             logits: Tensor = model(x)
         return logits
 
@@ -191,9 +191,9 @@ def test_surrogates_of_the_inner_defence_are_behind_the_mean() -> None:
     assert model.base is inner.base
     assert set(model.surrogates) == {"classifier", "exact+smooth"}
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         expected = augmented(inner.base, 4, noise=0.05)(x)
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         assert torch.allclose(model.surrogates["exact+smooth"](x), expected, atol=1e-5)
     total = model(x) * 4
     assert torch.allclose(total, total.round(), atol=1e-5)  # of four whole numbers

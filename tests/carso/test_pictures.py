@@ -16,7 +16,7 @@ from PIL import Image
 from bench.data.sample import load, stratified_order
 from bench.judging.evaluate import evaluate
 from bench.judging.execute import commit
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions.spec import Spec
 from carso.analysis import pictures, sheet
 from carso.analysis.sheet import Tile, place, png, zoom
@@ -157,7 +157,7 @@ def test_what_is_drawn_is_what_was_computed(
             assert int(defence.aggregate(got.logits[i : i + 1]).argmax()) == fact["aggregated"]
         spread = got.images.std(1).amax()
         assert spread > 1e-4, "eight times the same reconstruction"
-        with stream(torch.device("cpu"), got.cell.key, 0, "pictures"):
+        with random_stream(torch.device("cpu"), got.cell.key, 0, "pictures"):
             z = torch.randn(3, 8, defence.latent_dim)
         want = defence.decode(
             z.flatten(0, 1), defence.latent(got.x_adv).repeat_interleave(8, 0)

@@ -14,7 +14,7 @@ from bench.checks.gradient_quality import beside, predicted, rises, signal
 from bench.cli.run import main
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Cell
@@ -148,7 +148,7 @@ def test_points_lie_beside_the_images_where_the_model_is_right_if_it_is_somewher
         batch=400, gap=0.05
     )  # a random point is on the right side about four times in five
     assert (
-        right(close.model(beside(close.model, close.x, close.y, EPS, EPS / 3)), close.y)
+        is_correct(close.model(beside(close.model, close.x, close.y, EPS, EPS / 3)), close.y)
         .float()
         .mean()
         > 0.97

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.checks.known_randomness import Frozen
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Cell
@@ -78,7 +78,7 @@ def test_a_fixed_draw_answers_alike_whatever_the_batch_and_as_the_defence_does_u
     assert torch.equal(frozen(x.flip(0)).flip(0), whole)
     assert torch.equal(torch.cat([frozen(x[:2]), frozen(x[2:])]), whole)
     assert torch.equal(frozen.draws(x, 3), whole[:, None].expand(-1, 3, -1))
-    with stream(CPU, 7):
+    with random_stream(CPU, 7):
         assert torch.equal(frozen.defence(x[3:4]), whole[3:4])
     assert not torch.equal(Frozen(frozen.defence, 8)(x), whole)
 
@@ -145,7 +145,7 @@ def test_images_get_keys_of_their_own() -> None:
     seeds = set()
     for number in range(8):
         with (
-            stream(CPU, cell.key, number, "attack"),
+            random_stream(CPU, cell.key, number, "attack"),
             entry.make(
                 Dice(), images(1), torch.zeros(1).long(), cell.threat, 3, True, **cell.attack.params
             ) as trial,
@@ -179,7 +179,7 @@ def test_the_question_holds_all_knobs_of_the_attack_inside_and_a_deterministic_d
     None
 ):
     (cell,) = cells("frozen[attack=pgd[steps=7]]")
-    inside = registry.attack_inside(cell.attack)
+    inside = registry.inner_attack(cell.attack)
     assert inside
     assert inside.params["steps"] == 7
     assert set(inside.params) == set(registry.attacks.get("pgd").knobs)

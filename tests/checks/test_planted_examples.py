@@ -22,7 +22,7 @@ from bench.checks.planted_examples import (
 from bench.cli.run import main
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Cell
@@ -139,9 +139,9 @@ def test_the_planted_model_has_the_image_on_one_side_and_logits_of_the_size_that
     model, x = registry.build_classifier("toy:net"), grey()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     was = model(x)
-    with stream(CPU, 0), planting(model, x, EPS, 2, False, 300, 1) as random:
+    with random_stream(CPU, 0), planting(model, x, EPS, 2, False, 300, 1) as random:
         assert random is not None
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             near, far = torch.cat([x, around(x, 299, 0.95 * EPS)]), corners(x, 1, EPS)
         logits, planted = model(near), model(far)
         assert (logits[:, 0] > logits[:, 1]).all(), (

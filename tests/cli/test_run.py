@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.run import main
-from bench.judging.cost import estimate, spoken, time_of
+from bench.judging.cost import forecast_costs, format_duration, time_of
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Spec
 from bench.results.store import Store
@@ -203,7 +203,7 @@ def test_a_dry_run_tells_what_is_in_the_store_and_counts_only_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 900 ms a prediction of 40 images: three calls of the attack, and three to select and judge, 216 s; without an attack half of that."""
-    monkeypatch.setattr("bench.judging.cost.clock", lambda model, x, repeats: 900.0)
+    monkeypatch.setattr("bench.judging.cost.time_prediction", lambda model, x, repeats: 900.0)
     time_of.cache_clear()
     assert main([*TOY, "--dry-run", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
@@ -227,7 +227,7 @@ def test_an_ensemble_to_transfer_from_takes_the_time_of_its_members() -> None:
         plan([Request(defences=("undefended",), attacks=("transfer",), n=20)]).cells[-1],
         attack=ensemble,
     )
-    (cost,) = estimate([cell], Path("data"))
+    (cost,) = forecast_costs([cell], Path("data"))
     assert cost.seconds
 
 
@@ -287,7 +287,7 @@ def test_times_are_spoken_in_the_unit_that_fits() -> None:
         7200: "2.0 h",
         1e6: "12 days",
     }
-    assert {seconds: spoken(seconds) for seconds in times} == times
+    assert {seconds: format_duration(seconds) for seconds in times} == times
 
 
 def test_a_dry_run_says_which_cells_it_cannot_time_and_a_knob_that_came_later_is_counted(

@@ -11,9 +11,9 @@ import torch
 from baselines.train import main as train_classifier
 from bench.data.sample import load
 from bench.judging.evaluate import evaluate
-from bench.judging.execute import settle_arithmetic
+from bench.judging.execute import make_deterministic
 from bench.judging.norms import NORMS
-from bench.judging.randomness import seed_of, stream
+from bench.judging.randomness import random_stream, seed_of
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Spec
@@ -29,7 +29,7 @@ DEFENCES = [
 
 @pytest.fixture(autouse=True)
 def _exact() -> None:
-    settle_arithmetic()
+    make_deterministic()
 
 
 def on_gpu() -> Problem:
@@ -116,7 +116,7 @@ def test_a_stream_has_the_numbers_that_torch_gives_for_its_seed_there_and_leaves
     torch.manual_seed(2)
     undisturbed = torch.rand(5, device=here)
     torch.manual_seed(2)
-    with stream(here, "a", 1):
+    with random_stream(here, "a", 1):
         assert torch.equal(torch.rand(5, device=here), expected)
     assert torch.equal(torch.rand(5, device=here), undisturbed)
 

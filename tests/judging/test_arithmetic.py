@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.judging.execute import settle_arithmetic
+from bench.judging.execute import make_deterministic
 
 
 def test_float32_is_not_rounded_on_a_gpu_and_sums_keep_their_order(
@@ -17,7 +17,7 @@ def test_float32_is_not_rounded_on_a_gpu_and_sums_keep_their_order(
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
     try:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = True, True, False
-        settle_arithmetic()
+        make_deterministic()
         assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic) == (False, False, True)
     finally:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before

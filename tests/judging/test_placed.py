@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bench.data.sample import load
 from bench.judging.evaluate import prepare
-from bench.judging.target import placed
+from bench.judging.target import to_device_channels_last
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_defence
 from carso.model import CARSO
@@ -25,7 +25,7 @@ def channels_last(weight: Tensor) -> bool:
 
 
 def test_convolutions_of_torch_lie_channels_last_and_others_are_left_alone() -> None:
-    net = placed(
+    net = to_device_channels_last(
         nn.Sequential(
             nn.Conv2d(3, 4, 3),
             nn.ConvTranspose2d(4, 5, 3),
@@ -45,7 +45,7 @@ def test_convolutions_of_torch_lie_channels_last_and_others_are_left_alone() -> 
 
 
 def test_on_another_device_no_order_is_changed() -> None:
-    net = placed(nn.Conv2d(3, 4, 3), torch.device("meta"))
+    net = to_device_channels_last(nn.Conv2d(3, 4, 3), torch.device("meta"))
     assert net.weight.is_meta
     assert net.weight.is_contiguous()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.judging.randomness import seed_of, seeded, stream
+from bench.judging.randomness import random_stream, seed_of, seeded
 
 CPU = torch.device("cpu")
 
@@ -20,23 +20,23 @@ def dice() -> tuple[float, float, float]:
 def test_a_block_has_the_numbers_that_torch_gives_for_its_seed() -> None:
     torch.manual_seed(seed_of("a", 1))
     expected = torch.rand(5)
-    for block in seeded(CPU, seed_of("a", 1)), stream(CPU, "a", 1):
+    for block in seeded(CPU, seed_of("a", 1)), random_stream(CPU, "a", 1):
         with block:
             assert torch.equal(torch.rand(5), expected)
 
 
 def test_numpy_and_python_have_the_numbers_of_the_names_too() -> None:
-    with stream(CPU, "a", 1):
+    with random_stream(CPU, "a", 1):
         first = dice()
-    with stream(CPU, "a", 1):
+    with random_stream(CPU, "a", 1):
         assert dice() == first
-    with stream(CPU, "a", 2):
+    with random_stream(CPU, "a", 2):
         assert not set(dice()) & set(first)
 
 
 def test_who_draws_around_a_block_sees_nothing_of_it_even_where_it_fails() -> None:
     def fail() -> None:
-        with stream(CPU, "a", 1):
+        with random_stream(CPU, "a", 1):
             dice()
             raise ArithmeticError
 

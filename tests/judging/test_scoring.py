@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judging.evaluate import select_and_judge
-from bench.judging.target import Target, right
+from bench.judging.target import Target, is_correct
 from bench.questions.spec import ThreatModel, parse_eps
 from benchmarks.scoring import adversaries, bookkeeping, main
 from tests.attacks.linear import two_classes
@@ -103,7 +103,9 @@ def test_one_number_lies_below_the_truth_and_the_other_above_it_and_the_split_hi
     torch.manual_seed(0)
     stands, kept = bookkeeping(Chances(), x, TRUTH, tried)
     assert float(stands.float().mean()) == pytest.approx(counted, abs=0.02)
-    assert float(right(Chances()(kept), TRUTH).float().mean()) == pytest.approx(again, abs=0.02)
+    assert float(is_correct(Chances()(kept), TRUTH).float().mean()) == pytest.approx(
+        again, abs=0.02
+    )
     found = select_and_judge(
         cell("pgd", "carso", dataset=f"digits[n={N}]", select=32, draws=64),
         Chances(),
@@ -133,7 +135,7 @@ def test_the_library_itself_counts_and_returns_what_the_bookkeeping_says(
     assert len(told) == 2
     assert float(told[-1].split(": ")[1].split("%")[0]) / 100 == pytest.approx(counted, abs=0.024)
     torch.manual_seed(1)
-    share = torch.stack([right(model(images), y) for _ in range(20)]).float().mean()
+    share = torch.stack([is_correct(model(images), y) for _ in range(20)]).float().mean()
     assert float(share) == pytest.approx(again, abs=0.015)
 
 
@@ -153,7 +155,7 @@ def test_an_attack_that_was_never_right_returns_the_image_itself() -> None:
     assert torch.equal(candidates[[0, 2, 4]], problem.x.expand(3, -1, -1, -1, -1))
     assert (candidates[[1, 3]] != problem.x).any()
     returned, candidates = adversaries(target, problem.x, problem.y, threat[2], 10, 1)
-    assert not right(problem.model(returned.flatten(0, 1)), problem.y.repeat(2)).any()
+    assert not is_correct(problem.model(returned.flatten(0, 1)), problem.y.repeat(2)).any()
     assert torch.equal(candidates[[2, 4]], returned)
 
 

@@ -7,19 +7,19 @@ import torch
 
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.judging.randomness import stream
-from bench.judging.target import draws
-from bench.questions.plan import Request, ensure, plan
+from bench.judging.randomness import random_stream
+from bench.judging.target import predict_draws
+from bench.questions.plan import Request, fetch_missing, plan
 from bench.questions.registry import (
     build_classifier,
     build_defence,
     classifiers,
     discover,
-    inner_of,
+    inner_defence,
     is_stochastic,
 )
 from bench.questions.spec import Spec
-from bench.results.names import classifier_of, short
+from bench.results.names import classifier_of, short_names
 
 discover()
 
@@ -31,7 +31,7 @@ def defence(text: str) -> Spec:
 
 def test_the_plan_fills_in_and_pins_the_inner_defence_and_names_its_classifier() -> None:
     spec = defence("jpeg[quality=50,inner=bit-depth[bits=2]]")
-    inner = inner_of(spec)
+    inner = inner_defence(spec)
     assert inner is not None
     assert inner.params["bits"] == 2
     assert str(inner.params["classifier"]).startswith("own:digits-standard@")
@@ -64,10 +64,10 @@ def test_randomness_inside_is_randomness_and_draws_share_the_outer_part() -> Non
     assert not is_stochastic(defence("bit-depth[inner=carso[samples=0]]"))
     x = load(Spec.of("digits", {"n": 3})).x
     built, inner = build_defence(spec), build_defence(defence("carso[samples=2]"))
-    with stream(torch.device("cpu"), 0):
-        several = draws(built, x, 4)
-    with stream(torch.device("cpu"), 0):
-        assert torch.equal(several, draws(inner, built.purify(x), 4))
+    with random_stream(torch.device("cpu"), 0):
+        several = predict_draws(built, x, 4)
+    with random_stream(torch.device("cpu"), 0):
+        assert torch.equal(several, predict_draws(inner, built.purify(x), 4))
     assert len(several.unique(dim=1)[0]) == 4
     assert {"identity", "soft", "identity+lse", "soft+lse"} <= built.surrogates.keys()
 
@@ -100,7 +100,7 @@ def test_labels_name_the_inner_defence_by_what_tells_it_apart() -> None:
     ]
     texts = ["jpeg", "jpeg[inner=at]", "jpeg[inner=carso]", "jpeg[inner=carso[samples=2]]"]
     specs = [defence(text) for text in texts]
-    assert list(short(specs, hide=("classifier",)).values()) == told
+    assert list(short_names(specs, hide=("classifier",)).values()) == told
 
 
 def test_classifiers_joined_by_plus_are_each_settled() -> None:
@@ -115,7 +115,7 @@ def test_classifiers_joined_by_plus_are_each_settled() -> None:
 def test_the_weights_of_an_inner_defence_are_fetched_first(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setitem(classifiers.get("autoattack").facts, "ensure", asked.append)
-    ensure(
+    fetch_missing(
         plan(
             [
                 Request(

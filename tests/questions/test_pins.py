@@ -12,7 +12,7 @@ from torch import nn
 from bench.errors import BadInput
 from bench.judging.execute import environment
 from bench.questions import registry
-from bench.questions.plan import Plan, Request, ensure, plan
+from bench.questions.plan import Plan, Request, fetch_missing, plan
 from bench.questions.spec import Cell, Value
 
 asked: list[str] = []
@@ -73,13 +73,13 @@ def test_what_is_not_there_yet_has_no_pin_and_is_fetched() -> None:
     asked.clear()
     found = cell("jpeg[inner=toy-pinned[classifier=pinned:gone]]")
     assert "pinned:gone," in str(found.defence)
-    ensure(Plan("x", (found,)))
+    fetch_missing(Plan("x", (found,)))
     assert sorted(asked) == ["gone", "own files of special@99999999"]
 
 
 def test_a_word_that_is_also_the_name_of_a_scheme_is_no_classifier() -> None:
     asked.clear()
-    ensure(Plan("x", (cell("toy-pinned[weights=pinned]"),)))
+    fetch_missing(Plan("x", (cell("toy-pinned[weights=pinned]"),)))
     assert asked == ["net", "own files of pinned"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench import weights
 from bench.errors import BadInput
-from bench.questions.plan import Request, budget_of, from_file, plan
+from bench.questions.plan import Request, plan, read_budget, read_plan_file
 from bench.questions.registry import attacks, datasets
 from bench.results.names import unpinned
 from bench.results.store import Store
@@ -31,7 +31,7 @@ def test_every_threat_model_gets_its_clean_cell_first() -> None:
 
 
 def test_a_deterministic_defence_gets_one_draw_and_a_stochastic_one_the_budgets() -> None:
-    quick = budget_of("quick")
+    quick = read_budget("quick")
     for cell in plan([toy(defences=("toy-linear", "toy-coin"))]).cells:
         assert (cell.select, cell.draws) == (
             (1, 1) if cell.defence.name == "toy-linear" else (quick["select"], quick["draws"])
@@ -44,7 +44,7 @@ def test_roles_are_replaced_and_budget_knobs_filled_in_under_the_users() -> None
     (_, cell) = plan([toy(attacks=("pgd[restarts=7]",), budget="quick")]).cells
     assert cell.defence.params["classifier"] == "toy:linear"
     assert cell.attack.params["restarts"] == 7
-    assert cell.attack.params["steps"] == budget_of("quick")["pgd"]["steps"]
+    assert cell.attack.params["steps"] == read_budget("quick")["pgd"]["steps"]
 
 
 def test_what_only_makes_sense_for_stochastic_defences_is_left_out_for_others() -> None:
@@ -100,7 +100,7 @@ def test_the_default_sweep_on_digits_has_every_defence_and_family() -> None:
 
 @pytest.mark.parametrize("budget", ["quick", "standard", "full"])
 def test_every_budget_names_attacks_and_knobs_that_exist(budget: str) -> None:
-    data = budget_of(budget)
+    data = read_budget(budget)
     for name, knobs in data.items():
         if isinstance(knobs, dict):
             attacks.get(name).resolve(knobs)
@@ -206,7 +206,7 @@ def test_a_curve_can_be_written_in_a_file(tmp_path: Path) -> None:
     path.write_text(
         'dataset = "toy"\neps = ["1/10", "1/5"]\nqueries = [50, 100]\nattacks = ["square"]\ndefences = ["toy-linear"]\n'
     )
-    (request,) = from_file(path)[1]
+    (request,) = read_plan_file(path)[1]
     assert (request.eps, request.queries) == ("1/10,1/5", "50,100")
 
 
@@ -229,8 +229,10 @@ def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
     path.write_text(
         'dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n'
     )
-    assert from_file(path) == from_file(path), "a sweep plans again once the weights are there"
-    name, requests = from_file(path)
+    assert read_plan_file(path) == read_plan_file(path), (
+        "a sweep plans again once the weights are there"
+    )
+    name, requests = read_plan_file(path)
     assert name == "mine"
     assert (
         plan(requests).cells
@@ -250,12 +252,12 @@ def test_bad_plan_files_say_what_is_right(tmp_path: Path, text: str, says: str) 
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(BadInput, match=says):
-        from_file(path)
+        read_plan_file(path)
 
 
 def test_a_plan_that_is_not_there_is_met_with_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'smoke'"):
-        from_file(Path("smoek"))
+        read_plan_file(Path("smoek"))
 
 
 def test_pending_is_what_the_store_lacks(tmp_path: Path) -> None:

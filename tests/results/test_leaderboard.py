@@ -7,7 +7,7 @@ import pytest
 from bench.questions.spec import Cell, Spec
 from bench.report.markdown import markdown
 from bench.results.leaderboard import leaderboards, rows
-from bench.results.names import short
+from bench.results.names import short_names
 from bench.results.record import Certificate, Cost, Record
 from bench.results.statistics import wilson
 from tests.fake_records import cell, record
@@ -23,14 +23,14 @@ def specs(*texts: str) -> list[Spec]:
 
 def test_labels_show_only_what_tells_apart() -> None:
     group = specs("none", "pgd[eot=1,steps=40]", "pgd[eot=1,steps=80]", "spsa[steps=3]")
-    assert list(short(group).values()) == ["none", "pgd[steps=40]", "pgd[steps=80]", "spsa"]
+    assert list(short_names(group).values()) == ["none", "pgd[steps=40]", "pgd[steps=80]", "spsa"]
     group = specs("transfer[source=own:a@1a2b3c4d]", "transfer[source=own:b@5e6f7a8b]")
-    assert list(short(group).values()) == ["transfer[source=own:a]", "transfer[source=own:b]"]
+    assert list(short_names(group).values()) == ["transfer[source=own:a]", "transfer[source=own:b]"]
 
 
 def test_labels_keep_the_pin_where_nothing_else_differs() -> None:
     group = specs("transfer[source=own:a@1a2b3c4d]", "transfer[source=own:a@5e6f7a8b]")
-    assert list(short(group).values()) == [
+    assert list(short_names(group).values()) == [
         "transfer[source=own:a@1a2b3c4d]",
         "transfer[source=own:a@5e6f7a8b]",
     ]
@@ -43,7 +43,7 @@ def test_labels_leave_out_what_is_hidden_and_what_only_some_have() -> None:
         "jpeg[quality=75]",
         "jpeg",
     )
-    assert list(short(group, hide=("classifier",)).values()) == [
+    assert list(short_names(group, hide=("classifier",)).values()) == [
         "carso",
         "carso",
         "jpeg[quality=75]",

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from bench.results.published import Published, beside, load, match
+from bench.results.published import Published, load, match_published, published_for
 from bench.results.worst_case import worst_case
 from bench.soundness.audits.records import audit
 from tests.fake_records import cell, record
@@ -18,7 +18,7 @@ CUI100 = "robustbench:cifar100/Linf/Cui2023Decoupled_WRN-28-10"
 def on_cifar(
     defence: str, dataset: str = "cifar10[n=100]", eps: str = "8/255", norm: str = "linf"
 ) -> float | None:
-    found = match(load(), cell("none", defence, dataset=dataset, eps=eps, norm=norm))
+    found = match_published(load(), cell("none", defence, dataset=dataset, eps=eps, norm=norm))
     return found and found.robust
 
 
@@ -73,7 +73,7 @@ def test_every_figure_is_a_share_with_a_source() -> None:
         for p in published
     )
     assert {p.defence for p in published} == {"at", "carso", "purification"}
-    here = beside(published, cell("none", dataset="cifar10[n=3]", eps="8/255"))
+    here = published_for(published, cell("none", dataset="cifar10[n=3]", eps="8/255"))
     assert {(p.dataset, p.eps) for p in here} == {("cifar10", Fraction(8, 255))}
     assert here == sorted(here, key=lambda p: -p.robust)
 

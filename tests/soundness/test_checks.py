@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from bench.judging.evaluate import evaluate
-from bench.questions.plan import Request, from_file, plan
+from bench.questions.plan import Request, plan, read_plan_file
 from bench.questions.spec import Cell
 from bench.results.leaderboard import Row, leaderboards
 from bench.results.names import CHECKS
 from bench.results.record import Flag, Planted, Record
 from bench.results.worst_case import worst_case
 from bench.soundness.audits.check_results import audit
-from bench.soundness.verdict import lacking
+from bench.soundness.verdict import missing_codes
 from tests.fake_records import cell, record
 
 NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 10}
@@ -227,15 +227,15 @@ def test_a_check_can_be_no_part_of_a_worst_case() -> None:
 
 def test_known_randomness_is_what_a_stochastic_row_can_be_sound_with() -> None:
     row = [record(cell(name, **NOISY), [10]) for name in ("none", "pgd-eot")]
-    assert "D15" in lacking(row)
-    assert "D15" not in lacking(row, (), [record(cell("frozen[attack=pgd]", **NOISY), [10])])
-    assert "D15" in lacking(row, (), [planted(1, of=1)])
+    assert "D15" in missing_codes(row)
+    assert "D15" not in missing_codes(row, (), [record(cell("frozen[attack=pgd]", **NOISY), [10])])
+    assert "D15" in missing_codes(row, (), [planted(1, of=1)])
 
 
 def test_the_plan_soundness_asks_the_checks_where_they_can_be() -> None:
     cells = [
         cell
-        for cell in plan(from_file(Path("soundness"))[1]).cells
+        for cell in plan(read_plan_file(Path("soundness"))[1]).cells
         if cell.dataset.name == "digits"
     ]
     asked = {

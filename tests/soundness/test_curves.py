@@ -16,7 +16,7 @@ from bench.soundness.audits.curves import (
     rescaled,
 )
 from bench.soundness.audits.records import audit
-from bench.soundness.verdict import lacking
+from bench.soundness.verdict import missing_codes
 from tests.fake_records import cell, record
 
 NOISY = {"defence": "carso[classifier=own:digits-at]", "select": 8, "draws": 16}
@@ -264,9 +264,9 @@ def test_both_are_among_the_flags_of_a_row() -> None:
 def test_what_was_run_is_no_longer_lacking() -> None:
     row = [record(cell(name), [1]) for name in ("none", "pgd[steps=20]", "pgd[steps=40]")]
     assert ran(row, []) == {"D6"}
-    assert {"D3", "D6"} & set(lacking(row)) == {"D3"}
+    assert {"D3", "D6"} & set(missing_codes(row)) == {"D3"}
     whole = [record(cell("pgd[steps=20]", eps="1"), [0])]
-    assert not {"D3", "D6"} & set(lacking(row, whole))
+    assert not {"D3", "D6"} & set(missing_codes(row, whole))
 
 
 def test_a_leaderboard_is_told_of_the_others_of_its_norm() -> None:

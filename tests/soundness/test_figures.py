@@ -12,7 +12,7 @@ from bench.questions.plan import Request, plan
 from bench.results.leaderboard import leaderboards
 from bench.results.record import Record
 from bench.soundness.audits.check_results import audit
-from bench.soundness.verdict import lacking
+from bench.soundness.verdict import missing_codes
 from tests.fake_records import cell, record
 
 NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 10}
@@ -209,4 +209,4 @@ def test_a_row_has_the_flags_and_the_words_of_its_checks_and_its_figures_are_as_
     assert any(reason.startswith("D13 hard: the gradient agrees to 0.00") for reason in row.reasons)
     for name in ("clean", "robust", "strongest_attack", "labels", "accuracies", "complete", "rank"):
         assert getattr(row, name) == getattr(bare, name), name
-    assert lacking(held[:2]) == lacking(held[:2], (), held[2:]), "nothing needs them"
+    assert missing_codes(held[:2]) == missing_codes(held[:2], (), held[2:]), "nothing needs them"

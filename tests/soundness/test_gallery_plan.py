@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.judging.evaluate import evaluate
-from bench.questions.plan import from_file, plan
+from bench.questions.plan import plan, read_plan_file
 from bench.results.leaderboard import Row, leaderboards
 from bench.results.record import Record
 
@@ -28,7 +28,7 @@ UNMASKED = ("resize-pad", "gallery-reject", "gallery-kwta")
 
 @functools.cache
 def records() -> tuple[Record, ...]:
-    first = from_file(Path("gallery"))[1][0]
+    first = read_plan_file(Path("gallery"))[1][0]
     assert "adaptive" in first.attacks
     assert first.n == 100
     return tuple(

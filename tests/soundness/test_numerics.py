@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.sample import load
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Spec
@@ -52,7 +52,7 @@ class Optimising(Made):
 
 @pytest.mark.parametrize(("scale", "raised"), [(1, False), (100, True), (1e4, True)])
 def test_answers_that_float32_takes_for_certain(scale: float, raised: bool) -> None:
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         flags = saturated(Made(lambda z: scale * z), X, 0.1)
     assert [(flag.id, flag.severity) for flag in flags] == [("P8", "soft")] * raised
 
@@ -63,7 +63,7 @@ def test_the_threshold_is_where_the_cross_entropy_has_no_gradient_in_float32() -
         nn.functional.cross_entropy(logits, torch.tensor([0])).backward()
         assert logits.grad is not None
         assert bool(logits.grad[0, 0] == 0) == dead
-        with stream(CPU, 0):
+        with random_stream(CPU, 0):
             assert (
                 bool(
                     saturated(
@@ -80,7 +80,7 @@ def test_the_threshold_is_where_the_cross_entropy_has_no_gradient_in_float32() -
 def test_a_range_of_logits_that_leaves_float32_no_room_is_as_bad(
     lowest: float, raised: bool
 ) -> None:
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         assert (
             bool(
                 saturated(
@@ -94,7 +94,7 @@ def test_a_range_of_logits_that_leaves_float32_no_room_is_as_bad(
 
 
 def test_abstentions_and_infinities_are_no_certainty() -> None:
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         assert saturated(Made(lambda z: 0 * z), X, 0.1) == []
         assert saturated(Made(lambda z: torch.full_like(z, torch.inf)), X, 0.1) == []
 
@@ -160,7 +160,7 @@ SURE = {"anti-adversary", "gallery-detached"}
 def test_the_probe_raises_them_on_what_is_planted_and_on_nothing_honest(name: str) -> None:
     data = load(Spec.parse("digits[n=64]"))
     (cell,) = plan([Request(defences=(name,), attacks=("none",))]).cells
-    with stream(CPU, "probe"):
+    with random_stream(CPU, "probe"):
         found = probe(
             registry.build_defence(cell.defence),
             data.x,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.sample import load
-from bench.judging.randomness import stream
+from bench.judging.randomness import random_stream
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Spec
@@ -37,7 +37,7 @@ class Made(nn.Module):
 
 
 def found(model: nn.Module, *, eps: float = 0.1, surrogate: bool = False) -> dict[str, str]:
-    with stream(CPU, 0):
+    with random_stream(CPU, 0):
         return {flag.id: flag.severity for flag in outputs(model, X, eps, surrogate)}
 
 
@@ -119,7 +119,7 @@ def test_the_probe_raises_them_on_what_is_planted_and_on_nothing_honest(name: st
     (cell,) = plan([Request(defences=(name,), attacks=("none",))]).cells
     model = registry.build_defence(cell.defence)
     assert has_surrogate(model) or name in HONEST or name == "carso[aggregation=vote]"
-    with stream(CPU, "probe"):
+    with random_stream(CPU, "probe"):
         flags = probe(
             model, data.x, data.y, 0.2, declared=registry.is_stochastic(cell.defence)
         ).flags

@@ -6,7 +6,7 @@ from bench.results.leaderboard import leaderboards
 from bench.results.record import Record
 from bench.soundness.audits.positive_control import audit, compared
 from bench.soundness.audits.records import MEANING
-from bench.soundness.verdict import lacking
+from bench.soundness.verdict import missing_codes
 from tests.fake_records import cell, record
 
 PLAIN = "undefended[classifier=own:digits-standard@1a2b3c4d]"
@@ -79,8 +79,8 @@ def test_a_row_without_a_control_lacks_it() -> None:
     row = [
         ours(name) for name in ("none", "fgsm", "pgd", "square", "transfer[source=own:x]", "noise")
     ]
-    assert "D18" in lacking(row)
-    assert "D18" not in lacking(row, controls=[plain("pgd", 0.0)])
+    assert "D18" in missing_codes(row)
+    assert "D18" not in missing_codes(row, controls=[plain("pgd", 0.0)])
 
 
 def test_the_leaderboard_looks_at_the_other_rows() -> None:

@@ -9,7 +9,7 @@ from bench.questions.registry import Entry
 from bench.questions.spec import Spec, Value
 from bench.results.names import CHECKS
 from bench.results.record import Flag, Record
-from bench.results.worst_case import Worst
+from bench.results.worst_case import WorstCase
 from bench.soundness.audits import figures
 from bench.soundness.audits.curves import paired
 
@@ -69,7 +69,10 @@ def controls(record: Record, others: Iterable[Record]) -> list[Record]:
 
 
 def audit(
-    checks: Sequence[Record], worst: Worst | None, row: Sequence[Record], others: Iterable[Record]
+    checks: Sequence[Record],
+    worst: WorstCase | None,
+    row: Sequence[Record],
+    others: Iterable[Record],
 ) -> tuple[list[Flag], list[str]]:
     """The flags that the checks of a row raise, and in words what they found.
 
@@ -144,7 +147,7 @@ def but_for_the_loss(attack: Spec) -> tuple[str, frozenset[tuple[str, str]]]:
 
 
 def known(
-    checks: Sequence[Record], worst: Worst | None, row: Sequence[Record]
+    checks: Sequence[Record], worst: WorstCase | None, row: Sequence[Record]
 ) -> tuple[list[Flag], list[str]]:
     """D15: what stands against an attacker who knows the randomness, on the same examples.
 

@@ -67,7 +67,8 @@ def over_eps(here: Sequence[Record], others: Sequence[Record]) -> list[Flag]:
         if not shared:
             continue
         before, after = (
-            least([r for r in held if r.cell.attack in shared]) for held in (some, more)
+            per_example_minimum([r for r in held if r.cell.attack in shared])
+            for held in (some, more)
         )
         gain, error = paired(after, before)
         if gain > 2 * error:
@@ -93,7 +94,7 @@ def unbounded(records: Sequence[Record]) -> list[Flag]:
     held = at_whole(records)
     if not held:
         return []
-    left = fmean(least(held))
+    left = fmean(per_example_minimum(held))
     if left <= FALLS:
         return []
     eps = held[0].cell.threat.eps
@@ -227,7 +228,7 @@ def gradient(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if family(record.cell) == "gradient"]
 
 
-def least(records: Sequence[Record]) -> list[float]:
+def per_example_minimum(records: Sequence[Record]) -> list[float]:
     """Per example, the smallest share of right answers that one of the attacks leaves."""
     return [min(several) for several in zip(*map(shares, records), strict=True)]
 

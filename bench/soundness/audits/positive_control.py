@@ -8,7 +8,7 @@ from statistics import fmean
 
 from bench.results.names import dataset_of, family
 from bench.results.record import Flag, Record
-from bench.soundness.audits.curves import gradient, least
+from bench.soundness.audits.curves import gradient, per_example_minimum
 
 PLAIN = "undefended"
 SHORT = (
@@ -61,7 +61,7 @@ def compared(row: Sequence[Record], others: Iterable[Record]) -> tuple[float, fl
     )
     if not same:
         return None
-    left, known = fmean(least(same)), fmean(least(everything))
+    left, known = fmean(per_example_minimum(same)), fmean(per_example_minimum(everything))
     return (left, known) if left - known <= SHORT or len(same) == len(asked) else None
 
 

@@ -15,7 +15,7 @@ from bench.results.names import family, unpinned
 from bench.results.published import Published
 from bench.results.record import Flag, Record
 from bench.results.statistics import estimate, lower_limit
-from bench.results.worst_case import Worst, is_stochastic
+from bench.results.worst_case import WorstCase, is_stochastic
 from bench.soundness.audits import check_results as checks
 from bench.soundness.audits import curves
 from bench.soundness.audits import positive_control as control
@@ -73,7 +73,7 @@ MEANING = {
 
 def audit(
     records: Sequence[Record],
-    worst: Worst | None,
+    worst: WorstCase | None,
     published: Published | None = None,
     others: Sequence[Record] = (),
     more: Sequence[Flag] = (),
@@ -356,7 +356,7 @@ def mixed_weights(records: Sequence[Record]) -> list[Flag]:
     )
 
 
-def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
+def worst_against_clean(records: Sequence[Record], worst: WorstCase) -> list[Flag]:
     """W1 and W2: the clean image is among the candidates, so robust accuracy cannot lie above clean accuracy but by chance."""
     found = []
     for clean in (record for record in records if record.cell.attack.name == "none"):
@@ -383,7 +383,7 @@ def worst_against_clean(records: Sequence[Record], worst: Worst) -> list[Flag]:
     return found
 
 
-def fallen_though_certified(records: Sequence[Record], worst: Worst) -> list[Flag]:
+def fallen_though_certified(records: Sequence[Record], worst: WorstCase) -> list[Flag]:
     """W3, in l2, where certificates are: those of at most a share alpha of the examples may be wrong."""
     found = []
     for record in records:
@@ -406,7 +406,7 @@ def fallen_though_certified(records: Sequence[Record], worst: Worst) -> list[Fla
 
 
 def against_published(
-    records: Sequence[Record], worst: Worst | None, published: Published
+    records: Sequence[Record], worst: WorstCase | None, published: Published
 ) -> list[Flag]:
     """G1 to G3: the same model must have the published clean accuracy, and robust accuracy near what the published attack leaves."""
     found = []

@@ -11,7 +11,7 @@ from scipy.stats import ttest_ind_from_stats
 from torch import Tensor, nn
 
 from bench.judging.randomness import seeded
-from bench.judging.target import draws, margin, right
+from bench.judging.target import is_correct, margin, predict_draws
 from bench.results.record import Flag
 from bench.soundness.probes.numerics import optimises, precise, saturated
 from bench.soundness.probes.outputs import outputs
@@ -160,7 +160,7 @@ def company(defence: nn.Module, x: Tensor, y: Tensor, stochastic: bool) -> list[
             if apart
             else []
         )
-    alone = margin(draws(defence, few, DRAWS), labels[:, None].expand(-1, DRAWS))
+    alone = margin(predict_draws(defence, few, DRAWS), labels[:, None].expand(-1, DRAWS))
     among = torch.stack([margin(defence(crowd)[: len(few)], labels) for _ in range(DRAWS)], 1)
     both = torch.stack([alone, among]).double().cpu()
     spread, mean = torch.std_mean(both[:, both.isfinite().all(2).all(0)], 2)
@@ -255,7 +255,7 @@ def gradients(defence: nn.Module, x: Tensor, y: Tensor, eps: float) -> list[Flag
                 return [
                     Flag("P11", severity, "no gradient reaches the image: attacks need a surrogate")
                 ]
-        held = right(logits.detach(), labels)
+        held = is_correct(logits.detach(), labels)
         flat = grad.flatten(1)
         good = flat.isfinite().all(1)
         nonfinite = max(nonfinite, float((~good).float().mean()))
