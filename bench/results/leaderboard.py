@@ -67,6 +67,11 @@ class Row:
     def certificate(self) -> Certificate | None:
         return next((record.certificate for record in self.records if record.certificate), None)
 
+    @property
+    def examples(self) -> tuple[tuple[int, ...], str]:
+        """Which images, of which data, the records judge: their ids and the digest of the data."""
+        return self.records[0].ids, self.records[0].env.data
+
     def certified(self, radius: str) -> Estimate | None:
         """The share of examples whose certified l2 radius is larger than `radius`: a lower bound of robust accuracy there."""
         return (

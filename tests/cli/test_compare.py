@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from bench.cli.compare import ahead, caveats, compared, main
+from bench.cli.compare import describe_winner, list_caveats, main
 from bench.results.record import Env
 from bench.results.statistics import (
     bootstrap,
     detectable,
     holm,
-    mcnemar,
     mcnemar_mid,
     paired_interval,
     sign_flip,
@@ -108,30 +107,11 @@ def test_only_of_two_sound_rows_that_met_the_same_kinds_of_attack_one_is_called_
         replace(row, verdict="sound")
         for row in sorted(board.rows, key=lambda row: -len(row.records))
     )
-    assert ahead(one, one) == "is better"
-    assert ahead(one, replace(one, verdict="incomplete")) == "has the higher upper bound"
-    assert ahead(one, other) == "has the higher upper bound", (
+    assert describe_winner(one, one) == "is better"
+    assert describe_winner(one, replace(one, verdict="incomplete")) == "has the higher upper bound"
+    assert describe_winner(one, other) == "has the higher upper bound", (
         "the other met no attack that sees scores alone"
     )
-
-
-def test_from_25_discordant_pairs_on_the_test_is_the_exact_one() -> None:
-    a, b = [1.0] * 25 + [0.0] * 15 + [1.0] * 60, [0.0] * 25 + [1.0] * 15 + [1.0] * 60
-    found = compared(a, b, random=False)
-    assert (found.p, found.test) == (mcnemar(25, 15), "exact McNemar, 25 against 15")
-    assert not found.told_apart
-    found = compared(a[:24], b[:24], random=False)
-    assert (found.p, found.test) == (mcnemar_mid(24, 0), "mid-p McNemar, 24 against 0")
-    assert compared(a[:25], b[:25], random=False).p == mcnemar(25, 0)
-
-
-def test_what_only_the_test_or_only_the_interval_tells_apart_is_not() -> None:
-    found = compared([1.0] * 5 + [0.0] * 95, [0.0] * 100, random=False)
-    assert found.p == pytest.approx(1 / 32)
-    assert found.lo < 0
-    assert not found.told_apart
-    assert replace(found, lo=0.001).told_apart
-    assert not replace(found, lo=0.001, p=0.06).told_apart
 
 
 def test_a_stochastic_defence_is_compared_by_the_shares_of_its_evaluation_draws(
@@ -289,13 +269,13 @@ def test_sound_verdicts_need_no_caveat(tmp_path: Path) -> None:
     a, b = report.boards(Store(tmp_path))[0].rows
     assert [
         line
-        for line in caveats(a, replace(b, verdict="sound"))
+        for line in list_caveats(a, replace(b, verdict="sound"))
         if f"({a.defence} is {a.verdict})" in line
     ]
-    assert caveats(replace(a, verdict="sound"), replace(b, verdict="sound")) == []
-    assert caveats(replace(a, verdict="sound"), replace(b, verdict="sound", complete=False)) == [
-        f"not all that was asked of {b.defence} is answered"
-    ]
+    assert list_caveats(replace(a, verdict="sound"), replace(b, verdict="sound")) == []
+    assert list_caveats(
+        replace(a, verdict="sound"), replace(b, verdict="sound", complete=False)
+    ) == [f"not all that was asked of {b.defence} is answered"]
 
 
 def test_the_command_loads_no_torch() -> None:
