@@ -1,0 +1,1 @@
+"""The images: one file a dataset, and the checked `Dataset` of `bench.data.sample`."""

@@ -1,4 +1,4 @@
-"""The embedded default: handwritten digits that come with scikit-learn, so that nothing need be downloaded."""
+"""The default: handwritten digits that come with scikit-learn, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from bench.data.sample import Dataset, dataset_of, stratified_order
 from bench.questions.registry import dataset
 
-SPLIT_SEED = 1797  # the number of images: which of them are the test split is fixed for good
+# The number of images. The test split never changes: stored answers are about its images.
+SPLIT_SEED = 1797
 TEST = 500
 
 
@@ -32,17 +33,18 @@ TEST = 500
     },
 )
 def digits(split: str, data_dir: Path) -> Dataset:
-    """Handwritten digits, 1x8x8 with 17 grey levels; 1297 training and 500 test images, class-stratified.
+    """Handwritten digits, 1x8x8 with 17 grey levels; 1297 training, 500 test images, stratified.
 
-    Ids are positions in scikit-learn's `load_digits`. Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998).
+    The ids are positions in scikit-learn's `load_digits`. Source: Alpaydin and Kaynak, Optical
+    Recognition of Handwritten Digits (UCI, 1998).
     """
     from sklearn.datasets import load_digits
 
-    read = load_digits()
-    x = (
-        torch.from_numpy(read.images).float().div(16).unsqueeze(1)
-    )  # (1797,1,8,8): grey levels 0..16
-    y = torch.from_numpy(read.target).long()
+    source = load_digits()
+    grey = torch.from_numpy(source.images).float()  # (1797,8,8), levels 0 to 16
+    x = grey.div(16).unsqueeze(1)  # (1797,1,8,8)
+    y = torch.from_numpy(source.target).long()
     order = stratified_order(y, torch.arange(len(y)), SPLIT_SEED)
-    ids = (order[:TEST] if split == "test" else order[TEST:]).sort().values
+    chosen = order[:TEST] if split == "test" else order[TEST:]
+    ids = chosen.sort().values
     return dataset_of("digits", x[ids], y[ids], classes=10, ids=ids)

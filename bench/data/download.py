@@ -13,19 +13,16 @@ from bench.errors import BadInput
 def fetch(name: str, data_dir: Path, get: Callable[[], object], put: str) -> None:
     """Run `get`, a checked download into `data_dir` that shows its progress on stderr.
 
-    Where it fails: BadInput with one line that says what to put where, and no empty folders are left behind.
+    A failure raises BadInput with one line that says what to put where. It leaves no empty folders.
     """
     before = folders(data_dir)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             get()
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torchvision turns some network errors into RuntimeError
-        for made in sorted(folders(data_dir) - before, reverse=True):
+    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for some networks
+        for folder in sorted(folders(data_dir) - before, reverse=True):
             with contextlib.suppress(OSError):
-                made.rmdir()
+                folder.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"dataset '{name}' is not there: put {put} (its download failed: {reason})"

@@ -14,35 +14,51 @@ from torch import Tensor
 from bench.errors import BadInput
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+GREY_MODES = ("1", "L", "LA")
+COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def decode(source: Path | IO[bytes], name: str) -> Array:
-    """Grey (H,W) or RGB (H,W,3) uint8; `name` is that of errors. Transparency is dropped; images of more than 8 bits are refused."""
+    """An image file as grey (H,W) or RGB (H,W,3), uint8. Errors call the image `name`.
+
+    Transparency is dropped. Images of more than 8 bits are refused. Raises BadInput.
+    """
     try:
         with Image.open(source) as image:
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+            if image.mode not in GREY_MODES + COLOUR_MODES:
                 raise BadInput(
                     f"image '{name}' has the mode {image.mode}, not 8 bits of grey or colour"
                 )
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+    except BadInput:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(f"image '{name}' cannot be read: {error}") from None
 
 
 def stack(images: Sequence[Array], names: Sequence[str]) -> Tensor:
-    """(N,C,H,W) uint8: grey if all are grey, colour if any is; images of another size than the first are refused."""
-    sizes = [image.shape[:2] for image in images]
-    for size, name in zip(sizes, names, strict=True):
-        if size != sizes[0]:
+    """Images of one size as (N,C,H,W) uint8: in colour if any is. Raises BadInput."""
+    height, width = images[0].shape[:2]
+    for image, name in zip(images, names, strict=True):
+        if image.shape[:2] != (height, width):
             raise BadInput(
-                f"image '{name}' is {size[1]}x{size[0]} pixels, but '{names[0]}' is {sizes[0][1]}x{sizes[0][0]}; all must be of one size"
+                f"image '{name}' is {image.shape[1]}x{image.shape[0]} pixels, "
+                f"but '{names[0]}' is {width}x{height}; all must be of one size"
             )
     if all(image.ndim == 2 for image in images):
         return torch.from_numpy(np.stack(images)).unsqueeze(1)
-    coloured = [
-        image if image.ndim == 3 else np.repeat(image[:, :, None], 3, 2) for image in images
-    ]
+    coloured = [in_colour(image) for image in images]
     return torch.from_numpy(np.stack(coloured)).permute(0, 3, 1, 2)
+
+
+def in_colour(image: Array) -> Array:
+    """(H,W) or (H,W,3) -> (H,W,3)."""
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, 2)
+
+
+def read_images(files: Sequence[Path]) -> Tensor:
+    """Image files of one size as (N,C,H,W) uint8. Raises BadInput."""
+    names = [str(file) for file in files]
+    images = [decode(file, name) for file, name in zip(files, names, strict=True)]
+    return stack(images, names)

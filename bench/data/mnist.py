@@ -43,40 +43,46 @@ FILES = {
 def mnist(split: str, data_dir: Path) -> Dataset:
     """Handwritten digits, 1x28x28; 60000 training and 10000 test images.
 
-    Read from MNIST/raw or mnist in the data folder, gzipped or not. LeCun, Cortes and Burges (1998).
+    Read from MNIST/raw or mnist in the data folder, gzipped or not. LeCun, Cortes and Burges
+    (1998).
     """
-    found = [find(data_dir, name) for name in FILES[split]]
-    if None in found:
-        fetch(
-            "mnist",
-            data_dir,
-            lambda: download(data_dir),
-            f"{FILES[split][0]}.gz and {FILES[split][1]}.gz into {data_dir / 'mnist'}",
-        )
-        found = [find(data_dir, name) for name in FILES[split]]
-    x, y = (read_idx(path, dims) for path, dims in zip(found, (3, 1), strict=True) if path)
+    images_name, labels_name = FILES[split]
+    if not all(find_file(data_dir, name).is_file() for name in FILES[split]):
+        place = f"{images_name}.gz and {labels_name}.gz into {data_dir / 'mnist'}"
+        fetch("mnist", data_dir, lambda: download(data_dir), place)
+    images_path = find_file(data_dir, images_name)
+    x = read_idx(images_path, 3)  # (N,28,28)
+    y = read_idx(find_file(data_dir, labels_name), 1)
     if len(x) != len(y) or int(y.max()) > 9:
         raise BadInput(
-            f"the files of dataset 'mnist' in '{found[0]}' do not belong together: {len(x)} images, {len(y)} labels up to {int(y.max())}"
+            f"the files of dataset 'mnist' in '{images_path}' do not belong together: "
+            f"{len(x)} images, {len(y)} labels up to {int(y.max())}"
         )
     return dataset_of("mnist", x.unsqueeze(1), y, classes=10)
 
 
-def find(data_dir: Path, name: str) -> Path | None:
-    options = (
-        data_dir / folder / f"{name}{suffix}" for folder in FOLDERS for suffix in ("", ".gz")
-    )
-    return next((path for path in options if path.is_file()), None)
+def find_file(data_dir: Path, name: str) -> Path:
+    """The file in one of the folders, gzipped or not; mnist/<name>.gz where there is none."""
+    for folder in FOLDERS:
+        for suffix in ("", ".gz"):
+            path = data_dir / folder / f"{name}{suffix}"
+            if path.is_file():
+                return path
+    return data_dir / "mnist" / f"{name}.gz"
 
 
 def download(data_dir: Path) -> None:
+    """torchvision's download, which checks the digests of the files."""
     from torchvision.datasets import MNIST
 
     MNIST(str(data_dir), download=True)
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
-    """A uint8 array of `dims` dimensions in the idx format: two zeros, type 8, dims, the big-endian sizes, the bytes. BadInput if it is not."""
+    """A uint8 array of `dims` dimensions in the idx format. Raises BadInput.
+
+    The file holds two zeros, the type 8, `dims`, the big-endian sizes, and the bytes.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
@@ -26,34 +27,40 @@ from bench.questions.registry import dataset
     },
 )
 def svhn(split: str, data_dir: Path) -> Dataset:
-    """Digits cut out of photographs of houses, 3x32x32; 73257 training and 26032 test images. Netzer et al. (2011)."""
+    """Digits on photographs of houses, 3x32x32; 73257 training and 26032 test images.
+
+    Read from <split>_32x32.mat in the data folder. Netzer et al. (2011).
+    """
     path = data_dir / f"{split}_32x32.mat"
     if not path.is_file():
         fetch("svhn", data_dir, lambda: download(data_dir, split), f"{path.name} into {data_dir}")
-    from scipy.io import loadmat
-
-    try:
-        read = loadmat(path, variable_names=("X", "y"))
-        x, y = (
-            torch.from_numpy(read["X"]).permute(3, 2, 0, 1),
-            torch.from_numpy(read["y"]).long().squeeze(1),
-        )
-    except Exception as error:  # a damaged file can raise anything
+    x, y = read_mat(path)
+    labelled = len(x) == len(y) and 1 <= int(y.min()) <= int(y.max()) <= 10
+    if x.shape[1:] != (3, 32, 32) or not labelled:
         raise BadInput(
-            f"'{path}' is no file of dataset 'svhn', or is damaged: {type(error).__name__}: {error}"
-        ) from None
-    if (
-        x.shape[1:] != (3, 32, 32)
-        or len(x) != len(y)
-        or not 1 <= int(y.min()) <= int(y.max()) <= 10
-    ):
-        raise BadInput(
-            f"'{path}' is no file of dataset 'svhn': {len(x)} images of {tuple(x.shape[1:])}, {len(y)} labels"
+            f"'{path}' is no file of dataset 'svhn': "
+            f"{len(x)} images of {tuple(x.shape[1:])}, {len(y)} labels"
         )
     return dataset_of("svhn", x, y % 10, classes=10)  # the files call the digit 0 ten
 
 
+def read_mat(path: Path) -> tuple[Tensor, Tensor]:
+    """Images (N,3,32,32) uint8 and labels (N,) from 1 to 10. Raises BadInput."""
+    from scipy.io import loadmat
+
+    try:
+        arrays = loadmat(path, variable_names=("X", "y"))
+        x = torch.from_numpy(arrays["X"]).permute(3, 2, 0, 1)
+        y = torch.from_numpy(arrays["y"]).long().squeeze(1)
+    except Exception as error:  # a damaged file can raise anything
+        raise BadInput(
+            f"'{path}' is no file of dataset 'svhn', or is damaged: {type(error).__name__}: {error}"
+        ) from None
+    return x, y
+
+
 def download(data_dir: Path, split: str) -> None:
+    """torchvision's download, which checks the digest of the file."""
     from torchvision.datasets import SVHN
 
     SVHN(str(data_dir), split=split, download=True)

@@ -1,4 +1,7 @@
-"""Datasets that are files: what is written by hand here comes back, and what is damaged, foreign or missing is refused in one line."""
+"""Datasets that are files.
+
+What a test writes by hand comes back. What is damaged, foreign or missing is refused in one line.
+"""
 
 from __future__ import annotations
 
@@ -25,90 +28,96 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
 
 
-def read(text: str, data_dir: Path, split: str = "test") -> Dataset:
-    return load(Spec.parse(text), split=split, data_dir=data_dir)
+def load_from(spec: str, data_dir: Path, split: str = "test") -> Dataset:
+    return load(Spec.parse(spec), split=split, data_dir=data_dir)
 
 
-def refused(text: str, data_dir: Path, split: str = "test") -> str:
+def refusal(spec: str, data_dir: Path, split: str = "test") -> str:
+    """The message of the error, of one line."""
     with pytest.raises(BadInput) as caught:
-        read(text, data_dir, split)
+        load_from(spec, data_dir, split)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def idx(array: np.ndarray) -> bytes:
+def idx_file(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def put_mnist(
+def write_mnist(
     folder: Path, write: Callable[[Path, bytes], None], suffix: str, labels: int = 6
 ) -> None:
     folder.mkdir(parents=True)
-    write(folder / f"t10k-images-idx3-ubyte{suffix}", idx(PIXELS))
-    write(folder / f"t10k-labels-idx1-ubyte{suffix}", idx(np.arange(labels, dtype=np.uint8)))
+    write(folder / f"t10k-images-idx3-ubyte{suffix}", idx_file(PIXELS))
+    write(folder / f"t10k-labels-idx1-ubyte{suffix}", idx_file(np.arange(labels, dtype=np.uint8)))
 
 
-def squeeze(path: Path, data: bytes) -> None:
+def write_gzip(path: Path, data: bytes) -> None:
     path.write_bytes(gzip.compress(data))
 
 
 @pytest.mark.parametrize(
-    ("folder", "write", "suffix"), [("MNIST/raw", Path.write_bytes, ""), ("mnist", squeeze, ".gz")]
+    ("folder", "write", "suffix"),
+    [("MNIST/raw", Path.write_bytes, ""), ("mnist", write_gzip, ".gz")],
 )
 def test_mnist_in_both_layouts(
     tmp_path: Path, folder: str, write: Callable[[Path, bytes], None], suffix: str
 ) -> None:
-    put_mnist(tmp_path / folder, write, suffix)
-    data = read("mnist", tmp_path)
+    write_mnist(tmp_path / folder, write, suffix)
+    data = load_from("mnist", tmp_path)
     assert data.x.shape == (6, 1, 28, 28)
     assert torch.equal((data.x[:, 0] * 255).round().byte(), torch.from_numpy(PIXELS))
     assert data.y.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_mnist_that_is_damaged_or_mixed_up(tmp_path: Path) -> None:
-    put_mnist(tmp_path / "a/mnist", squeeze, ".gz")
+def test_damaged_or_mixed_up_mnist_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "a/mnist", write_gzip, ".gz")
     images = tmp_path / "a/mnist/t10k-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:500])
-    assert "damaged" in refused("mnist", tmp_path / "a")
-    images.write_bytes(gzip.compress(idx(PIXELS)[:-1]))
-    assert "damaged" in refused("mnist", tmp_path / "a")
-    images.write_bytes(gzip.compress(idx(PIXELS[0])))
-    assert "3 dimensions" in refused("mnist", tmp_path / "a")
-    put_mnist(tmp_path / "b/mnist", squeeze, ".gz", labels=5)
-    assert "6 images, 5 labels" in refused("mnist", tmp_path / "b")
+    assert "damaged" in refusal("mnist", tmp_path / "a")
+    images.write_bytes(gzip.compress(idx_file(PIXELS)[:-1]))
+    assert "damaged" in refusal("mnist", tmp_path / "a")
+    images.write_bytes(gzip.compress(idx_file(PIXELS[0])))
+    assert "3 dimensions" in refusal("mnist", tmp_path / "a")
+    write_mnist(tmp_path / "b/mnist", write_gzip, ".gz", labels=5)
+    assert "6 images, 5 labels" in refusal("mnist", tmp_path / "b")
 
 
-def text(data: bytes) -> bytes:
+def pickled_string(data: bytes) -> bytes:
     return b"T" + struct.pack("<I", len(data)) + data
 
 
-def put_cifar(folder: Path, name: str, key: bytes, top: int = 9) -> None:
-    """A batch as Python 2 pickled it, opcode by opcode: strings that are not unicode, and an array."""
+def write_cifar(folder: Path, name: str, key: bytes, top: int = 9) -> None:
+    """A batch as Python 2 pickled it, opcode by opcode.
+
+    Its strings are not unicode. `top` is the label of the fourth image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    array = (
+    array_start = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85"
-        + text(b"b")
+        + pickled_string(b"b")
         + b"tR(K\x01K\x06M\x00\x0c\x86"
     )
-    kind = (
+    dtype = (
         b"cnumpy\ndtype\n("
-        + text(b"u1")
+        + pickled_string(b"u1")
         + b"K\x00K\x01tR(K\x03"
-        + text(b"|")
+        + pickled_string(b"|")
         + b"NNN"
         + 2 * b"J\xff\xff\xff\xff"
         + b"K\x00tb"
     )
-    labels = b"](" + b"".join(b"K" + bytes([label]) for label in (0, 1, 2, top, 4, 5)) + b"e"
+    numbers = [b"K" + bytes([label]) for label in (0, 1, 2, top, 4, 5)]
+    labels = b"](" + b"".join(numbers) + b"e"
     batch = (
         b"\x80\x02}("
-        + text(b"data")
-        + array
-        + kind
+        + pickled_string(b"data")
+        + array_start
+        + dtype
         + b"\x89"
-        + text(COLOURS.tobytes())
+        + pickled_string(COLOURS.tobytes())
         + b"tb"
-        + text(key)
+        + pickled_string(key)
         + labels
         + b"u."
     )
@@ -126,14 +135,16 @@ def test_cifar_batches(
     tmp_path: Path, name: str, folder: str, key: bytes, train: list[str]
 ) -> None:
     for batch in ("test_batch", "test", *train):
-        put_cifar(tmp_path / folder, batch, key)
-    data = read(name, tmp_path)
+        write_cifar(tmp_path / folder, batch, key)
+    data = load_from(name, tmp_path)
     assert torch.equal((data.x * 255).round().byte(), torch.from_numpy(COLOURS))
     assert data.y.tolist() == [0, 1, 2, 9, 4, 5]
-    assert len(read(name, tmp_path, "train")) == 6 * len(train)
+    assert len(load_from(name, tmp_path, "train")) == 6 * len(train)
 
 
 class Harm:
+    """Makes a folder where it is unpickled."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -146,43 +157,43 @@ def test_a_cifar_batch_cannot_run_a_program(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(
         pickle.dumps({"data": Harm(tmp_path / "harm")}, protocol=2)
     )
-    assert "it asks for posix.mkdir" in refused("cifar10", tmp_path)
+    assert "it asks for posix.mkdir" in refusal("cifar10", tmp_path)
     assert not (tmp_path / "harm").exists()
 
 
-def test_damaged_cifar_batches(tmp_path: Path) -> None:
+def test_damaged_cifar_batches_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
-    put_cifar(folder, "test_batch", b"labels")
+    write_cifar(folder, "test_batch", b"labels")
     (folder / "test_batch").write_bytes((folder / "test_batch").read_bytes()[:1000])
-    assert "damaged" in refused("cifar10", tmp_path)
-    put_cifar(folder, "test_batch", b"labels", top=10)
-    assert "not those of 10 classes" in refused("cifar10", tmp_path)
+    assert "damaged" in refusal("cifar10", tmp_path)
+    write_cifar(folder, "test_batch", b"labels", top=10)
+    assert "not those of 10 classes" in refusal("cifar10", tmp_path)
 
 
-def jpeg(colour: tuple[int, int, int]) -> bytes:
+def jpeg_file(colour: tuple[int, int, int]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 def test_cifar10_jpeg_is_read_from_its_archive(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "cifar10-jpeg.tar.xz", "w:xz") as archive:
+    path = tmp_path / "cifar10-jpeg.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
         for name, colour in (
             ("test/truck/0001.jpg", (250, 0, 0)),
             ("test/airplane/0000.jpg", (0, 250, 0)),
             ("train/cat/0000.jpg", (0, 0, 250)),
         ):
             info = tarfile.TarInfo(f"cifar10-jpeg/{name}")
-            info.size = len(jpeg(colour))
-            archive.addfile(info, io.BytesIO(jpeg(colour)))
-    data = read("cifar10-jpeg", tmp_path)
+            content = jpeg_file(colour)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    data = load_from("cifar10-jpeg", tmp_path)
     assert data.y.tolist() == [0, 9]  # in the order of the names, not of the archive
     assert data.x.mean((2, 3)).argmax(1).tolist() == [1, 0]
-    assert read("cifar10-jpeg", tmp_path, "train").y.tolist() == [3]
-    (tmp_path / "cifar10-jpeg.tar.xz").write_bytes(
-        (tmp_path / "cifar10-jpeg.tar.xz").read_bytes()[:200]
-    )
-    assert "damaged" in refused("cifar10-jpeg", tmp_path)
+    assert load_from("cifar10-jpeg", tmp_path, "train").y.tolist() == [3]
+    path.write_bytes(path.read_bytes()[:200])
+    assert "damaged" in refusal("cifar10-jpeg", tmp_path)
 
 
 def test_svhn_calls_zero_ten(tmp_path: Path) -> None:
@@ -195,33 +206,36 @@ def test_svhn_calls_zero_ten(tmp_path: Path) -> None:
             "y": np.array([[10], [1], [2], [3], [4], [9]], np.uint8),
         },
     )
-    data = read("svhn", tmp_path)
+    data = load_from("svhn", tmp_path)
     assert data.y.tolist() == [0, 1, 2, 3, 4, 9]
     assert torch.equal((data.x * 255).round().byte(), torch.from_numpy(COLOURS))
     (tmp_path / "test_32x32.mat").write_bytes(b"<html>")
-    assert "damaged" in refused("svhn", tmp_path)
+    assert "damaged" in refusal("svhn", tmp_path)
 
 
-def put_image(path: Path, level: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
+def write_image(path: Path, level: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
+    """An image of one grey level."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, level if mode != "RGB" else (level,) * 3).save(path)
+    colour = (level, level, level) if mode == "RGB" else level
+    Image.new(mode, size, colour).save(path)
 
 
 def test_tiny_imagenet_is_tested_on_its_validation_split(tmp_path: Path) -> None:
     top = tmp_path / "tiny-imagenet-200"
     for name, level in (("n02", 20), ("n01", 10)):
-        put_image(top / "train" / name / "images" / f"{name}_0.JPEG", level, (64, 64))
-        put_image(top / "val/images" / f"val_{level}.JPEG", level, (64, 64), "RGB")
+        write_image(top / "train" / name / "images" / f"{name}_0.JPEG", level, (64, 64))
+        write_image(top / "val/images" / f"val_{level}.JPEG", level, (64, 64), "RGB")
     (top / "wnids.txt").write_text("n02\nn01\n")
     (top / "val/val_annotations.txt").write_text(
         "val_20.JPEG\tn02\t0\t0\t9\t9\nval_10.JPEG\tn01\t0\t0\t9\t9\n"
     )
-    data = read("tiny-imagenet", tmp_path)
-    assert (data.y.tolist(), data.classes) == ([0, 1], 2)
+    data = load_from("tiny-imagenet", tmp_path)
+    assert data.y.tolist() == [0, 1]
+    assert data.classes == 2
     assert torch.allclose(data.x.mean((1, 2, 3)) * 255, torch.tensor([10.0, 20.0]), atol=1)
-    assert read("tiny-imagenet", tmp_path, "train").y.tolist() == [0, 1]
+    assert load_from("tiny-imagenet", tmp_path, "train").y.tolist() == [0, 1]
     (top / "val/images/val_20.JPEG").unlink()
-    assert "val_20.JPEG" in refused("tiny-imagenet", tmp_path)
+    assert "val_20.JPEG" in refusal("tiny-imagenet", tmp_path)
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
@@ -231,30 +245,28 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
         ("test/a/1.png", 20),
         ("train/c/1.png", 0),
     ):
-        put_image(tmp_path / path, level)
+        write_image(tmp_path / path, level)
     (tmp_path / "test/a/notes.txt").write_text("not an image")
-    data = read(f"folder[path={tmp_path}]", tmp_path)
-    assert (data.x.shape, data.classes) == (
-        (3, 1, 8, 8),
-        3,
-    )  # a class that has no test image still counts
+    data = load_from(f"folder[path={tmp_path}]", tmp_path)
+    assert data.x.shape == (3, 1, 8, 8)
+    assert data.classes == 3, "a class that has no test image still counts"
     assert (data.x[:, 0, 0, 0] * 255).round().tolist() == [20, 10, 30]
     assert data.y.tolist() == [0, 0, 1]
-    put_image(tmp_path / "test/b/2.png", 30, mode="RGB")
-    assert read(f"folder[path={tmp_path}]", tmp_path).x.shape == (4, 3, 8, 8)
+    write_image(tmp_path / "test/b/2.png", 30, mode="RGB")
+    assert load_from(f"folder[path={tmp_path}]", tmp_path).x.shape == (4, 3, 8, 8)
 
 
-def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     spec = f"folder[path={tmp_path}]"
-    assert "does not exist" in refused("folder[path=nowhere]", tmp_path)
-    assert "0 classes and 0 images" in refused(spec, tmp_path)
-    put_image(tmp_path / "test/a/1.png", 1)
-    put_image(tmp_path / "test/b/1.png", 1, (9, 8))
-    assert "is 9x8 pixels, but" in refused(spec, tmp_path)
-    put_image(tmp_path / "test/b/1.png", 1, mode="I;16")
-    assert "mode I;16" in refused(spec, tmp_path)
+    assert "does not exist" in refusal("folder[path=nowhere]", tmp_path)
+    assert "0 classes and 0 images" in refusal(spec, tmp_path)
+    write_image(tmp_path / "test/a/1.png", 1)
+    write_image(tmp_path / "test/b/1.png", 1, (9, 8))
+    assert "is 9x8 pixels, but" in refusal(spec, tmp_path)
+    write_image(tmp_path / "test/b/1.png", 1, mode="I;16")
+    assert "mode I;16" in refusal(spec, tmp_path)
     (tmp_path / "test/b/1.png").write_bytes((tmp_path / "test/a/1.png").read_bytes()[:40])
-    assert "cannot be read" in refused(spec, tmp_path)
+    assert "cannot be read" in refusal(spec, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -270,20 +282,19 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         ("svhn", svhn, "put test_32x32.mat into {}"),
     ],
 )
-def test_without_a_network_the_line_says_what_to_put_where(
+def test_without_a_network_the_error_names_file_and_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, module: object, put: str
 ) -> None:
-    """The download makes its folders before it fails, as torchvision's does: nothing of that may stay."""
+    """The download makes folders before it fails, as torchvision's does. No folder may stay."""
 
     def fail(data_dir: Path, *_: object) -> None:
         (data_dir / "MNIST/raw").mkdir(parents=True)
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr(module, "download", fail)
-    says = refused(name, tmp_path / "data")
-    assert (
-        says
-        == f"dataset '{name}' is not there: {put.format(tmp_path / 'data')} (its download failed: no network)"
+    place = put.format(tmp_path / "data")
+    assert refusal(name, tmp_path / "data") == (
+        f"dataset '{name}' is not there: {place} (its download failed: no network)"
     )
     assert not (tmp_path / "data").exists()
 
@@ -292,10 +303,10 @@ def test_without_a_network_the_line_says_what_to_put_where(
     ("name", "file"),
     [("cifar10-jpeg", "cifar10-jpeg.tar.xz"), ("tiny-imagenet", "tiny-imagenet-200.zip")],
 )
-def test_what_nobody_can_download(tmp_path: Path, name: str, file: str) -> None:
-    says = refused(name, tmp_path)
-    assert file in says
-    assert str(tmp_path) in says
+def test_a_missing_archive_is_named(tmp_path: Path, name: str, file: str) -> None:
+    message = refusal(name, tmp_path)
+    assert file in message
+    assert str(tmp_path) in message
 
 
 @pytest.mark.skipif(
@@ -306,7 +317,7 @@ def test_what_nobody_can_download(tmp_path: Path, name: str, file: str) -> None:
     ("name", "shape", "digest"),
     [("mnist", (1, 28, 28), "8564f5bfda8af07b"), ("cifar10-jpeg", (3, 32, 32), "6a9724561f079c16")],
 )
-def test_the_real_files(name: str, shape: tuple[int, ...], digest: str) -> None:
+def test_digests_of_the_real_files(name: str, shape: tuple[int, ...], digest: str) -> None:
     whole = load(Spec(name))
     assert whole.x.shape == (10000, *shape)
     assert whole.digest == digest
