@@ -178,7 +178,9 @@ def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
         net, schedule, classifier, x, attack(classifier, x, y, float(Fraction(eps)), PGD), y
     )
 
-    path = (args.out or weights.FOLDER) / f"{args.dataset}-diffusion.safetensors"
+    path = weights.path_to_write(f"{args.dataset}-diffusion")
+    if args.out:
+        path = args.out / path.name
     card = {
         "name": path.stem,
         "arch": {"name": NAME, "params": config},

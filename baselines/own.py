@@ -67,7 +67,7 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], text: str) -> None:
 def own_classifiers() -> list[str]:
     """The names among the project's weights whose cards describe a classifier."""
     cards = {
-        name: json.loads((weights.FOLDER / f"{name}.json").read_text())
+        name: json.loads(weights.locate(f"own:{name}").with_suffix(".json").read_text())
         for name in weights.own_names()
     }
     return [

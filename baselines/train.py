@@ -186,7 +186,9 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
         net, test, float(Fraction(budget)), device, steps=STEPS, restarts=RESTARTS
     )
 
-    path = (args.out or weights.FOLDER) / f"{args.dataset}-{name}.safetensors"
+    path = weights.path_to_write(f"{args.dataset}-{name}")
+    if args.out:
+        path = args.out / path.name
     facts = {
         "name": path.stem,
         "arch": arch,

@@ -1,26 +1,51 @@
 """Weights files: safetensors with a JSON card beside them, found by name, checked by digest. Torch is imported where tensors are read.
 
-`own:NAME` is `weights/NAME.safetensors` of this project; `file:PATH` is any such file. A card says what the tensors are
-(`arch`), how they came to be (data, seed, recipe, command, commit, accuracies), and the `sha256` of the file.
+`own:NAME` is `NAME.safetensors` of this project, or of a package with plug-ins; `file:PATH` is any
+such file. A card says what the tensors are (`arch`), how they came to be (data, seed, recipe, command, commit, accuracies), and the `sha256` of the file.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from bench.entry_points import checkout, declared
 from bench.errors import BadInput, did_you_mean
-from bench.questions.registry import ROOT
 
-FOLDER = ROOT / "weights"
+
+def folders() -> tuple[Path, ...]:
+    """Where `own:` weights lie: in packages that say so, in the checkout, in the folder of models."""
+    found: list[Path] = []
+    for point in declared("bench.weights"):
+        package = importlib.util.find_spec(point.value)
+        found += map(Path, (package and package.submodule_search_locations) or ())
+    if root := checkout():
+        found.append(root / "weights")
+    return (*found, Path(os.environ.get("BENCH_MODELS") or "models"))
 
 
 def own_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    return sorted(path.stem for folder in folders() for path in folder.glob("*.safetensors"))
+
+
+def path_of_own(name: str) -> Path | None:
+    """The file of `own:NAME`, from the first folder that has it."""
+    paths = (folder / f"{name}.safetensors" for folder in folders())
+    return next((path for path in paths if path.is_file()), None)
+
+
+def path_to_write(name: str) -> Path:
+    """Where training keeps `own:NAME`: in the place of the checkout's file of that name, else in weights/."""
+    root = checkout()
+    old = path_of_own(name)
+    if root and old and old.is_relative_to(root):
+        return old
+    return (root or Path()) / "weights" / f"{name}.safetensors"
 
 
 def locate(text: str) -> Path:
@@ -28,8 +53,8 @@ def locate(text: str) -> Path:
     scheme, _, argument = text.partition(":")
     argument = argument.partition("@")[0]
     if scheme == "own":
-        path = FOLDER / f"{argument}.safetensors"
-        if not path.is_file():
+        path = path_of_own(argument)
+        if path is None:
             raise BadInput(
                 f"weights 'own:{argument}' are not there{did_you_mean(argument, own_names())}"
             )

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from bench.data.sample import load, stratified_order
 from bench.errors import BadInput
 from bench.judging.execute import commit
-from bench.questions.registry import ROOT, build_classifier, datasets, discover
+from bench.questions.registry import build_classifier, datasets, discover
 from bench.questions.spec import Spec
-from bench.weights import digest, locate
+from bench.weights import digest, locate, path_to_write
 from carso import checkpoint
 from carso.batches import check, packed, pixels
 from carso.devices import PRECISIONS, STRATEGIES, Devices, choose
@@ -135,7 +135,7 @@ def prepare(args: argparse.Namespace) -> Job:
             raise BadInput(f"--set '{item}' is not field=value")
         changes[key.strip()] = value.strip()
     recipe = read(args.recipe or args.dataset, args.kind, changes)
-    out = args.out or ROOT / "weights" / f"{args.dataset}-{args.kind}.safetensors"
+    out = args.out or path_to_write(f"{args.dataset}-{args.kind}")
     writable(out)
     discover()
     name = args.classifier or datasets.get(args.dataset).facts["roles"]["robust"]

@@ -17,12 +17,12 @@ from torch import nn
 
 from bench import weights
 from bench.data.sample import Dataset
+from bench.entry_points import checkout
 from bench.errors import BadInput
 from bench.judging.evaluate import batch_count, evaluate, load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
 from bench.questions.plan import PINNED, knob_texts
-from bench.questions.registry import ROOT
 from bench.questions.spec import Cell
 from bench.results import names as labels
 from bench.results.record import Env, Record, merge
@@ -179,15 +179,25 @@ def digest_of(text: str) -> str:
 @functools.cache
 def commit() -> str:
     """The commit of the code, with `-dirty` where the code differs from it; empty outside of a checkout. (Weights are told by their digests.)"""
+    root = checkout()
+    if root is None:
+        return ""
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
         changed = git(
-            "status", "--porcelain", "--", "bench", "baselines", "carso", "requirements.txt"
+            "status",
+            "--porcelain",
+            "--",
+            "bench",
+            "baselines",
+            "carso",
+            "requirements.txt",
+            ":!baselines/weights",
         )
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -14,13 +14,13 @@ import inspect
 import pkgutil
 import re
 import sys
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from bench.entry_points import declared
 from bench.errors import BadInput, did_you_mean
 from bench.questions.spec import ACCESS, NORMS, Spec, Value
 
@@ -323,9 +323,10 @@ def build_inner(classifier: str, inner: str) -> nn.Module:
     )
 
 
-def discover(extra: tuple[Path, ...] = (), pyproject: Path = ROOT / "pyproject.toml") -> None:
-    """Import the plug-ins named in `[tool.bench] plugins` (of a package, every public module in it) and the files in `extra`."""
-    for name in tomllib.loads(pyproject.read_text())["tool"]["bench"]["plugins"]:
+def discover(extra: tuple[Path, ...] = ()) -> None:
+    """Import the entry points of the group `bench.plugins` (of a package, every public module in it) and the files in `extra`."""
+    for point in declared("bench.plugins"):
+        name = point.value
         module = importlib.import_module(name)
         for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
             if not found.ispkg and not found.name.startswith("_"):

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from bench.data.sample import load
-from bench.questions.registry import ROOT, build_classifier, defences
+from bench.questions.registry import build_classifier, defences
 from bench.questions.spec import Spec
+from bench.weights import folders
 from carso import checkpoint
 from carso.model import CARSO
 
 CARDS = sorted(
     path
-    for path in (ROOT / "weights").glob("*.json")
+    for folder in folders()
+    for path in folder.glob("*.json")
     if json.loads(path.read_text()).get("arch") == "carso.Purifier"
 )
 

@@ -1,0 +1,32 @@
+"""What packages declare for the bench as entry points. Standard library only."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout, or the folder of installed packages
+NAME = "carso-bench"
+
+
+@functools.cache
+def checkout() -> Path | None:
+    """The folder of this project's checkout; None where the code runs from an installed package."""
+    return ROOT if (ROOT / "pyproject.toml").is_file() else None
+
+
+@functools.cache
+def declared(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of the group, in the order of their values, which is the same everywhere.
+
+    A checkout speaks for itself, installed or not: its `pyproject.toml` takes the place of what
+    was installed of this project.
+    """
+    installed = list(entry_points(group=group))
+    if root := checkout():
+        ours = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+        installed = [point for point in installed if not point.dist or point.dist.name != NAME]
+        installed += [EntryPoint(name, value, group) for name, value in ours[group].items()]
+    return tuple(sorted(installed, key=lambda point: point.value))
