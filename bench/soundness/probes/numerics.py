@@ -1,4 +1,4 @@
-"""Probes of how a defence computes: outputs too far apart for float32, answers that depend on the precision, or on whether gradients are on."""
+"""Probes of how a defence computes: saturation, precision, and optimisation at test time."""
 
 from __future__ import annotations
 
@@ -9,96 +9,96 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.judging.randomness import seeded
-from bench.judging.target import abstained, margin
+from bench.judging.target import margin
 from bench.results.record import Flag
+from bench.soundness.codes import P8_RANGE, P8_SHARE, P15_COSINE, P15_DIFFER
+from bench.soundness.probes.gradients import random_neighbours
+from bench.soundness.probes.outputs import informative_logits
 
-RANGE, SATURATED = 1e4, 0.1  # P8: the range of logits; the share of the images
 FEW = 16  # P15: images, since all is computed once more in double
-DIFFER, AGREE = 0.01, 0.9  # P15: answers that differ at most, and the least cosine of the gradients
 
 
 @torch.no_grad()
-def saturated(defence: nn.Module, x: Tensor, eps: float) -> list[Flag]:
-    """P8: answers so sure that the cross-entropy has no gradient left in float32, at images x (n,C,H,W) in [0,1] and at random points beside them."""
-    logits = defence(torch.cat([x, (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)]))
-    logits = logits[logits.isfinite().all(1) & ~abstained(logits)]
+def probe_saturation(defence: nn.Module, x: Tensor, eps: float) -> list[Flag]:
+    """P8: answers so sure that the cross-entropy has no gradient left in float32.
+
+    Asked at images x (n,C,H,W) in [0,1] and at random points near them.
+    """
+    logits = informative_logits(defence(torch.cat([x, random_neighbours(x, eps)])))
     if not len(logits):  # P6 says so
         return []
-    sure = (logits.softmax(1).amax(1) == 1) | (
-        logits.amax(1) - logits.amin(1) > RANGE
-    )  # a gap of 24 ln 2 = 16.6 rounds to 1 in float32
-    share = float(sure.float().mean())
-    if share <= SATURATED:
+    certain = logits.softmax(1).amax(1) == 1  # a gap of 24 ln 2 = 16.6 rounds to 1 in float32
+    wide = logits.amax(1) - logits.amin(1) > P8_RANGE
+    share = float((certain | wide).float().mean())
+    if share <= P8_SHARE:
         return []
-    says = f"{share:.1%} of the answers are surer than float32 can tell from certain: the cross-entropy has no gradient there"
-    return [Flag("P8", "soft", says)]
+    message = (
+        f"{share:.1%} of the answers are surer than float32 can tell from certain: "
+        "the cross-entropy has no gradient there"
+    )
+    return [Flag("P8", "soft", message)]
 
 
-def precise(defence: nn.Module, x: Tensor, y: Tensor) -> list[Flag]:
-    """P15, of a deterministic defence: whether its answers and the gradients of its margin at images x (n,C,H,W) are those that it has in float64.
+def probe_precision(defence: nn.Module, x: Tensor, y: Tensor) -> list[Flag]:
+    """P15, of a deterministic defence: are answers and gradients those of float64.
 
     Nothing is said of a defence that cannot be computed in float64, or not without a gradient.
     """
     x, y = x[:FEW], y[:FEW]
     try:
-        double = copy.deepcopy(defence).double()
-        (here, slope), (there, exact) = gradients(defence, x, y), gradients(double, x.double(), y)
+        in_double = copy.deepcopy(defence).double()
+        logits, gradient = logits_and_gradient(defence, x, y)
+        exact_logits, exact_gradient = logits_and_gradient(in_double, x.double(), y)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return []
-    differ = float((here.argmax(1) != there.argmax(1)).float().mean())
-    cosine = float(
-        F.cosine_similarity(
-            slope.double().flatten(1).nan_to_num(), exact.flatten(1).nan_to_num()
-        ).median()
-    )
-    alive = bool(exact.isfinite().all() and exact.flatten(1).any(1).float().mean() > 0.5)
-    if differ <= DIFFER and (cosine >= AGREE or not alive):
+    gradient, exact_gradient = gradient.flatten(1), exact_gradient.flatten(1)  # (n,D)
+    differ = float((logits.argmax(1) != exact_logits.argmax(1)).float().mean())
+    cosines = F.cosine_similarity(gradient.double().nan_to_num(), exact_gradient.nan_to_num())
+    cosine = float(cosines.median())
+    nonzero_share = exact_gradient.any(1).float().mean()
+    alive = bool(exact_gradient.isfinite().all() and nonzero_share > 0.5)
+    if differ <= P15_DIFFER and (cosine >= P15_COSINE or not alive):
         return []
-    return [
-        Flag(
-            "P15",
-            "soft",
-            f"in float64 {differ:.1%} of the answers are others, and the gradients have a cosine of {cosine:.2f} with these",
-        )
-    ]
+    message = (
+        f"in float64 {differ:.1%} of the answers are others, and the gradients have a cosine of "
+        f"{cosine:.2f} with these"
+    )
+    return [Flag("P15", "soft", message)]
 
 
-def gradients(defence: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_gradient(defence: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The logits (n,K), and the gradient (n,C,H,W) of the margin."""
-    seen = x.clone().requires_grad_()
+    leaf = x.clone().requires_grad_()
     with torch.enable_grad():
-        logits: Tensor = defence(seen)
-        (slope,) = torch.autograd.grad(margin(logits, y).sum(), seen)
-    return logits.detach(), slope
+        logits: Tensor = defence(leaf)
+        (gradient,) = torch.autograd.grad(margin(logits, y).sum(), leaf)
+    return logits.detach(), gradient
 
 
-def optimises(defence: nn.Module, x: Tensor) -> tuple[bool, list[Flag]]:
-    """P14: whether a prediction under `no_grad` differentiates something, as test-time optimisation does; and a flag where it is another one then.
+def probe_optimisation(defence: nn.Module, x: Tensor) -> tuple[bool, list[Flag]]:
+    """P14: does a prediction under `no_grad` differentiate, as test-time optimisation does.
 
-    Seen from the tensors that are kept for, and taken out by, a way back. Under the same noise.
+    Seen from the tensors that a backward pass takes out. A flag says that the answer is another
+    one where gradients are on. Both answers are under the same noise.
     """
-    taken = 0
+    taken_out = 0
 
-    def out(held: Tensor) -> Tensor:
-        nonlocal taken
-        taken += 1
-        return held
+    def count(saved: Tensor) -> Tensor:
+        nonlocal taken_out
+        taken_out += 1
+        return saved
 
     seed = int(torch.randint(2**62, ()))
 
-    def answer(watched: bool) -> Tensor:
-        with seeded(x.device, seed), torch.set_grad_enabled(watched):
+    def answer(gradients_on: bool) -> Tensor:
+        with seeded(x.device, seed), torch.set_grad_enabled(gradients_on):
             logits: Tensor = defence(x)
         return logits.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(lambda held: held, out):
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, count):
         without = answer(False)
+    optimises = taken_out > 0
     if torch.allclose(answer(True), without, rtol=1e-3, atol=1e-3, equal_nan=True):
-        return taken > 0, []
-    return taken > 0, [
-        Flag(
-            "P14",
-            "hard",
-            "a prediction is another one where gradients are on, as they are under attack",
-        )
-    ]
+        return optimises, []
+    message = "a prediction is another one where gradients are on, as they are under attack"
+    return optimises, [Flag("P14", "hard", message)]

@@ -1,4 +1,4 @@
-"""Probes of what a defence answers with, and of what it sees of its images: probabilities, a few values, or steps where there should be slopes."""
+"""Probes of what a defence answers with: not finite, probabilities, few values, or steps."""
 
 from __future__ import annotations
 
@@ -8,75 +8,103 @@ from torch import Tensor, nn
 from bench.judging.randomness import seeded
 from bench.judging.target import abstained
 from bench.results.record import Flag
-
-FEW = 0.1  # P12: distinct values of a logit, relative to the number of outputs: 100 in 1000
-TIED = 0.01  # P12: of the outputs, whose two largest logits are the same
-NUDGE, STUCK = (
-    1e-4,
-    0.5,
-)  # P13: a change of every pixel, and the share of images whose answer it leaves as it is to the last bit
+from bench.soundness.codes import P7_TOLERANCE, P12_FEW, P12_TIED, P13_NUDGE, P13_SHARE
+from bench.soundness.probes.gradients import has_surrogate, random_neighbours
 
 
 @torch.no_grad()
-def outputs(defence: nn.Module, x: Tensor, eps: float, surrogate: bool) -> list[Flag]:
-    """P7, P12 and P13 on images x (n,C,H,W) in [0,1]; with a `surrogate` declared, steps in the images are known to the attacker, and soft."""
-    beside = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
-    logits = defence(torch.cat([x, beside]))
-    logits = logits[logits.isfinite().all(1) & ~abstained(logits)]
+def probe_finite_logits(defence: nn.Module, x: Tensor) -> list[Flag]:
+    """P6: logits must be finite on the images, on noise, and on images of one grey."""
+    grey = [torch.full_like(x[:1], value) for value in (0.0, 0.5, 1.0)]
+    logits = defence(torch.cat([x, torch.rand_like(x), *grey]))
+    nan = float(logits.isnan().any(1).float().mean())
+    infinite = float(logits.isinf().any(1).float().mean())
+    flags = []
+    if nan:
+        flags.append(Flag("P6", "hard", f"logits hold NaN on {nan:.1%} of legal images"))
+    if infinite:
+        severity = "soft" if has_surrogate(defence) else "hard"
+        message = f"logits are infinite on {infinite:.1%} of legal images"
+        flags.append(Flag("P6", severity, message))
+    return flags
+
+
+@torch.no_grad()
+def probe_outputs(defence: nn.Module, x: Tensor, eps: float, surrogate: bool) -> list[Flag]:
+    """P7, P12 and P13 on images x (n,C,H,W) in [0,1].
+
+    With a `surrogate` declared, an attacker knows of steps in the images, and P13 is soft.
+    """
+    neighbours = random_neighbours(x, eps)
+    logits = informative_logits(defence(torch.cat([x, neighbours])))
     if not len(logits):  # P6 says so
         return []
-    coarse = few_values(logits)
-    return [
-        *probabilities(logits),
-        *coarse,
-        *([] if coarse else steps(defence, beside, eps, surrogate)),
-    ]
+    flags = probe_probabilities(logits)
+    coarse = probe_few_values(logits)
+    flags += coarse or probe_steps(defence, neighbours, eps, surrogate)
+    return flags
 
 
-def probabilities(logits: Tensor) -> list[Flag]:
-    """P7, by AutoAttack's rule: within [0,1], and their sum is 1, each to 1e-5."""
-    inside = logits.min() > -1e-5 and logits.max() < 1 + 1e-5
-    if not inside or (logits.sum(1) - 1).abs().max() > 1e-5:
+def informative_logits(logits: Tensor) -> Tensor:
+    """The rows of the logits (n,K) that are finite and no abstention."""
+    return logits[logits.isfinite().all(1) & ~abstained(logits)]
+
+
+def probe_probabilities(logits: Tensor) -> list[Flag]:
+    """P7, by AutoAttack's rule: all outputs lie within [0,1], and their sum is 1."""
+    in_range = logits.min() > -P7_TOLERANCE and logits.max() < 1 + P7_TOLERANCE
+    if not in_range or (logits.sum(1) - 1).abs().max() > P7_TOLERANCE:
         return []
-    return [
-        Flag(
-            "P7",
-            "soft",
-            "the outputs are probabilities, not logits: where they are near 0 and 1 no loss has a gradient",
-        )
-    ]
+    message = (
+        "the outputs are probabilities, not logits: where they are near 0 and 1 no loss has a "
+        "gradient"
+    )
+    return [Flag("P7", "soft", message)]
 
 
-def few_values(logits: Tensor) -> list[Flag]:
-    """P12, of outputs (n,K): the class with the fewest distinct values that are not all the same, and ties of the two largest."""
+def probe_few_values(logits: Tensor) -> list[Flag]:
+    """P12, of outputs (n,K): the class with the fewest distinct values, and ties of the top two.
+
+    A class whose values are all the same does not count.
+    """
     counts = [len(column.unique()) for column in logits.T]
     least = min((count for count in counts if count > 1), default=len(logits))
     top = logits.topk(2, dim=1).values
     tied = float((top[:, 0] == top[:, 1]).float().mean())
-    if least >= FEW * len(logits) and tied <= TIED:
+    if least >= P12_FEW * len(logits) and tied <= P12_TIED:
         return []
-    says = f"{len(logits)} outputs have {least} distinct values of a logit, and {tied:.1%} tie: scores say little more than labels"
-    return [Flag("P12", "soft", says)]
+    message = (
+        f"{len(logits)} outputs have {least} distinct values of a logit, and {tied:.1%} tie: "
+        "scores say little more than labels"
+    )
+    return [Flag("P12", "soft", message)]
 
 
-def steps(defence: nn.Module, x: Tensor, eps: float, surrogate: bool) -> list[Flag]:
-    """P13: answers that stay to the last bit where every pixel moves a little, and differ where it moves by eps; under the same noise.
+def probe_steps(defence: nn.Module, x: Tensor, eps: float, surrogate: bool) -> list[Flag]:
+    """P13: answers that a nudge of every pixel leaves to the last bit, and a move by eps does not.
 
-    Of points beside the images, for pixels of few bits may lie on the very edge of a step.
+    All answers are under the same noise. `x` are points near the images, for pixels of few bits
+    may lie on the very edge of a step.
     """
-    if eps <= NUDGE:
+    if eps <= P13_NUDGE:
         return []
-    way, seed = 2.0 * torch.randint_like(x, 2) - 1, int(torch.randint(2**62, ()))
+    direction = 2.0 * torch.randint_like(x, 2) - 1
+    seed = int(torch.randint(2**62, ()))
 
     def answer(size: float) -> Tensor:
         with seeded(x.device, seed):
-            logits: Tensor = defence((x + size * way).clamp(0, 1))
+            logits: Tensor = defence((x + size * direction).clamp(0, 1))
         return logits
 
-    here, near, far = answer(0.0), answer(NUDGE), answer(eps)
-    stuck = (near == here).all(1)
-    share = float((stuck & (far != here).any(1)).float().mean())
-    if share <= STUCK:
+    here = answer(0.0)
+    near = answer(P13_NUDGE)
+    far = answer(eps)
+    stuck = (near == here).all(1) & (far != here).any(1)
+    share = float(stuck.float().mean())
+    if share <= P13_SHARE:
         return []
-    says = f"on {share:.1%} of images a change of {NUDGE:g} in every pixel leaves the answer as it is, and one of eps does not: it moves in steps"
-    return [Flag("P13", "soft" if surrogate else "hard", says)]
+    message = (
+        f"on {share:.1%} of images a change of {P13_NUDGE:g} in every pixel leaves the answer as "
+        "it is, and one of eps does not: it moves in steps"
+    )
+    return [Flag("P13", "soft" if surrogate else "hard", message)]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.soundness.probes.probe import differences, probe
+from bench.soundness.probes.gradients import probe_differences
+from bench.soundness.probes.probe import probe
 from tests.attacks.linear import two_classes
 
 EPS = 0.1
@@ -27,14 +28,14 @@ class Changed(nn.Module):
         return logits
 
 
-def seen(
+def error_and_flags(
     change: Callable[[Tensor], Tensor], surrogates: object = None
 ) -> tuple[float | None, list[tuple[str, str]]]:
     torch.manual_seed(0)
     model = Changed(change)
     if surrogates:
         model.surrogates = surrogates
-    error, flags = differences(model, PROBLEM.x, PROBLEM.y, EPS)
+    error, flags = probe_differences(model, PROBLEM.x, PROBLEM.y, EPS)
     return error, [(flag.id, flag.severity) for flag in flags]
 
 
@@ -57,37 +58,37 @@ FALSE = {
 
 
 @pytest.mark.parametrize("name", list(HONEST))
-def test_a_true_gradient_agrees_also_where_the_defence_is_random(name: str) -> None:
-    error, flags = seen(HONEST[name])
+def test_a_true_gradient_agrees_with_differences(name: str) -> None:
+    error, flags = error_and_flags(HONEST[name])
     assert error is not None
     assert error < 0.05
     assert flags == []
 
 
 @pytest.mark.parametrize("name", list(FALSE))
-def test_a_false_gradient_does_not(name: str) -> None:
-    error, flags = seen(FALSE[name])
+def test_a_false_gradient_disagrees_with_differences(name: str) -> None:
+    error, flags = error_and_flags(FALSE[name])
     assert error is not None
     assert error > 0.5
     assert flags == [("D12", "hard")]
-    assert seen(FALSE[name], {"identity": PROBLEM.model})[1] == [("D12", "soft")], (
+    assert error_and_flags(FALSE[name], {"identity": PROBLEM.model})[1] == [("D12", "soft")], (
         "who declares the way around hides nothing"
     )
 
 
-def test_what_is_flat_on_the_way_is_flagged_though_the_gradient_is_as_flat() -> None:
+def test_flat_differences_are_flagged_even_under_a_flat_gradient() -> None:
     """Zero agrees with zero; but a step of eps changes the answer, and no gradient says so."""
-    error, flags = seen(lambda x: torch.round(7 * x.detach()) / 7 + 0 * x)
+    error, flags = error_and_flags(lambda x: torch.round(7 * x.detach()) / 7 + 0 * x)
     assert flags == [("D12", "hard")]
     assert error is not None
 
 
 def test_nothing_is_measured_without_a_graph_or_an_eps() -> None:
-    assert seen(lambda x: x.detach()) == (None, [])
-    assert differences(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.0) == (None, [])
+    assert error_and_flags(lambda x: x.detach()) == (None, [])
+    assert probe_differences(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.0) == (None, [])
 
 
-def test_the_probe_tells_the_figure_also_where_it_flags_nothing() -> None:
+def test_the_probe_records_the_figure_without_a_flag() -> None:
     found = probe(PROBLEM.model, PROBLEM.x, PROBLEM.y, EPS, declared=False)
     assert found.flags == ()
     assert [name for name, _ in found.checks] == ["D12"]

@@ -1,14 +1,18 @@
-"""P2 and P3: one image, one gradient; and an answer that is nobody else's."""
+"""P2 and P3: one image has one gradient, and its answer depends on no other image."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.soundness.probes.probe import company, probe, same_gradient
+from bench.soundness.probes.gradients import probe_repeated_gradient
+from bench.soundness.probes.probe import probe
+from bench.soundness.probes.state import probe_company
 from tests.attacks.linear import two_classes
 
 PROBLEM = two_classes(batch=32)
@@ -28,7 +32,7 @@ class Changed(nn.Module):
 
 def codes(change: Callable[[Tensor], Tensor], stochastic: bool, seed: int = 0) -> list[str]:
     torch.manual_seed(seed)
-    return [flag.id for flag in company(Changed(change), PROBLEM.x, PROBLEM.y, stochastic)]
+    return [flag.id for flag in probe_company(Changed(change), PROBLEM.x, PROBLEM.y, stochastic)]
 
 
 def first_of_batch_differs(x: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("name", list(SHARED))
-def test_an_answer_that_depends_on_the_batch_is_found(name: str) -> None:
+def test_an_answer_that_depends_on_the_batch_raises_p3(name: str) -> None:
     assert codes(SHARED[name], False) == ["P3"]
 
 
@@ -57,34 +61,34 @@ def test_a_difference_below_a_thousandth_of_a_logit_is_rounding() -> None:
     assert codes(lambda x: x, False) == []
 
 
-def test_noise_is_no_dependence_but_noise_that_grows_with_the_batch_or_a_shift_is() -> None:
+def test_noise_raises_p3_only_where_the_batch_shifts_it() -> None:
     assert not [
         seed for seed in range(100) if codes(lambda x: x + 0.3 * torch.randn_like(x), True, seed)
     ]
     assert codes(lambda x: x - 0.2 * x.mean(0) + 0.03 * torch.randn_like(x), True) == ["P3"]
 
 
-def test_a_defence_whose_draws_agree_has_nothing_to_compare() -> None:
+def test_draws_that_agree_have_no_spread_to_compare() -> None:
     assert codes(lambda x: x, True) == []
     assert codes(lambda x: x * torch.nan, True) == []
     assert codes(lambda x: x + 1e-6 * len(x), True) == []  # rounding, though every draw has it
     assert codes(lambda x: x * (1 + len(x) / 10), True) == ["P3"]
 
 
-def gradient(change: Callable[[Tensor], Tensor]) -> list[str]:
+def repeated_gradient(change: Callable[[Tensor], Tensor]) -> list[str]:
     torch.manual_seed(0)
-    return [flag.id for flag in same_gradient(Changed(change), PROBLEM.x, PROBLEM.y)]
+    return [flag.id for flag in probe_repeated_gradient(Changed(change), PROBLEM.x, PROBLEM.y)]
 
 
-def test_a_gradient_that_changes_between_two_calls_is_found_though_the_answer_does_not() -> None:
-    assert gradient(lambda x: x + (x - x.detach()) * 3 * torch.randn_like(x)) == ["P2"]
-    assert gradient(lambda x: x + 0.1 * torch.sin(3 * x)) == []
-    assert gradient(lambda x: x + (x - x.detach()) * torch.nan) == []  # D2 says so
-    assert gradient(lambda x: x.detach()) == []  # P11 says so
-    assert gradient(lambda x: 0 * x) == []  # D1 says so
+def test_a_gradient_that_changes_between_calls_raises_p2() -> None:
+    assert repeated_gradient(lambda x: x + (x - x.detach()) * 3 * torch.randn_like(x)) == ["P2"]
+    assert repeated_gradient(lambda x: x + 0.1 * torch.sin(3 * x)) == []
+    assert repeated_gradient(lambda x: x + (x - x.detach()) * torch.nan) == []  # D2 says so
+    assert repeated_gradient(lambda x: x.detach()) == []  # P11 says so
+    assert repeated_gradient(lambda x: 0 * x) == []  # D1 says so
 
 
-def test_the_probe_asks_for_equal_gradients_only_where_answers_are_equal() -> None:
+def test_p2_is_asked_only_of_equal_answers() -> None:
     torch.manual_seed(0)
     noisy = probe(
         Changed(lambda x: x + 0.3 * torch.randn_like(x)), PROBLEM.x, PROBLEM.y, 0.1, declared=True
@@ -106,3 +110,9 @@ def test_the_probe_asks_for_equal_gradients_only_where_answers_are_equal() -> No
         declared=False,
     )
     assert "P2" in {flag.id for flag in spoilt.flags}
+
+
+def test_the_probes_are_imported_without_scipy_stats() -> None:
+    """`--list` imports the probes, and scipy.stats takes two seconds."""
+    code = "import sys, bench.soundness.probes.probe; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
