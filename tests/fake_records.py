@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from bench.questions.spec import Cell, Spec, ThreatModel
+from bench.report import build_leaderboards
+from bench.results.leaderboard import Row
 from bench.results.record import Certificate, Cost, Env, Flag, Record
 
 ACCESS = {
@@ -66,3 +68,11 @@ def record(
         env=env or Env(),
         certificate=certificate,
     )
+
+
+def build_rows(
+    records: Sequence[Record], plans: Mapping[str, Sequence[Cell]], failures: Mapping[str, str]
+) -> tuple[Row, ...]:
+    """The rows of the one leaderboard that the cells are of."""
+    (board,) = build_leaderboards(records, plans, failures)
+    return board.rows

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eps", help="one eps only")
     try:
         asked = parser.parse_args(argv)
-        boards = report.boards(Store(asked.out))
+        boards = report.load_boards(Store(asked.out))
         if not boards:
             raise BadInput(
                 f"there are no records in '{asked.out}'; "

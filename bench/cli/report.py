@@ -30,7 +30,7 @@ def main() -> int:
             raise BadInput(
                 f"there are no records in '{root}'; run 'make bench' first, or give --out the folder of another run"
             )
-        found = report.boards(Store(root))
+        found = report.load_boards(Store(root))
         paths += draw(found, root / "figures") + curve.draw(found, root / "figures")
     except BadInput as error:
         print(f"bench.report: {error}", file=sys.stderr)

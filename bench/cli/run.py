@@ -411,7 +411,7 @@ def show_dry(
 def show_leaderboards(out: Console, args: argparse.Namespace, plan: Plan, store: Store) -> None:
     written = report.write(args.out)
     wanted = {(cell.dataset.name, cell.threat.norm, str(cell.threat.eps)) for cell in plan.cells}
-    for board in report.boards(store):
+    for board in report.load_boards(store):
         if (board.dataset, board.norm, board.eps) not in wanted:
             continue
         table = Table(

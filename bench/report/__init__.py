@@ -5,27 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.questions.registry import ROOT
+from bench.report.boards import build_leaderboards, load_boards
 from bench.report.html import page
 from bench.report.markdown import BRIEF, brief, markdown
 from bench.report.reference import compare_reference, same_question
 from bench.report.tables import cells_csv, leaderboard_csv
-from bench.results import published
-from bench.results.leaderboard import Leaderboard, leaderboards
 from bench.results.store import Store, write_text
 
 REFERENCE = ROOT / "results" / "reference"
 
-__all__ = ["BRIEF", "against_reference", "boards", "brief", "compare_reference", "write"]
-
-
-def boards(store: Store) -> list[Leaderboard]:
-    """Every leaderboard of the store, beside the published figures."""
-    return leaderboards(store.records(), store.plans(), store.failures(), published.load())
+__all__ = [
+    "BRIEF",
+    "against_reference",
+    "brief",
+    "build_leaderboards",
+    "compare_reference",
+    "load_boards",
+    "write",
+]
 
 
 def write(root: Path) -> list[Path]:
     """Write the leaderboards, cells.csv and report.html of the store at `root`, and return their paths; the same bytes for the same store."""
-    found = boards(Store(root))
+    found = load_boards(Store(root))
     folder = root / "leaderboards"
     texts = {
         folder / f"{board.name}{suffix}": make(board)
@@ -46,8 +48,8 @@ def against_reference(root: Path, reference: Path = REFERENCE) -> list[str]:
     """
     if root.resolve() == reference.resolve() or not (reference / "records").is_dir():
         return []
-    theirs = [row for board in boards(Store(reference)) for row in board.rows]
-    ours = [row for board in boards(Store(root)) for row in board.rows]
+    theirs = [row for board in load_boards(Store(reference)) for row in board.rows]
+    ours = [row for board in load_boards(Store(root)) for row in board.rows]
     if found := compare_reference(ours, theirs):
         return [f"differs from the reference: {text}" for text in found]
     common = sum(

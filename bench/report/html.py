@@ -64,7 +64,7 @@ def section(board: Leaderboard) -> str:
         *(drill(row) for row in board.rows),
         "<h3>Where the numbers come from</h3>",
         sources(board),
-        others(board.beside),
+        others(board.published),
     ]
     return "\n".join(part for part in parts if part)
 

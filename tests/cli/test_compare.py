@@ -102,7 +102,7 @@ def test_only_of_two_sound_rows_that_met_the_same_kinds_of_attack_one_is_called_
 ) -> None:
     put(tmp_path, AT, {"pgd": right(*range(30)), "square": right(*range(30))})
     put(tmp_path, JPEG, {"pgd": right(*range(10))})
-    (board,) = report.boards(Store(tmp_path))
+    (board,) = report.load_boards(Store(tmp_path))
     one, other = (
         replace(row, verdict="sound")
         for row in sorted(board.rows, key=lambda row: -len(row.records))
@@ -266,7 +266,7 @@ def test_a_folder_without_records_is_refused(
 def test_sound_verdicts_need_no_caveat(tmp_path: Path) -> None:
     put(tmp_path, AT, {"pgd": right(*range(30))})
     put(tmp_path, JPEG, {"pgd": right(*range(20))})
-    a, b = report.boards(Store(tmp_path))[0].rows
+    a, b = report.load_boards(Store(tmp_path))[0].rows
     assert [
         line
         for line in list_caveats(a, replace(b, verdict="sound"))

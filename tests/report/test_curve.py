@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+from bench.report import build_leaderboards
 from bench.report.curve import curves, draw
-from bench.results.leaderboard import leaderboards
 from tests.fake_records import cell, record
 
 
@@ -18,7 +18,7 @@ def boards(**shares: dict[str, int]) -> list:
         for eps, count in points.items()
         for attack, k in (("none", 4), ("pgd", count))
     ]
-    return leaderboards(records, {}, {})
+    return build_leaderboards(records, {}, {})
 
 
 def test_a_line_needs_three_eps_and_goes_by_their_size() -> None:

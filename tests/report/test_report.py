@@ -16,10 +16,9 @@ import pytest
 
 from bench import report
 from bench.questions.registry import ROOT
-from bench.results.leaderboard import rows
 from bench.results.record import Certificate, Cost, Env
 from bench.results.store import Store
-from tests.fake_records import cell, record
+from tests.fake_records import build_rows, cell, record
 
 AT = "at[classifier=own:digits-at@1a2b3c4d]"
 CARSO = "carso[classifier=own:digits-at@1a2b3c4d,samples=8]"
@@ -342,7 +341,7 @@ def test_certified_accuracy_is_shown_where_a_defence_certifies_and_only_there(ro
 
 
 def test_the_terminal_gets_a_cell_per_heading(root: Path) -> None:
-    (board, other) = report.boards(Store(root))
+    (board, other) = report.load_boards(Store(root))
     assert (other.dataset, other.norm, other.eps) == ("digits", "linf", "1/5")
     assert [len(report.brief(row)) for row in (*board.rows, *other.rows)] == [len(report.BRIEF)] * 3
     assert report.brief(other.rows[0])[:2] == ["1", "at"]
@@ -383,13 +382,13 @@ def reference_rows(
         (cell("none", defence, dataset=f"digits[n={n}]"), clean),
         (cell(attack, defence, dataset=f"digits[n={n}]"), robust),
     ]
-    return rows(
+    return build_rows(
         [record(asked, [1] * right + [0] * (n - right)) for asked, right in answers], {}, {}
     )
 
 
 def test_compare_reference_names_only_what_lies_beyond_the_intervals() -> None:
-    ours = rows(
+    ours = build_rows(
         [
             record(cell(a, AT, dataset="digits[n=100]"), [1] * k + [0] * (100 - k))
             for a, k in (("none", 96), ("pgd", 60))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from bench.questions.spec import Cell, Spec
+from bench.report import build_leaderboards
 from bench.report.markdown import markdown
-from bench.results.leaderboard import leaderboards, rows
+from bench.results.evidence import select_other_eps
 from bench.results.names import short_names
 from bench.results.record import Certificate, Cost, Record
 from bench.results.statistics import wilson
-from tests.fake_records import cell, record
+from tests.fake_records import build_rows, cell, record
 
 AT = "at[classifier=own:digits-at@1a2b3c4d]"
 CARSO = "carso[aggregation=peel,classifier=own:digits-at@1a2b3c4d,samples=8]"
@@ -58,7 +59,7 @@ def test_a_deterministic_row() -> None:
         record(plan[1], [1, 0, 0, 0]),
         record(plan[2], [0, 1, 1, 0]),
     ]
-    (row,) = rows(answers, {"p": plan}, {})
+    (row,) = build_rows(answers, {"p": plan}, {})
     assert (row.rank, row.defence, row.classifier, row.n, row.stochastic, row.complete) == (
         1,
         "at",
@@ -79,7 +80,7 @@ def test_a_deterministic_row() -> None:
 def test_attacks_of_equal_accuracy_are_told_apart_by_the_order_of_the_plan() -> None:
     plan = [cell(name) for name in ("none", "square", "pgd")]
     answers = [record(c, [1, 0, 0, 1]) for c in reversed(plan)]
-    assert [row.strongest_attack for row in rows(answers, {"p": plan}, {})] == ["square"]
+    assert [row.strongest_attack for row in build_rows(answers, {"p": plan}, {})] == ["square"]
 
 
 def test_nothing_mixes_other_images_seeds_or_draws() -> None:
@@ -95,7 +96,7 @@ def test_nothing_mixes_other_images_seeds_or_draws() -> None:
         for knobs in variants
         for name in ("none", "pgd")
     ]
-    found = rows(answers, {}, {})
+    found = build_rows(answers, {}, {})
     assert len(found) == len(variants)
     assert all(len(row.records) == 2 for row in found)
     assert len({(row.defence, row.cell.seed) for row in found}) == len(variants)
@@ -113,7 +114,7 @@ def test_a_failed_cell_and_one_not_yet_run_make_a_row_incomplete_and_rank_it_las
     answers = [record(c, [0, 0, 0, 0]) for c in weak] + [
         record(c, [1, 1, 1, 1]) for c in strong[:2]
     ]
-    first, last = rows(
+    first, last = build_rows(
         answers, {"p": [*weak, *strong]}, {strong[2].key: "RuntimeError:\n no memory"}
     )
     assert (first.defence, first.complete, first.rank) == ("at", True, 1)
@@ -125,14 +126,14 @@ def test_a_failed_cell_and_one_not_yet_run_make_a_row_incomplete_and_rank_it_las
 
 def test_a_failure_that_was_answered_since_is_no_failure() -> None:
     plan = [cell("none"), cell("pgd")]
-    (row,) = rows([record(c, [1, 1]) for c in plan], {"p": plan}, {plan[1].key: "old"})
+    (row,) = build_rows([record(c, [1, 1]) for c in plan], {"p": plan}, {plan[1].key: "old"})
     assert row.complete
     assert not any("old" in reason for reason in row.reasons)
 
 
 def test_a_defence_whose_every_cell_failed_still_has_a_row() -> None:
     plan = [cell("none", AT), cell("pgd", AT)]
-    (row,) = rows([], {"p": plan}, {c.key: "no weights" for c in plan})
+    (row,) = build_rows([], {"p": plan}, {c.key: "no weights" for c in plan})
     assert (row.rank, row.n, row.clean, row.robust, row.strongest_attack, row.complete) == (
         None,
         4,
@@ -145,12 +146,12 @@ def test_a_defence_whose_every_cell_failed_still_has_a_row() -> None:
 
 
 def test_clean_accuracy_alone_is_no_robust_accuracy() -> None:
-    (row,) = rows([record(cell("none"), [1, 1])], {}, {})
+    (row,) = build_rows([record(cell("none"), [1, 1])], {}, {})
     assert row.clean
     assert row.robust is None
     assert row.rank is None
     assert not row.complete
-    (row,) = rows([record(cell("pgd"), [1, 1])], {}, {})
+    (row,) = build_rows([record(cell("pgd"), [1, 1])], {}, {})
     assert row.clean is None
     assert row.robust
     assert not row.complete
@@ -168,7 +169,9 @@ def test_a_row_that_was_spared_what_the_others_met_does_not_outrank_them() -> No
     answers = [record(c, [1, 0, 0, 0]) for cells in full for c in cells] + [
         record(c, [1, 1, 1, 1]) for c in mine
     ]
-    found = rows(answers, {"sweep": [c for cells in full for c in cells], "a-quick-look": mine}, {})
+    found = build_rows(
+        answers, {"sweep": [c for cells in full for c in cells], "a-quick-look": mine}, {}
+    )
     assert [row.defence for row in found] == ["at", "jpeg", "undefended", "mine"]
     assert found[-1].complete
     assert found[-1].reasons[-1] == "spared what most like it met: pgd, square"
@@ -182,14 +185,14 @@ def test_a_special_attack_on_one_row_does_not_push_the_others_behind_it() -> Non
     ]
     special = cell("mine", "jpeg[classifier=own:x]")
     answers = [record(c, [1, 1, 0, 0]) for c in plan] + [record(special, [0, 0, 0, 0])]
-    found = rows(answers, {"sweep": plan, "special": [special]}, {})
+    found = build_rows(answers, {"sweep": plan, "special": [special]}, {})
     assert [row.defence for row in found] == ["at", "undefended", "jpeg"]
     assert not any("spared" in reason for row in found for reason in row.reasons)
 
 
 def test_the_largest_plan_gives_the_order_of_the_attacks() -> None:
     sweep, look = [cell(name) for name in ("none", "square", "pgd")], [cell("none"), cell("pgd")]
-    (board,) = leaderboards([], {"a-look": look, "sweep": sweep}, {})
+    (board,) = build_leaderboards([], {"a-look": look, "sweep": sweep}, {})
     assert board.attacks == ("none", "square", "pgd")
 
 
@@ -197,7 +200,7 @@ def test_stochastic_rows_meet_other_attacks_and_that_spares_nobody() -> None:
     steady = [cell(name, AT) for name in ("none", "pgd")]
     noisy = [cell(name, CARSO, select=2, draws=4) for name in ("none", "pgd", "pgd-eot")]
     answers = [record(c, [1, 1]) for c in steady] + [record(c, [4, 2]) for c in noisy]
-    found = rows(answers, {"p": [*steady, *noisy]}, {})
+    found = build_rows(answers, {"p": [*steady, *noisy]}, {})
     assert [(row.defence, row.complete, row.stochastic) for row in found] == [
         ("at", True, False),
         ("carso", True, True),
@@ -208,7 +211,8 @@ def test_stochastic_rows_meet_other_attacks_and_that_spares_nobody() -> None:
 def test_ablations_of_one_defence_are_told_apart() -> None:
     texts = (CARSO, CARSO.replace("samples=8", "samples=16"), CARSO.replace("1a2b3c4d", "99999999"))
     names = [
-        row.defence for row in rows([record(cell("none", text), [1]) for text in texts], {}, {})
+        row.defence
+        for row in build_rows([record(cell("none", text), [1]) for text in texts], {}, {})
     ]
     assert len(set(names)) == 3
     assert {"carso[samples=16]"} < set(names)
@@ -225,7 +229,7 @@ def test_leaderboards_are_one_per_dataset_norm_and_exact_eps() -> None:
     answers = [
         record(cell("none", dataset=d, norm=norm, eps=eps), [1, 1]) for d, norm, eps in places
     ]
-    found = leaderboards(answers, {}, {})
+    found = build_leaderboards(answers, {}, {})
     assert [(b.dataset, b.norm, b.eps, len(b.rows)) for b in found[:4]] == [
         ("digits", "linf", "31/1000", 1),
         ("digits", "linf", "8/255", 1),
@@ -239,7 +243,7 @@ def test_leaderboards_are_one_per_dataset_norm_and_exact_eps() -> None:
 def test_records_on_other_images_are_left_out_and_named() -> None:
     plan = [cell("none"), cell("pgd"), cell("square")]
     answers = [record(plan[0], [1, 1, 1]), record(plan[1], [1, 1, 0]), record(plan[2], [0, 0])]
-    (row,) = rows(answers, {"p": plan}, {})
+    (row,) = build_rows(answers, {"p": plan}, {})
     assert row.robust
     assert row.robust.mean == pytest.approx(2 / 3)
     assert not row.complete
@@ -250,7 +254,9 @@ PROOF = Certificate((0.6, 0.25, -1.0, 0.2500001), (("alpha", 0.001), ("n", 1000.
 
 
 def test_certified_accuracy_counts_radii_beyond_and_no_others() -> None:
-    (board,) = leaderboards([record(cell("none", AT), [1, 1, 1, 1], certificate=PROOF)], {}, {})
+    (board,) = build_leaderboards(
+        [record(cell("none", AT), [1, 1, 1, 1], certificate=PROOF)], {}, {}
+    )
     (row,) = board.rows
     assert board.radii == ("0.25", "0.5", "0.75", "1")
     found = [row.certified(radius) for radius in ("0", *board.radii)]
@@ -271,7 +277,7 @@ def test_a_leaderboard_in_l2_has_its_own_eps_among_the_radii(
     norm: str, eps: str, radii: tuple[str, ...]
 ) -> None:
     asked = [cell("none", defence, norm=norm, eps=eps) for defence in (AT, CARSO)]
-    (board,) = leaderboards(
+    (board,) = build_leaderboards(
         [record(asked[0], [1] * 4, certificate=PROOF), record(asked[1], [1] * 4)], {}, {}
     )
     assert board.radii == radii
@@ -279,7 +285,7 @@ def test_a_leaderboard_in_l2_has_its_own_eps_among_the_radii(
         "at": True,
         "carso": False,
     }
-    (board,) = leaderboards([record(asked[1], [1] * 4)], {}, {})
+    (board,) = build_leaderboards([record(asked[1], [1] * 4)], {}, {})
     assert board.radii == ()
 
 
@@ -306,12 +312,28 @@ def test_transfers_are_a_matrix_of_defences_by_sources() -> None:
         )
         for name, s, k in asked
     ]
-    (board,) = leaderboards(records, {}, {})
+    (board,) = build_leaderboards(records, {}, {})
     text = markdown(board).partition("## Accuracy under transfer, by source")[2].partition("##")[0]
     assert "| defence | own:a | own:b |" in text
     assert "| at | 0.750 | 0.250 |" in text
     assert "| jpeg | 0.500 |  |" in text
-    (lone,) = leaderboards(
+    (lone,) = build_leaderboards(
         [r for r in records if r.cell.attack.params.get("source") != "own:b@1a2b3c4d"], {}, {}
     )
     assert "by source" not in markdown(lone)
+
+
+def test_other_eps_are_of_the_same_question_and_the_same_examples() -> None:
+    def attacked(eps: str, n: int = 10, **how: object) -> Record:
+        return record(cell("pgd[steps=20]", eps=eps, **how), [1] * n)
+
+    here = attacked("1/5")
+    others = [
+        attacked("2/5"),
+        attacked("1/5"),
+        attacked("2/5", seed=1),
+        attacked("2/5", defence="vae"),
+        attacked("2/5", n=5),
+    ]
+    assert select_other_eps([here], others) == others[:1]
+    assert select_other_eps([], others) == []

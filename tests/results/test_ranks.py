@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.results.ranks import ranks, told_apart
+from bench.results.ranks import compute_ranks, differ_significantly
 from bench.results.record import Record
 from bench.results.statistics import mcnemar_mid
 from bench.results.worst_case import worst_case
@@ -26,7 +26,7 @@ def stands(first: int, last: int, n: int = 100) -> list[int]:
 
 
 def apart(a: list[Record], b: list[Record]) -> bool:
-    return told_apart(a, worst_case(a), b, worst_case(b))
+    return differ_significantly(a, worst_case(a), b, worst_case(b))
 
 
 @pytest.mark.parametrize(("more", "differs"), [(4, False), (5, True)])
@@ -48,14 +48,14 @@ def test_a_row_ranks_below_those_that_are_surely_better_and_beside_the_others() 
     rows = [row(stands(0, top)) for top in (90, 88, 84, 60)]
     assert [apart(rows[0], other) for other in rows] == [False, False, True, True]
     assert not apart(rows[1], rows[2])
-    assert ranks([(0, one) for one in rows]) == [1, 1, 2, 4]
-    assert ranks([(0, rows[0])]) == [1]
-    assert ranks([]) == []
+    assert compute_ranks([(0, one) for one in rows]) == [1, 1, 2, 4]
+    assert compute_ranks([(0, rows[0])]) == [1]
+    assert compute_ranks([]) == []
 
 
 def test_a_row_of_another_class_ranks_below_whatever_its_figures() -> None:
     good, better = row(stands(0, 88)), row(stands(0, 90))
-    assert ranks([("whole", good), ("spared", better)]) == [1, 2]
+    assert compute_ranks([("whole", good), ("spared", better)]) == [1, 2]
 
 
 def test_stochastic_rows_are_told_apart_by_paired_standard_errors() -> None:
@@ -77,4 +77,4 @@ def test_other_examples_are_told_apart_by_intervals_that_do_not_overlap() -> Non
 def test_ranks_never_fall_along_the_table() -> None:
     few = [replace(one, ids=tuple(range(100, 110))) for one in row(stands(0, 6, 10))]
     assert not apart(row(stands(0, 80)), few)
-    assert ranks([(0, row(stands(0, 90))), (0, row(stands(0, 80))), (0, few)]) == [1, 2, 2]
+    assert compute_ranks([(0, row(stands(0, 90))), (0, row(stands(0, 80))), (0, few)]) == [1, 2, 2]

@@ -11,7 +11,8 @@ import pytest
 from bench.judging.evaluate import evaluate
 from bench.questions.plan import Request, plan, read_plan_file
 from bench.questions.spec import Cell
-from bench.results.leaderboard import Row, leaderboards
+from bench.report import build_leaderboards
+from bench.results.leaderboard import Row
 from bench.results.names import CHECKS
 from bench.results.record import Flag, Planted, Record
 from bench.results.worst_case import worst_case
@@ -171,7 +172,7 @@ def answers(defences: Sequence[str], attacks: Sequence[str]) -> list[Record]:
 def rows(
     records: Sequence[Record], failures: Mapping[str, str] | None = None, cells: Sequence[Cell] = ()
 ) -> tuple[Row, ...]:
-    (board,) = leaderboards(
+    (board,) = build_leaderboards(
         records, {"main": [*cells, *(one.cell for one in records)]}, failures or {}
     )
     assert not any(label.startswith(("frozen", "planted")) for label in board.attacks)

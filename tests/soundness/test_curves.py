@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.results.leaderboard import leaderboards
+from bench.report import build_leaderboards
 from bench.results.record import Flag, Record
 from bench.soundness.audits.curves import (
     MEANING,
-    elsewhere,
     in_eight_bits,
     more_effort,
     over_eps,
@@ -66,19 +65,6 @@ def test_accuracy_must_not_stand_still_while_eps_grows_fourfold() -> None:
     assert flags(at("1/10", 0.6), at("2/5", 0.57)) == {"D4": "hard"}
     assert flags(at("1/10", 0.6), at("3/10", 0.57)) == {}
     assert flags(at("1/10", 0.1), at("2/5", 0.08)) == {}, "what has fallen cannot fall on"
-
-
-def test_only_the_same_question_on_the_same_examples_is_compared() -> None:
-    here = at("1/5", 0.5)
-    others = [
-        at("2/5", 0.6),
-        at("1/5", 0.6),
-        at("2/5", 0.6, seed=1),
-        at("2/5", 0.6, defence="vae"),
-        record(cell("pgd", eps="2/5"), stands(0.6, 50)),
-    ]
-    assert elsewhere([here], others) == others[:1]
-    assert elsewhere([], others) == []
 
 
 @pytest.mark.parametrize(
@@ -274,7 +260,7 @@ def test_a_leaderboard_is_told_of_the_others_of_its_norm() -> None:
         record(cell(name, eps=eps), stands(share))
         for name, eps, share in (("none", "1/5", 0.9), ("pgd", "1/5", 0.7), ("pgd", "1", 0.4))
     ]
-    boards = leaderboards(records, {}, {})
+    boards = build_leaderboards(records, {}, {})
     assert [board.eps for board in boards] == ["1/5", "1"]
     for board in boards:
         assert {"D3"} <= {flag.id for flag in board.rows[0].flags}

@@ -9,7 +9,7 @@ import pytest
 
 from bench.judging.evaluate import evaluate
 from bench.questions.plan import Request, plan
-from bench.results.leaderboard import leaderboards
+from bench.report import build_leaderboards
 from bench.results.record import Record
 from bench.soundness.audits.check_results import audit
 from bench.soundness.verdict import missing_codes
@@ -201,8 +201,8 @@ def test_a_row_has_the_flags_and_the_words_of_its_checks_and_its_figures_are_as_
         budget="quick",
     )
     held = [evaluate(one) for one in plan([asked]).cells]
-    (board,) = leaderboards(held, {"main": [one.cell for one in held]}, {})
-    (plain,) = leaderboards(held[:2], {"main": [one.cell for one in held[:2]]}, {})
+    (board,) = build_leaderboards(held, {"main": [one.cell for one in held]}, {})
+    (plain,) = build_leaderboards(held[:2], {"main": [one.cell for one in held[:2]]}, {})
     (row,), (bare,) = board.rows, plain.rows
     assert board.attacks == ("none", "pgd")
     assert "D11 soft: of 6 examples that pgd leaves, no gradient on 6" in row.reasons

@@ -11,7 +11,8 @@ import pytest
 
 from bench.judging.evaluate import evaluate
 from bench.questions.plan import plan, read_plan_file
-from bench.results.leaderboard import Row, leaderboards
+from bench.report import build_leaderboards
+from bench.results.leaderboard import Row
 from bench.results.record import Record
 
 N = 32
@@ -37,7 +38,7 @@ def records() -> tuple[Record, ...]:
 
 
 def rows(held: Sequence[Record]) -> dict[str, Row]:
-    (board,) = leaderboards(held, {"gallery": [one.cell for one in held]}, {})
+    (board,) = build_leaderboards(held, {"gallery": [one.cell for one in held]}, {})
     return {row.cell.defence.name: row for row in board.rows}
 
 

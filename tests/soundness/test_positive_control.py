@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.results.leaderboard import leaderboards
+from bench.report import build_leaderboards
 from bench.results.record import Record
 from bench.soundness.audits.positive_control import audit, compared
 from bench.soundness.audits.records import MEANING
@@ -91,7 +91,7 @@ def test_the_leaderboard_looks_at_the_other_rows() -> None:
         plain("pgd[steps=5]", 0.5),
         plain("square", 0.0),
     ]
-    (board,) = leaderboards(weak, {}, {})
+    (board,) = build_leaderboards(weak, {}, {})
     rows = {row.defence: row for row in board.rows}
     assert "D18" in {flag.id for flag in rows["at"].flags}
     assert rows["at"].verdict == "suspicious"

@@ -6,11 +6,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from statistics import fmean, stdev
 
-from bench.questions.spec import Cell, Spec, Value
+from bench.questions.spec import Spec, Value
 from bench.results.names import family
 from bench.results.record import Flag, Record
 
@@ -35,25 +34,6 @@ RESCALE, AS_IS = (
     "1",
 )  # the attacks whose knob `scale` is that of the logits, and the scale of these as they are
 EFFORT = {"steps": "D6", "restarts": "D6", "eot": "D14"}
-
-
-def question_without_eps(cell: Cell) -> str:
-    """The key of what two cells share that differ in eps and attack alone."""
-    return replace(cell, threat=replace(cell.threat, eps=Fraction(0))).question
-
-
-def elsewhere(here: Sequence[Record], others: Iterable[Record]) -> list[Record]:
-    """Of the records `others`, those that ask the same of the same examples at another eps."""
-    if not here:
-        return []
-    first, asked = here[0], question_without_eps(here[0].cell)
-    return [
-        other
-        for other in others
-        if (other.ids, other.env.data) == (first.ids, first.env.data)
-        and other.cell.threat.eps != first.cell.threat.eps
-        and question_without_eps(other.cell) == asked
-    ]
 
 
 def over_eps(here: Sequence[Record], others: Sequence[Record]) -> list[Flag]:

@@ -1,0 +1,27 @@
+"""Leaderboards, with the verdicts of `bench.soundness`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.questions.spec import Cell
+from bench.results import leaderboard, published
+from bench.results.leaderboard import Leaderboard
+from bench.results.published import Published
+from bench.results.record import Record
+from bench.results.store import Store
+from bench.soundness.assess import assess
+
+
+def load_boards(store: Store) -> list[Leaderboard]:
+    """Every leaderboard of the store, beside the published figures."""
+    return build_leaderboards(store.records(), store.plans(), store.failures(), published.load())
+
+
+def build_leaderboards(
+    records: Sequence[Record],
+    plans: Mapping[str, Sequence[Cell]],
+    failures: Mapping[str, str],
+    published: Iterable[Published] = (),
+) -> list[Leaderboard]:
+    return leaderboard.build_leaderboards(records, plans, failures, published, assess)
