@@ -1,0 +1,1 @@
+"""Comparisons that docs cite: `python -m benchmarks.NAME` runs one, `python -m benchmarks` all."""

@@ -1,228 +1,239 @@
-"""Our SPSA, One-Pixel, Pixle, Boundary, HopSkipJump, DeepFool, C&W and PGD against those of torchattacks, foolbox and pyautoattack, in one run.
+"""Our attacks against those of torchattacks, foolbox and pyautoattack, in one run.
 
     python -m benchmarks.attacks [--n 50] [--dataset digits] [--only spsa,boundary]
 
-Each row: robust accuracy after projection to the ball, queries per example and seconds, on the standard and the adversarially trained
-classifier, one thread, equal seeds. A library's starting points, where it needs them, are ours.
+The attacks are SPSA, One-Pixel, Pixle, Boundary, HopSkipJump, DeepFool, C&W, PGD and AutoAttack.
+Each row: robust accuracy after projection to the ball, queries per example and seconds, on the
+standard and the adversarially trained classifier, on one thread, with equal seeds. A library's
+starting points, where it needs them, are ours.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.attacks.decision import BISECTIONS, bisect, start
 from bench.data.sample import Dataset, load
-from bench.judging.norms import to_ball
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.spec import Spec, ThreatModel
+from benchmarks.common import flag_parser, is_robust, run_autoattack
 
-Run = Callable[[Target, Dataset, str, float], Tensor]
+EXTRA = (
+    "it needs the extra 'libraries': .venv/bin/uv pip install "
+    "torchattacks==3.5.1 foolbox==3.3.4, then robustbench again"
+)
+Run = Callable[[Target, Dataset, ThreatModel], Tensor]
 
 
-def ours(name: str, access: str, **knobs: float) -> tuple[str, Run]:
+def ours(name: str, **knobs: Any) -> Run:
     make = registry.attacks.get(name).make
-    return access, lambda model, data, norm, eps: make(
-        model,
-        data.x.clone(),
-        data.y.clone(),
-        ThreatModel(norm, Fraction(eps).limit_denominator(10**6), access),
-        **knobs,
-    )
+
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        proposals: Tensor = make(model, data.x.clone(), data.y.clone(), threat, **knobs)
+        return proposals
+
+    return run
 
 
-def spsa(steps: int, samples: int) -> tuple[str, Run]:
+def torchattacks_spsa(steps: int, samples: int) -> Run:
     from torchattacks.attacks.spsa import SPSA
 
-    return "score", lambda model, data, norm, eps: SPSA(
-        model, eps=eps, delta=0.01, lr=0.32 * eps, nb_iter=steps, nb_sample=samples
-    )(data.x, data.y)
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        eps = float(threat.eps)
+        attack = SPSA(model, eps=eps, delta=0.01, lr=0.32 * eps, nb_iter=steps, nb_sample=samples)
+        x_adv: Tensor = attack(data.x, data.y)
+        return x_adv
+
+    return run
 
 
-def onepixel(steps: int, popsize: int) -> tuple[str, Run]:
+def torchattacks_onepixel(steps: int, popsize: int) -> Run:
     from torchattacks.attacks.onepixel import OnePixel
 
-    return "score", lambda model, data, norm, eps: OnePixel(
-        model, pixels=int(eps), steps=steps, popsize=popsize, inf_batch=4096
-    )(data.x, data.y)
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        pixels = int(threat.eps)
+        attack = OnePixel(model, pixels=pixels, steps=steps, popsize=popsize, inf_batch=4096)
+        x_adv: Tensor = attack(data.x, data.y)
+        return x_adv
+
+    return run
 
 
-def fool(kind: str, **knobs: int) -> tuple[str, Run]:
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import foolbox
-
-    def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
-        z, found, _ = start(model, data.x, data.y, norm)
-        z = bisect(model, data.x, data.y, z, norm, found, BISECTIONS)
-        rows = (found & is_correct(model(data.x), data.y)).nonzero().squeeze(1)
-        known = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
-        attack = (
-            foolbox.attacks.BoundaryAttack(**knobs)
-            if kind == "boundary"
-            else foolbox.attacks.HopSkipJumpAttack(constraint=norm, **knobs)
-        )
-        if len(rows):
-            z[rows] = attack.run(
-                known,
-                data.x[rows],
-                foolbox.criteria.Misclassification(data.y[rows]),
-                starting_points=z[rows],
-            )
-        return z
-
-    return "decision", run
-
-
-def pixle(steps: int, samples: int) -> tuple[str, Run]:
+def torchattacks_pixle(steps: int, samples: int) -> Run:
     from torchattacks.attacks.pixle import Pixle
 
-    def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
-        size = max(1, int(eps))
-        return Pixle(
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        size = max(1, int(threat.eps))
+        attack = Pixle(
             model, x_dimensions=(1, size), y_dimensions=1, restarts=steps, max_iterations=samples
-        )(data.x, data.y)
+        )
+        x_adv: Tensor = attack(data.x, data.y)
+        return x_adv
 
-    return "score", run
+    return run
 
 
-def nearest(kind: str, **knobs: float) -> tuple[str, Run]:
+def import_foolbox() -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox
 
-    def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
-        name = (
-            "L2CarliniWagnerAttack"
-            if kind == "cw"
-            else {"l2": "L2DeepFoolAttack", "linf": "LinfDeepFoolAttack"}[norm]
-        )
-        known = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
-        return getattr(foolbox.attacks, name)(**knobs).run(
-            known, data.x, foolbox.criteria.Misclassification(data.y)
-        )
-
-    return "white-box", run
+    return foolbox
 
 
-def standard(queries: int) -> tuple[str, Run]:
-    from pyautoattack import AutoAttack
+def foolbox_decision(name: str, **knobs: int) -> Run:
+    """foolbox's attack from our starting points, on the examples that are right."""
+    foolbox = import_foolbox()
 
-    def run(model: Target, data: Dataset, norm: str, eps: float) -> Tensor:
-        front = AutoAttack(
-            model,
-            norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[norm],
-            eps=eps,
-            seed=0,
-            device="cpu",
-            version="standard",
-        )
-        front.square.n_queries = queries
-        return front.run_standard_evaluation(data.x, data.y)[0]
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        norm = threat.norm
+        z, fooled, _ = start(model, data.x, data.y, norm)
+        z = bisect(model, data.x, data.y, z, norm, fooled, BISECTIONS)
+        rows = (fooled & is_correct(model(data.x), data.y)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return z
+        wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
+        if name == "boundary":
+            attack = foolbox.attacks.BoundaryAttack(**knobs)
+        else:
+            attack = foolbox.attacks.HopSkipJumpAttack(constraint=norm, **knobs)
+        goal = foolbox.criteria.Misclassification(data.y[rows])
+        z[rows] = attack.run(wrapped, data.x[rows], goal, starting_points=z[rows])
+        return z
 
-    return "white-box", run
+    return run
 
 
-def rows(only: set[str]) -> list[tuple[str, str, tuple[str, Run]]]:
-    table: list[tuple[str, str, Callable[[], tuple[str, Run]]]] = [
-        ("spsa ours", "linf", lambda: ours("spsa", "score", steps=20, samples=64)),
-        ("spsa torchattacks", "linf", lambda: spsa(20, 64)),
-        ("onepixel ours", "l0", lambda: ours("onepixel", "score", steps=20, popsize=100)),
-        ("onepixel torchattacks", "l0", lambda: onepixel(20, 100)),
-        ("pixle ours", "l0", lambda: ours("pixle", "score", steps=20, samples=10)),
-        ("pixle torchattacks", "l0", lambda: pixle(20, 10)),
-        *(
-            (f"deepfool ours {norm}", norm, lambda: ours("deepfool", "white-box"))
-            for norm in ("l2", "linf")
-        ),
-        *(
-            (
-                f"deepfool foolbox {norm}",
-                norm,
-                lambda: nearest("deepfool", steps=50, overshoot=0.02),
-            )
-            for norm in ("l2", "linf")
-        ),
-        ("cw ours", "l2", lambda: ours("cw", "white-box", steps=200, searches=6)),
-        ("cw foolbox", "l2", lambda: nearest("cw", steps=200, binary_search_steps=6, stepsize=0.1)),
-        *(
-            (f"boundary ours {norm}", norm, lambda: ours("boundary", "decision", steps=500))
-            for norm in ("l2", "linf")
-        ),
-        *(
-            (f"boundary foolbox {norm}", norm, lambda: fool("boundary", steps=1000))
-            for norm in ("l2", "linf")
-        ),
-        *(
-            (
-                f"hopskipjump ours {norm}",
-                norm,
-                lambda: ours("hopskipjump", "decision", queries=1000),
-            )
-            for norm in ("l2", "linf")
-        ),
-        *(
-            (f"hopskipjump foolbox {norm}", norm, lambda norm=norm: fool("hopskipjump", steps=6))
-            for norm in ("l2", "linf")
-        ),
-        *(
-            (
-                f"pgd 40x5 margin ours {norm}",
-                norm,
-                lambda: ours("pgd", "white-box", steps=40, restarts=5, loss="margin"),
-            )
-            for norm in ("linf", "l2", "l1")
-        ),
-        *(
-            (f"autoattack ours {norm}", norm, lambda: ours("autoattack", "white-box", queries=500))
-            for norm in ("linf", "l2", "l1")
-        ),
-        *(
-            (f"autoattack pyautoattack {norm}", norm, lambda: standard(500))
-            for norm in ("linf", "l2", "l1")
-        ),
-    ]
-    return [
-        (name, norm, make()) for name, norm, make in table if not only or name.split()[0] in only
-    ]
+def foolbox_minimum_norm(names: dict[str, str], **knobs: float) -> Run:
+    """foolbox's attack; `names` are those of its classes by norm."""
+    foolbox = import_foolbox()
+
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        attack = getattr(foolbox.attacks, names[threat.norm])(**knobs)
+        wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
+        goal = foolbox.criteria.Misclassification(data.y)
+        x_adv: Tensor = attack.run(wrapped, data.x, goal)
+        return x_adv
+
+    return run
+
+
+def pyautoattack_standard(queries: int) -> Run:
+    def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
+        return run_autoattack(model, data, threat, queries)
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One attack by one library; `make` imports the library."""
+
+    name: str
+    access: str
+    norms: tuple[str, ...]
+    make: Callable[[], Run]
+
+
+TWO = ("l2", "linf")
+THREE = ("linf", "l2", "l1")
+DEEPFOOL = {"l2": "L2DeepFoolAttack", "linf": "LinfDeepFoolAttack"}
+CW = {"l2": "L2CarliniWagnerAttack"}
+
+CONTENDERS = (
+    Contender("spsa ours", "score", ("linf",), partial(ours, "spsa", steps=20, samples=64)),
+    Contender(
+        "spsa torchattacks", "score", ("linf",), partial(torchattacks_spsa, steps=20, samples=64)
+    ),
+    Contender("onepixel ours", "score", ("l0",), partial(ours, "onepixel", steps=20, popsize=100)),
+    Contender(
+        "onepixel torchattacks",
+        "score",
+        ("l0",),
+        partial(torchattacks_onepixel, steps=20, popsize=100),
+    ),
+    Contender("pixle ours", "score", ("l0",), partial(ours, "pixle", steps=20, samples=10)),
+    Contender(
+        "pixle torchattacks", "score", ("l0",), partial(torchattacks_pixle, steps=20, samples=10)
+    ),
+    Contender("deepfool ours", "white-box", TWO, partial(ours, "deepfool")),
+    Contender(
+        "deepfool foolbox",
+        "white-box",
+        TWO,
+        partial(foolbox_minimum_norm, DEEPFOOL, steps=50, overshoot=0.02),
+    ),
+    Contender("cw ours", "white-box", ("l2",), partial(ours, "cw", steps=200, searches=6)),
+    Contender(
+        "cw foolbox",
+        "white-box",
+        ("l2",),
+        partial(foolbox_minimum_norm, CW, steps=200, binary_search_steps=6, stepsize=0.1),
+    ),
+    Contender("boundary ours", "decision", TWO, partial(ours, "boundary", steps=500)),
+    Contender(
+        "boundary foolbox", "decision", TWO, partial(foolbox_decision, "boundary", steps=1000)
+    ),
+    Contender("hopskipjump ours", "decision", TWO, partial(ours, "hopskipjump", queries=1000)),
+    Contender(
+        "hopskipjump foolbox", "decision", TWO, partial(foolbox_decision, "hopskipjump", steps=6)
+    ),
+    Contender(
+        "pgd 40x5 margin ours",
+        "white-box",
+        THREE,
+        partial(ours, "pgd", steps=40, restarts=5, loss="margin"),
+    ),
+    Contender("autoattack ours", "white-box", THREE, partial(ours, "autoattack", queries=500)),
+    Contender("autoattack pyautoattack", "white-box", THREE, partial(pyautoattack_standard, 500)),
+)
+
+
+def compare(contender: Contender, run: Run, norm: str, data: Dataset) -> None:
+    """Print the row of one contender in one norm for each of two classifiers."""
+    facts = registry.datasets.get(data.name).facts
+    label = contender.name if len(contender.norms) == 1 else f"{contender.name} {norm}"
+    threat = ThreatModel(norm, Fraction(facts["eps"][norm]), contender.access)
+    for role in ("standard", "robust"):
+        model = registry.build_classifier(facts["roles"][role])
+        target = Target(model, access=contender.access, classes=data.classes).eval()
+        torch.manual_seed(0)
+        begin = time.perf_counter()
+        proposals = run(target, data, threat).detach()
+        seconds = time.perf_counter() - begin
+        robust = is_robust(model, proposals, data, threat).float().mean()
+        queries = target.forwards / len(data)
+        print(f"{label:<30}{role:<12}{robust:>8.3f}{queries:>10.0f}{seconds:>9.2f}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser = flag_parser(__doc__, {"n": 50, "dataset": "digits", "only": ""})
+    parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     registry.discover()
-    facts = registry.datasets.get(args.dataset).facts
+    only = set(filter(None, args.only.split(",")))
+    chosen = [entry for entry in CONTENDERS if not only or entry.name.split()[0] in only]
+    try:
+        runs = [(contender, contender.make()) for contender in chosen]
+    except ModuleNotFoundError as error:
+        parser.exit(2, f"benchmarks.attacks: {error}; {EXTRA}\n")
     data = load(Spec.of(args.dataset, {"n": args.n}), data_dir=args.data_dir)
     print(f"{args.dataset} n={args.n}, torch {torch.__version__}, one thread")
     print(f"{'attack':<30}{'classifier':<12}{'robust':>8}{'queries':>10}{'seconds':>9}")
-    for name, norm, (access, run) in rows(set(filter(None, args.only.split(",")))):
-        for role in ("standard", "robust"):
-            model = registry.build_classifier(facts["roles"][role])
-            target = Target(model, access=access, classes=data.classes).eval()
-            eps = float(Fraction(facts["eps"][norm]))
-            torch.manual_seed(0)
-            begun = time.perf_counter()
-            made = run(target, data, norm, eps).detach()
-            seconds = time.perf_counter() - begun
-            made = made if made.dim() == 5 else made.unsqueeze(0)
-            with torch.no_grad():
-                alive = torch.stack(
-                    [is_correct(model(to_ball(one, data.x, norm, eps)), data.y) for one in made]
-                ).all(0)
-            print(
-                f"{name:<30}{role:<12}{alive.float().mean():>8.3f}{target.forwards / len(data.x):>10.0f}{seconds:>9.2f}"
-            )
+    for contender, run in runs:
+        for norm in contender.norms:
+            compare(contender, run, norm, data)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def plain(look: Callable[..., object], *given: object, use_reentrant: bool) -> o
 def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whole, its activations would leave the cache: `python -m benchmarks.parts`."""
+    """Whole, its activations would leave the cache: see `carso.model.FLAT`."""
 
     def answer(half: Half) -> Tensor:
         with random_stream(CPU, 7):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.judging.evaluate import select_and_judge
 from bench.judging.target import Target, is_correct
 from bench.questions.spec import ThreatModel, parse_eps
-from benchmarks.scoring import adversaries, bookkeeping, main
+from benchmarks.scoring import Strength, count_as_library, main, make_adversaries
 from tests.attacks.linear import two_classes
 from tests.fake_records import cell
 
@@ -70,7 +70,7 @@ def test_candidates_that_are_no_better_than_the_image_are_counted_as_successes_u
     ), "the mean of p to that power"
     x = pixels(p)
     torch.manual_seed(1)
-    stands, kept = bookkeeping(Chances(), x, TRUTH, x.expand(several - 1, *x.shape))
+    stands, kept = count_as_library(Chances(), x, TRUTH, x.expand(several - 1, *x.shape))
     assert float(stands.float().mean()) == pytest.approx(union, abs=0.02)
     assert torch.equal(kept, x)
     asked = cell("pgd", "carso", dataset=f"digits[n={N}]", select=20, draws=64)
@@ -101,7 +101,7 @@ def test_one_number_lies_below_the_truth_and_the_other_above_it_and_the_split_hi
         pixels(torch.full((N,), 0.5)).expand(2, -1, -1, -1, -1),
     )
     torch.manual_seed(0)
-    stands, kept = bookkeeping(Chances(), x, TRUTH, tried)
+    stands, kept = count_as_library(Chances(), x, TRUTH, tried)
     assert float(stands.float().mean()) == pytest.approx(counted, abs=0.02)
     assert float(is_correct(Chances()(kept), TRUTH).float().mean()) == pytest.approx(
         again, abs=0.02
@@ -150,11 +150,15 @@ def test_an_attack_that_was_never_right_returns_the_image_itself() -> None:
     )  # a third class, far away, for the DLR loss
     target = Target(pair, classes=3)
     torch.manual_seed(0)
-    returned, candidates = adversaries(target, problem.x, problem.y, threat[0.5], 10, 1)
+    returned, candidates = make_adversaries(
+        target, problem.x, problem.y, threat[0.5], Strength(10, 1)
+    )
     assert torch.equal(returned, problem.x.expand_as(returned))
     assert torch.equal(candidates[[0, 2, 4]], problem.x.expand(3, -1, -1, -1, -1))
     assert (candidates[[1, 3]] != problem.x).any()
-    returned, candidates = adversaries(target, problem.x, problem.y, threat[2], 10, 1)
+    returned, candidates = make_adversaries(
+        target, problem.x, problem.y, threat[2], Strength(10, 1)
+    )
     assert not is_correct(problem.model(returned.flatten(0, 1)), problem.y.repeat(2)).any()
     assert torch.equal(candidates[[2, 4]], returned)
 
