@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from baselines.zoo_files import brief, check, download, models_dir
+from baselines.zoo_files import brief, check, download
 from bench import weights
 from bench.errors import BadInput, did_you_mean
+from bench.files import model_folder
 from bench.questions.registry import classifier
 from bench.results import published
 
@@ -68,7 +69,7 @@ def robustbench(argument: str) -> nn.Module:
             weights_only(),
         ):
             net: nn.Module = package("utils").load_model(
-                name, model_dir=models_dir(), dataset=dataset, threat_model=threat
+                name, model_dir=model_folder(), dataset=dataset, threat_model=threat
             )
     except (
         RuntimeError,
@@ -131,7 +132,7 @@ def files(argument: str) -> list[Path]:
     """The files of our own folder that the loader reads: several for an ensemble, none for a model of timm."""
     dataset, threat, name = parts(argument)
     count = published.zoo()[f"robustbench:{bare(argument)}"].files
-    path = models_dir() / dataset / threat / f"{name}.pt"
+    path = model_folder() / dataset / threat / f"{name}.pt"
     return [Path(f"{path}_m{i}.pt") for i in range(count)] if count > 1 else [path] * count
 
 

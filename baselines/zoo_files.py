@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import socket
-import tempfile
 import zipfile
 from pathlib import Path
 
 import torch
 
+from bench import files
 from bench.errors import BadInput
-
-PATIENCE = 20.0  # seconds that a server may be silent
-
-
-def models_dir() -> Path:
-    """Where weights lie: the environment variable BENCH_MODELS, else `models`."""
-    return Path(os.environ.get("BENCH_MODELS") or "models").expanduser()
 
 
 def missing(argument: str, path: Path, reason: str = "") -> BadInput:
@@ -41,37 +32,25 @@ def check(argument: str, path: Path) -> None:
 
 def download(argument: str, path: Path, source: str) -> None:
     """From an address, or from the drive that knows it by a key: beside the place where it belongs, and checked before it goes there."""
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    downloader = None if "://" in source else drive_downloader
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
-            fresh = Path(aside) / path.name
-            fetch(source, fresh)
-            if what := defect(fresh) if fresh.is_file() else "nothing":
-                raise OSError(f"what came is {what}")
-            os.replace(fresh, path)
-    except Exception as error:  # of the downloaders, of requests, of a full or read-only disk
-        raise missing(argument, path, brief(error)) from None
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only while it is empty
+        files.download(source, path, check=check_download, downloader=downloader)
+    except files.DownloadFailed as error:
+        raise missing(argument, path, error.reason[:160]) from None
 
 
-def fetch(source: str, path: Path) -> None:
-    """Write what `source` holds to `path`, with a progress bar on stderr and nothing on stdout."""
+def drive_downloader(key: str, path: str, _: object) -> None:
+    """Write the drive's file of this key to `path`, with nothing on stdout."""
+    import gdown
+
     with contextlib.redirect_stdout(io.StringIO()):
-        if "://" not in source:
-            import gdown
+        gdown.download(id=key, output=path, timeout=files.TIMEOUT)
 
-            gdown.download(id=source, output=str(path), timeout=PATIENCE)
-            return
-        patience = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(PATIENCE)
-        try:
-            torch.hub.download_url_to_file(source, str(path))
-        finally:
-            socket.setdefaulttimeout(patience)
+
+def check_download(path: Path) -> None:
+    """ValueError where a download brought something else than weights, or nothing."""
+    if what := defect(path) if path.is_file() else "nothing":
+        raise ValueError(f"what came is {what}")
 
 
 def defect(path: Path) -> str:

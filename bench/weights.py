@@ -7,15 +7,14 @@ such file. A card says what the tensors are (`arch`), how they came to be (data,
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from bench.entry_points import checkout, declared
 from bench.errors import BadInput, did_you_mean
+from bench.files import file_digest, model_folder, replace_atomically, write_text
 
 
 def folders() -> tuple[Path, ...]:
@@ -26,7 +25,7 @@ def folders() -> tuple[Path, ...]:
         found += map(Path, (package and package.submodule_search_locations) or ())
     if root := checkout():
         found.append(root / "weights")
-    return (*found, Path(os.environ.get("BENCH_MODELS") or "models"))
+    return (*found, model_folder())
 
 
 def own_names() -> list[str]:
@@ -75,8 +74,7 @@ def digest(path: Path) -> str:
 
 @functools.cache
 def _digest(path: Path, _mtime: int, _size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def pin(text: str) -> str:
@@ -135,12 +133,7 @@ def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any], *, half: bo
         for k, v in tensors.items()
     }
     assert all(bool(torch.isfinite(v).all()) for v in kept.values() if v.is_floating_point())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    try:
-        save_file(kept, fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    fresh.write_text(json.dumps({**facts, "sha256": digest(path)}, indent=1, sort_keys=True) + "\n")
-    os.replace(fresh, path.with_suffix(".json"))
+    with replace_atomically(path) as temporary:
+        save_file(kept, temporary)
+    card = {**facts, "sha256": digest(path)}
+    write_text(path.with_suffix(".json"), json.dumps(card, indent=1, sort_keys=True) + "\n")

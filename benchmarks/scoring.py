@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.via_autoattack import NAMES, Seen, seed
-from bench.data.sample import folder
 from bench.errors import BadInput
+from bench.files import data_folder
 from bench.judging.evaluate import batch_count, count_correct, prepare, select_and_judge
 from bench.judging.execute import pick_device
 from bench.judging.randomness import random_stream
@@ -205,7 +205,7 @@ def compare(args: argparse.Namespace) -> None:
     print_head(args, cells[0].threat, device)
     for cell in cells:
         strength = Strength(args.steps, args.eot)
-        scores = score(cell, strength, args.repeats, device, folder(args.data_dir))
+        scores = score(cell, strength, args.repeats, device, data_folder(args.data_dir))
         print_row(cell.defence.name, scores)
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bench.files import file_digest, write_text
 from carso import released
-from carso.atomic import replace
 from carso.model import CARSO
 from carso.purifier import Layout, Purifier
 from carso.representation import shapes
+from carso.tensors import read_tensors, write_tensors
 
 KINDS = ("carso", "vae")
 
@@ -90,23 +91,9 @@ def save(path: Path, purifier: Purifier, facts: Mapping[str, Any], *, half: bool
         raise ValueError(
             f"the purifier is not finite: {bad[0]}{' in half precision' if half else ''}; nothing is written"
         )
-    digest = ""
-
-    def write(fresh: Path) -> None:
-        nonlocal digest
-        save_file(tensors, fresh)
-        digest = hashlib.sha256(fresh.read_bytes()).hexdigest()
-
-    replace(path, write)
-    card = {**facts, "sha256": digest}
-    replace(
-        path.with_suffix(".json"),
-        lambda fresh: _write(fresh, json.dumps(card, indent=1, sort_keys=True) + "\n"),
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+    write_tensors(path, tensors)
+    card = {**facts, "sha256": file_digest(path)}
+    write_text(path.with_suffix(".json"), json.dumps(card, indent=1, sort_keys=True) + "\n")
 
 
 def load(path: Path) -> tuple[Purifier, dict[str, Any]]:
@@ -114,7 +101,7 @@ def load(path: Path) -> tuple[Purifier, dict[str, Any]]:
     beside = path.with_suffix(".json")
     try:
         card: dict[str, Any] = json.loads(beside.read_text())
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_digest(path)
         tensors = load_file(path)
     except OSError as error:
         raise ValueError(
@@ -147,7 +134,7 @@ def load_released(
     top, found = folder or released.folder(), released.files(name)
     if not all((top / file).is_file() for file in found.values()):
         raise released.missing(f"purifier 'released:{name}'", found.values(), top)
-    held = {part: _read(top / file) for part, file in found.items()}
+    held = {part: read_tensors(top / file) for part, file in found.items()}
     purifier = _assemble(released.layout(name), released.layers(name), held)
     model = CARSO(classifier, purifier, samples, aggregation, final=final)
     purifier.layout.check(shapes(classifier, purifier.layout.image, purifier.layers))
@@ -264,10 +251,3 @@ def _assemble(
     for name in ("mean", "std"):
         getattr(purifier, name).copy_(torch.tensor(getattr(layout, name)).view(-1, 1, 1))
     return purifier.requires_grad_(False).eval()
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"'{path}' is not a safetensors file, or is damaged: {error}") from None

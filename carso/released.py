@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bench.files import DownloadFailed, download, model_folder
 from carso import recipe
-from carso.download import fetch
 from carso.purifier import Layout, Purifier
 
 BASE = "https://bucket.ballarin.cc/aimldl/carso2024cnn/"
@@ -131,7 +130,7 @@ def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 def folder() -> Path:
     """Where the files lie: in the folder that the environment variable BENCH_MODELS names, else in `models`."""
-    return Path(os.environ.get("BENCH_MODELS") or "models").expanduser() / "carso2024cnn"
+    return model_folder() / "carso2024cnn"
 
 
 def files(name: str) -> dict[str, str]:
@@ -162,13 +161,13 @@ def obtain(what: str, wanted: Mapping[str, Shapes]) -> None:
             check(path, want)
             continue
         try:
-            fetch(BASE + file, path, check=partial(check, want=want))
-        except (OSError, ValueError) as error:
+            download(BASE + file, path, check=partial(check, want=want))
+        except DownloadFailed as error:
             raise missing(
                 what,
                 wanted,
                 folder(),
-                f" (the download of {path.name} failed: {' '.join(str(error).split())})",
+                f" (the download of {path.name} failed: {error.reason})",
             ) from None
 
 

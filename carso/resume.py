@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from carso.atomic import replace
+from bench.files import write_text
+from carso.tensors import write_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +109,12 @@ class Checkpoint:
                 "seed": state.seed,
                 "history": [asdict(row) for row in state.history],
             }
-            tensors = {
-                name: value.detach().cpu().contiguous() for name, value in state.tensors.items()
-            }
-            replace(
-                self.path,
-                lambda fresh: save_file(tensors, fresh, metadata={"training": json.dumps(facts)}),
-            )
+            write_tensors(self.path, state.tensors, {"training": json.dumps(facts)})
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in state.history)
-        replace(self.curve, lambda fresh: _write(fresh, lines))
+        write_text(self.curve, lines)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shlex
 import signal
 import sys
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from bench import report, weights
 from bench.errors import BadInput, did_you_mean
+from bench.files import data_folder
 from bench.questions import plan as plans
 from bench.questions import registry
 from bench.questions.plan import Plan, Request
@@ -165,7 +165,7 @@ def command(args: argparse.Namespace, line: str) -> int:
         out.print(f"note: {escape(note)}", soft_wrap=True)
     store = Store(args.out)
     pending = plan.cells if args.rerun else plan.pending(store)
-    data_dir = args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
+    data_dir = data_folder(args.data_dir)
     if args.dry_run:
         show_dry(out, plan, pending, data_dir, args.device)
         return 0

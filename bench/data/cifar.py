@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,30 @@ import torch
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
+from bench.files import write_bytes
 from bench.questions.registry import dataset
 
+URL = "https://www.cs.toronto.edu/~kriz/"
 EPS = {"linf": "8/255", "l2": "1/2", "l1": "12", "l0": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A file of the authors, and the folder that it unpacks to."""
+
+    file: str
+    digest: str
+    folder: str
+
+
+ARCHIVES = {
+    10: Archive(
+        "cifar-10-python.tar.gz", "md5:c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py"
+    ),
+    100: Archive(
+        "cifar-100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python"
+    ),
+}
 
 
 @dataset(
@@ -64,11 +88,13 @@ def read_batches(
     name: str, data_dir: Path, batches: list[str], label_key: bytes, classes: int
 ) -> Dataset:
     """The images and labels of some batch files, downloaded where one is missing."""
-    folder = data_dir / ("cifar-10-batches-py" if classes == 10 else "cifar-100-python")
+    archive = ARCHIVES[classes]
+    folder = data_dir / archive.folder
     if not all((folder / batch).is_file() for batch in batches):
-        archive = f"cifar-{classes}-python.tar.gz"
-        place = f"{archive}, or what is in it, into {data_dir}"
-        fetch(name, data_dir, lambda: download(data_dir, classes), place)
+        path = data_dir / archive.file
+        place = f"{archive.file}, or what is in it, into {data_dir}"
+        fetch(name, URL + archive.file, path, archive.digest, place)
+        unpack(path, folder, batches)
     arrays = [load_batch(folder / batch, label_key) for batch in batches]
     x = torch.from_numpy(np.concatenate([images for images, _ in arrays]))  # (N,3,32,32)
     y = torch.from_numpy(np.concatenate([labels for _, labels in arrays]))
@@ -77,12 +103,15 @@ def read_batches(
     return dataset_of(name, x, y, classes=classes)
 
 
-def download(data_dir: Path, classes: int) -> None:
-    """torchvision's download: it checks the archive's digest, and takes one that is there."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    source = CIFAR10 if classes == 10 else CIFAR100
-    source(str(data_dir), download=True)
+def unpack(path: Path, folder: Path, batches: list[str]) -> None:
+    """Write batch files of the archive at `path` into `folder`. Raises BadInput."""
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for batch in batches:
+                file = archive.extractfile(f"{folder.name}/{batch}")
+                write_bytes(folder / batch, file.read() if file else b"")
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
+        raise BadInput(f"'{path}' is no CIFAR archive, or is damaged: {error}") from None
 
 
 class ArraysOnly(pickle.Unpickler):

@@ -16,10 +16,17 @@ from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
 from bench.questions.registry import dataset
 
+URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+DIGESTS = {  # of the gzipped files
+    "train-images-idx3-ubyte": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte": "md5:d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte": "md5:9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte": "md5:ec29112dd5afa0611ce80d1b7f02629c",
 }
 
 
@@ -47,9 +54,11 @@ def mnist(split: str, data_dir: Path) -> Dataset:
     (1998).
     """
     images_name, labels_name = FILES[split]
-    if not all(find_file(data_dir, name).is_file() for name in FILES[split]):
-        place = f"{images_name}.gz and {labels_name}.gz into {data_dir / 'mnist'}"
-        fetch("mnist", data_dir, lambda: download(data_dir), place)
+    place = f"{images_name}.gz and {labels_name}.gz into {data_dir / 'mnist'}"
+    for name in FILES[split]:
+        path = find_file(data_dir, name)
+        if not path.is_file():
+            fetch("mnist", f"{URL}{name}.gz", path, DIGESTS[name], place)
     images_path = find_file(data_dir, images_name)
     x = read_idx(images_path, 3)  # (N,28,28)
     y = read_idx(find_file(data_dir, labels_name), 1)
@@ -69,13 +78,6 @@ def find_file(data_dir: Path, name: str) -> Path:
             if path.is_file():
                 return path
     return data_dir / "mnist" / f"{name}.gz"
-
-
-def download(data_dir: Path) -> None:
-    """torchvision's download, which checks the digests of the files."""
-    from torchvision.datasets import MNIST
-
-    MNIST(str(data_dir), download=True)
 
 
 def read_idx(path: Path, dims: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import BadInput
+from bench.files import data_folder
 from bench.questions.registry import datasets
 from bench.questions.spec import Spec, Value
 
@@ -123,11 +123,6 @@ def stratified_order(y: Tensor, ids: Tensor, seed: int = ORDER_SEED) -> Tensor:
     return torch.tensor(order, dtype=torch.int64)
 
 
-def folder(data_dir: Path | None) -> Path:
-    """Where datasets lie: `data_dir`, else the environment variable BENCH_DATA, else `data`."""
-    return Path(data_dir or os.environ.get("BENCH_DATA") or "data").expanduser()
-
-
 def load(spec: Spec, *, split: str = "test", data_dir: Path | None = None) -> Dataset:
     """The `split` of a registered dataset, or the subset of it that `spec` asks for.
 
@@ -142,7 +137,7 @@ def load(spec: Spec, *, split: str = "test", data_dir: Path | None = None) -> Da
     knobs = {knob: value for knob, value in spec.params.items() if knob not in subset}
     counts = {knob: read_count(spec.name, knob, spec.params[knob]) for knob in subset}
     entry = datasets.get(spec.name)
-    whole: Dataset = entry.make(split, folder(data_dir), **entry.resolve(knobs))
+    whole: Dataset = entry.make(split, data_folder(data_dir), **entry.resolve(knobs))
     for knob, count in counts.items():
         if count > len(whole):
             raise BadInput(

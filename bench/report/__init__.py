@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.files import write_text
 from bench.questions.registry import ROOT
 from bench.report.boards import build_leaderboards, load_boards
 from bench.report.html import page
 from bench.report.markdown import BRIEF, brief, markdown
 from bench.report.reference import compare_reference, same_question
 from bench.report.tables import cells_csv, leaderboard_csv
-from bench.results.store import Store, write_text
+from bench.results.store import Store
 
 REFERENCE = ROOT / "results" / "reference"
 

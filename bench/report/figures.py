@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
+from bench.files import write_bytes
 from bench.results.leaderboard import Leaderboard, Row
 
 CLEAN, ROBUST, TICK = "#2b6cb0", "#b3261e", "#8a949d"
@@ -22,14 +22,6 @@ def draw(boards: Iterable[Leaderboard], folder: Path) -> list[Path]:
             paths.append(folder / f"{board.name}.png")
             plot(board, paths[-1])
     return paths
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_bytes(data)
-    os.replace(fresh, path)
 
 
 def named(row: Row, rows: Sequence[Row]) -> str:

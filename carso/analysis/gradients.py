@@ -9,7 +9,6 @@ layers; 1 - |sum| / sum of |.| of the gradients through each of them: 0 where th
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.cli.run import Parser
 from bench.errors import BadInput
+from bench.files import data_folder
 from bench.judging import evaluate
 from bench.judging.execute import commit, make_deterministic, pick_device, preflight
 from bench.judging.randomness import random_stream
@@ -83,7 +83,7 @@ def command(args: argparse.Namespace) -> str:
     ).cells
     device, data_dir = (
         pick_device(args.device),
-        args.data_dir or Path(os.environ.get("BENCH_DATA") or "data"),
+        data_folder(args.data_dir),
     )
     make_deterministic()
     plans.fetch_missing(Plan("gradients", cells))

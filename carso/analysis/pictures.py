@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import sys
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from bench.cli.run import Parser
 from bench.errors import BadInput
+from bench.files import data_folder, write_bytes
 from bench.judging import evaluate
 from bench.judging.execute import environment, make_deterministic, pick_device, preflight
 from bench.judging.norms import NORMS
@@ -27,7 +27,6 @@ from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
 from bench.questions.registry import discover
 from bench.questions.spec import Cell
-from bench.report.figures import write_bytes
 from bench.results import names as labels
 from carso.analysis.sheet import MARKS, Tile, png
 from carso.model import CARSO
@@ -118,7 +117,7 @@ def command(args: Namespace, line: str) -> list[Path]:
     discover()
     cell = cell_of(args)
     device = pick_device(args.device)
-    data_dir = args.data_dir or Path(os.environ.get("BENCH_DATA") or "data")
+    data_dir = data_folder(args.data_dir)
     make_deterministic()
     plans.fetch_missing(Plan("pictures", (cell,)))
     preflight([cell], data_dir)

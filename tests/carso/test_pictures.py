@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +210,9 @@ def test_missing_data_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def offline(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("no network")
+        raise OSError("no network")
 
-    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("bench.files.http_downloader", lambda: offline)
     out = tmp_path / "figures"
     assert (
         pictures.main(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from carso import download, released
+from carso import released
 from carso.checkpoint import from_released, load_released
 from tests.carso import authors
 from tests.carso.test_released import SIZES, classifier, images, names, parts
@@ -32,8 +32,6 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     taps = tuple((n, side, side) for n, side in zip(*SIZES["cifar"][:2], strict=True))
     monkeypatch.setattr(released, "layout", lambda name: replace(layout, taps=taps, flat=0))
     monkeypatch.setattr(released, "layers", lambda name: tuple(names("cifar")))
-    monkeypatch.setattr(download, "WAITS", ())
-    monkeypatch.setattr(released, "fetch", functools.partial(download.fetch, waits=()))
     monkeypatch.setattr(released, "BASE", "http://127.0.0.1:1/none/")
     monkeypatch.setenv("BENCH_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("no_proxy", "*")
@@ -91,7 +89,7 @@ def test_what_is_there_is_not_fetched_again(
     before = decoder.read_bytes()
     released.ensure(NAME)
     assert decoder.read_bytes() == before
-    monkeypatch.setattr(released, "fetch", lambda *_, **__: pytest.fail("it downloaded"))
+    monkeypatch.setattr(released, "download", lambda *_, **__: pytest.fail("it downloaded"))
     released.ensure(NAME)
 
 
@@ -122,7 +120,6 @@ def test_a_file_of_something_else_is_refused_and_removed(
     says = {
         "extra key": "also holds more",
         "other shape": "5.bias of the shape (4,), not (3,)",
-        "page": "a web page",
     }
     assert says.get(kind, "is not a safetensors file, or is damaged") in line
     assert (
@@ -184,25 +181,3 @@ def test_another_classifier_is_refused(models: Path) -> None:
         load_released(NAME, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
     with pytest.raises(ValueError, match="made for taps of the shapes"):
         load_released(NAME, classifier("cifar").__class__([16, 9, 4], [11, 9, 7]))
-
-
-def test_a_resumed_file_is_checked_as_a_whole(
-    remote: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An interrupt leaves a part that the next call finishes."""
-    real = download.read
-    monkeypatch.setattr(download, "BLOCK", 512)
-    calls = iter(range(10**6))
-
-    def read(answer: Any) -> bytes:
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return real(answer)
-
-    monkeypatch.setattr(download, "read", read)
-    with pytest.raises(KeyboardInterrupt):
-        released.ensure(NAME)
-    assert [path.rpartition(".")[2] for path in there(models)] == ["part"]
-    released.ensure(NAME)
-    assert there(models) == sorted(released.files(NAME).values())
-    load_released(NAME, classifier("cifar"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -18,8 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from carso import resume
-from carso.atomic import replace
+from carso import tensors
 from carso.resume import Checkpoint, Epoch, State
 from carso.train import main
 
@@ -112,7 +110,7 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def no_space(tensors: Any, path: Path, **_: Any) -> None:
+def no_space(_: Any, path: Path, **__: Any) -> None:
     path.write_bytes(b"half of it")
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -126,7 +124,7 @@ def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-SAVE = resume.save_file
+SAVE = tensors.save_file
 
 
 @pytest.mark.parametrize(
@@ -152,14 +150,14 @@ def test_the_last_good_state_survives(
         saved.append(path)
         (fault if len(saved) == 3 else SAVE)(tensors, path, **kwargs)
 
-    monkeypatch.setattr("carso.resume.save_file", save)
+    monkeypatch.setattr("carso.tensors.save_file", save)
     assert main([*SMALL, "--out", str(out)]) == code
     said = capsys.readouterr().err
     assert message in said
     assert "epoch 2 of 4 is kept: the same command goes on from it" in said
     assert said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.curve.jsonl", "a.training"]
-    monkeypatch.setattr("carso.resume.save_file", SAVE)
+    monkeypatch.setattr("carso.tensors.save_file", SAVE)
     assert main([*SMALL, "--out", str(out)]) == 0
     assert out.read_bytes() == whole.read_bytes()
 
@@ -169,7 +167,11 @@ def test_no_room_for_the_final_weights(
 ) -> None:
     out = tmp_path / "a.safetensors"
     command = [*SMALL, "--checkpoint-every", "3", "--out", str(out)]
-    monkeypatch.setattr("carso.checkpoint.save_file", no_space)
+
+    def save_checkpoints_alone(tensors: Any, path: Path, metadata: Any = None) -> None:
+        (SAVE if metadata else no_space)(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr("carso.tensors.save_file", save_checkpoints_alone)
     assert main(command) == 1
     assert (
         "a.safetensors' cannot be written: [Errno 28] No space left on device; the checkpoint"
@@ -237,18 +239,6 @@ def test_another_dataset_is_refused(tmp_path: Path) -> None:
     assert Checkpoint(one.path, one.curve, question).load().history == [epoch]
     with pytest.raises(ValueError, match='its data is "1234", here it is "5678"'):
         Checkpoint(one.path, one.curve, {**question, "data": "5678"}).epochs()
-
-
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    did: list[str] = []
-    sync, move = os.fsync, os.replace
-    monkeypatch.setattr("os.fsync", lambda file: (did.append("sync"), sync(file)))
-    monkeypatch.setattr("os.replace", lambda old, new: (did.append("move"), move(old, new)))
-    replace(tmp_path / "new" / "a", lambda fresh: fresh.write_text("b") and None)
-    assert did == ["sync", "move", "sync"]  # the last of the folder
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.data import cifar, mnist, svhn
+from bench import files
 from bench.data.sample import Dataset, load
 from bench.errors import BadInput
 from bench.questions.spec import Spec
@@ -140,6 +140,25 @@ def test_cifar_batches(
     assert torch.equal((data.x * 255).round().byte(), torch.from_numpy(COLOURS))
     assert data.y.tolist() == [0, 1, 2, 9, 4, 5]
     assert len(load_from(name, tmp_path, "train")) == 6 * len(train)
+
+
+def test_a_cifar_archive_is_unpacked(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "cifar-10-batches-py", "test_batch", b"labels")
+    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    assert load_from("cifar10", archive.parent).y.tolist() == [0, 1, 2, 9, 4, 5]
+    archive.unlink()
+    assert len(load_from("cifar10", archive.parent)) == 6  # from the batches that were unpacked
+
+
+@pytest.mark.parametrize("content", [b"<html>", gzip.compress(b"\0" * 1024)[:-9]])
+def test_a_damaged_cifar_archive(tmp_path: Path, content: bytes) -> None:
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(content)
+    assert f"'{archive}' is no CIFAR archive, or is damaged" in refusal("cifar10", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
 class Harm:
@@ -270,28 +289,25 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "put"),
+    ("name", "put"),
     [
-        (
-            "mnist",
-            mnist,
-            "put t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into {}/mnist",
-        ),
-        ("cifar10", cifar, "put cifar-10-python.tar.gz, or what is in it, into {}"),
-        ("cifar100", cifar, "put cifar-100-python.tar.gz, or what is in it, into {}"),
-        ("svhn", svhn, "put test_32x32.mat into {}"),
+        ("mnist", "put t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into {}/mnist"),
+        ("cifar10", "put cifar-10-python.tar.gz, or what is in it, into {}"),
+        ("cifar100", "put cifar-100-python.tar.gz, or what is in it, into {}"),
+        ("svhn", "put test_32x32.mat into {}"),
     ],
 )
 def test_without_a_network_the_error_names_file_and_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, module: object, put: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, put: str
 ) -> None:
-    """The download makes folders before it fails, as torchvision's does. No folder may stay."""
+    """No folder of a download that fails may stay."""
 
-    def fail(data_dir: Path, *_: object) -> None:
-        (data_dir / "MNIST/raw").mkdir(parents=True)
+    def fail(url: str, path: str, _: object) -> None:
+        assert url.startswith("http")
+        Path(path).write_bytes(b"half of it")
         raise OSError("no\nnetwork")
 
-    monkeypatch.setattr(module, "download", fail)
+    monkeypatch.setattr(files, "http_downloader", lambda: fail)
     place = put.format(tmp_path / "data")
     assert refusal(name, tmp_path / "data") == (
         f"dataset '{name}' is not there: {place} (its download failed: no network)"

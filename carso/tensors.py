@@ -1,0 +1,33 @@
+"""Tensors in safetensors files, written atomically and read whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.files import replace_atomically
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write copies on the CPU. OSError, one line, where the file cannot be written."""
+    copies = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        with replace_atomically(path) as temporary:
+            save_file(copies, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        # safetensors writes by itself, and hides the system's error in the text of its own.
+        raise OSError(f"'{path}' cannot be written: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of the file, on the CPU. ValueError, one line, where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"'{path}' is not a safetensors file, or is damaged: {error}") from None
