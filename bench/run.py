@@ -2,7 +2,7 @@
 
 import sys
 
-from bench.cli.run import main
+from bench.cli.app import module_main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(module_main("run"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.cli.main import run_main
 from bench.questions.plan import read_budget, resolve_inner_attack
 from bench.questions.registry import ROOT, Entry, attacks, discover
 from bench.questions.spec import NORMS, format_value
@@ -121,10 +122,10 @@ def section(entry: Entry) -> list[str]:
     ]
 
 
-def main(path: Path = PAGE) -> None:
+def main() -> int:
+    return run_main(write_page, "bench.catalogue")
+
+
+def write_page(path: Path = PAGE) -> None:
     discover()
     path.write_text(page())
-
-
-if __name__ == "__main__":
-    main()

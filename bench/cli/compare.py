@@ -1,17 +1,12 @@
-"""`python -m bench.compare A B`: is A really better than B on the same examples? No torch.
-
-Exit code: 0 answered, 2 bad input.
-"""
+"""`carso-bench compare A B`: is A really better than B on the same examples? No torch."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from bench import report
+from bench.api import no_records
 from bench.errors import BadInput
 from bench.results.compare import (
     BoardComparison,
@@ -24,6 +19,8 @@ from bench.results.compare import (
 from bench.results.leaderboard import Row
 from bench.results.names import family
 from bench.results.store import Store
+
+MINIMUM = 2  # defences
 
 
 def describe_board(board: BoardComparison) -> list[str]:
@@ -95,50 +92,16 @@ def list_caveats(a: Row, b: Row) -> list[str]:
     return caveats
 
 
-class Parser(argparse.ArgumentParser):
-    """Bad flags end in one line and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(message)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m bench.compare",
-        description="Is defence A really better than B on the same examples?",
-    )
-    parser.add_argument(
-        "first",
-        metavar="A",
-        help="a defence, as the leaderboard names it, or with knobs: tta[classifier=own:digits-at]",
-    )
-    parser.add_argument("others", metavar="B", nargs="+", help="one or more to compare it with")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results"),
-        help="the folder that a sweep wrote (default: results)",
-    )
-    parser.add_argument("--dataset", help="one data set only; default: every one that has both")
-    parser.add_argument("--norm", help="one norm only")
-    parser.add_argument("--eps", help="one eps only")
-    try:
-        asked = parser.parse_args(argv)
-        boards = report.load_boards(Store(asked.out))
-        if not boards:
-            raise BadInput(
-                f"there are no records in '{asked.out}'; "
-                "run 'make bench' first, or give --out the folder of another run"
-            )
-        selected = select_boards(boards, asked.dataset, asked.norm, asked.eps)
-        comparisons = compare_defences(selected, asked.first, asked.others)
-    except BadInput as error:
-        sys.stderr.write(f"bench.compare: {error}\n")
-        return 2
-    paragraphs = ["\n".join(describe_board(board)) for board in comparisons]
-    sys.stdout.write("\n\n".join(paragraphs) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def compare(
+    names: Sequence[str], out: Path, *, dataset: str | None, norm: str | None, eps: str | None
+) -> None:
+    """Print how the first defence compares with each of the others; BadInput if it cannot."""
+    if len(names) < MINIMUM:
+        missing = ", ".join(("A", "B")[len(names) :])
+        raise BadInput(f"the following arguments are required: {missing}")
+    boards = report.load_boards(Store(out))
+    if not boards:
+        raise no_records(out)
+    selected = select_boards(boards, dataset, norm, eps)
+    comparisons = compare_defences(selected, names[0], names[1:])
+    print("\n\n".join("\n".join(describe_board(board)) for board in comparisons))

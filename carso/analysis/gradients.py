@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.cli.run import Parser
+from bench.cli.main import Parser
 from bench.errors import BadInput
 from bench.files import data_folder
 from bench.judging import evaluate
@@ -56,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument(
         "--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/"
     )
-    return p.parse_args(list(argv))
+    return p.read(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cli.run import Parser
+from bench.cli.main import Parser
 from bench.errors import BadInput
 from bench.files import data_folder, write_bytes
 from bench.judging import evaluate
@@ -88,7 +88,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         default=Path("results/reference/figures"),
         help="the folder of the figure",
     )
-    return p.parse_args(list(argv))
+    return p.read(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.checks.gradient_quality import beside, predicted, rises, signal
-from bench.cli.run import main
+from bench.cli.app import main
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.target import Target, is_correct

@@ -19,7 +19,7 @@ from bench.checks.planted_examples import (
     planting,
     separator,
 )
-from bench.cli.run import main
+from bench.cli.app import main
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.randomness import random_stream
@@ -281,7 +281,7 @@ def test_what_cannot_be_planted_in_fails_as_a_cell_with_one_line_that_says_why(
         "--attacks",
         "toy-exact,planted[points=9]",
     ]
-    assert main([*words, "--out", str(tmp_path)]) == 1
+    assert main(["run", *words, "--out", str(tmp_path)]) == 1
     said = "planted: no full layer (nn.Linear) runs in this defence, so there is no head to replace"
     out = capsys.readouterr()
     assert (

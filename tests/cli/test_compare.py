@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from bench.cli.compare import describe_winner, list_caveats, main
+from bench.cli.app import module_main
+from bench.cli.compare import describe_winner, list_caveats
 from bench.results.record import Env
 from bench.results.statistics import (
     bootstrap,
@@ -56,13 +57,13 @@ def right(*examples: int, n: int = N) -> list[int]:
 
 
 def said(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> list[str]:
-    assert main([*words, "--out", str(root)]) == 0
+    assert module_main("compare", [*words, "--out", str(root)]) == 0
     return capsys.readouterr().out.splitlines()
 
 
 def refused(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> str:
     """The one line that is said of bad input."""
-    assert main([*words, "--out", str(root)]) == 2
+    assert module_main("compare", [*words, "--out", str(root)]) == 2
     caught = capsys.readouterr()
     assert caught.out == ""
     assert caught.err.count("\n") == 1
@@ -244,7 +245,7 @@ def test_different_examples_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
         (["at", "at"], "defence 'at' is to be compared with itself"),
         (["at"], "the following arguments are required: B"),
         (["at", "jpeg", "--eps", "many"], "eps 'many' is not a number"),
-        (["at", "jpeg", "--seed", "1"], "unrecognized arguments: --seed 1"),
+        (["at", "jpeg", "--datset", "x"], "unknown flag --datset; did you mean '--dataset'?"),
         (["at", "jpeg[", "--dataset", "digits"], "'jpeg[' is not a name with knobs"),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.run import main
+from bench.cli.app import module_main
 from bench.judging.cost import forecast_costs, format_duration, time_of
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Spec
@@ -22,6 +22,7 @@ from bench.results.store import Store
 from tests.conftest import TOYS
 
 ROOT = Path(__file__).parents[2]
+main = functools.partial(module_main, "run")
 TOY = [
     "--with",
     str(TOYS),
@@ -178,7 +179,7 @@ def test_the_list_of_classifiers_tells_what_was_published(
 
 def test_a_list_needs_no_library_of_the_zoo() -> None:
     heavy = "robustbench", "timm", "torchvision"
-    code = f"import sys; from bench.cli.run import main; main(['--list', 'classifiers']); print(sorted({set(heavy)} & sys.modules.keys()))"
+    code = f"import sys; from bench.cli.app import main; main(['list', 'classifiers']); print(sorted({set(heavy)} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.run import main
+from bench.cli.app import main
 from bench.results.store import Store
 from tests.conftest import TOYS
 
@@ -32,7 +32,7 @@ def test_without_ray_the_extra_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    assert main([*TOY, "--ray", "local", "--out", str(tmp_path)]) == 2
+    assert main(["run", *TOY, "--ray", "local", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "cluster" in said
     assert said.count("\n") == 1
@@ -43,7 +43,7 @@ def test_a_cluster_that_is_not_there_is_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("ray")
-    assert main([*TOY, "--ray", "127.0.0.1:1", "--out", str(tmp_path)]) == 2
+    assert main(["run", *TOY, "--ray", "127.0.0.1:1", "--out", str(tmp_path)]) == 2
     assert "no Ray cluster answers at '127.0.0.1:1'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -51,8 +51,8 @@ def test_a_cluster_that_is_not_there_is_bad_input(
 def test_a_cluster_gives_the_answers_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     alone, cluster = tmp_path / "alone", tmp_path / "cluster"
-    assert main([*TOY, "--out", str(alone)]) == 1
-    assert main([*TOY, "--ray", "local", "--out", str(cluster)]) == 1
+    assert main(["run", *TOY, "--out", str(alone)]) == 1
+    assert main(["run", *TOY, "--ray", "local", "--out", str(cluster)]) == 1
     here, there = (
         {r.cell: (r.ids, r.correct, r.margin) for r in Store(folder).records()}
         for folder in (alone, cluster)

@@ -1,0 +1,185 @@
+"""A sweep from Python, and the steps that it shares with the command. Nothing here prints."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import report
+from bench.errors import BadInput
+from bench.files import data_folder
+from bench.questions import plan as plans
+from bench.questions.plan import Plan, Request
+from bench.questions.registry import discover
+from bench.questions.spec import Cell
+from bench.report.tables import cells_csv, leaderboard_csv
+from bench.results.leaderboard import Leaderboard
+from bench.results.record import Record
+from bench.results.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.judging.execute import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a plan is answered, and where the answers go; `command` is kept in the records."""
+
+    out: Path = Path("results")
+    data_dir: Path = Path("data")
+    device: str = "auto"
+    rerun: bool = False
+    ray: str | None = None
+    plugins: tuple[Path, ...] = ()
+    command: str = "bench.run(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a folder of results says, as pandas frames with the columns of the CSV files."""
+
+    leaderboard: pd.DataFrame
+    cells: pd.DataFrame
+
+
+class Silent:
+    """A watch that tells nobody."""
+
+    def batch(self, cell: Cell, done: int, count: int) -> None: ...
+
+    def answered(self, cell: Cell, record: Record) -> None: ...
+
+    def failed(self, cell: Cell, message: str) -> None: ...
+
+
+def run(
+    plan: str | Path | None = None,
+    *,
+    out: str | Path = "results",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    rerun: bool = False,
+    plugins: Iterable[str | Path] = (),
+    **question: Any,
+) -> list[Leaderboard]:
+    """Run a sweep into the folder `out` and return its leaderboards.
+
+    `plan` is a TOML file, or the name of one of ours. Without a plan, `question` has the keys of
+    such a file: dataset, defences, attacks, norm, eps, n, first, seed, draws, select, batch,
+    budget, queries. `plugins` are Python files. A cell that fails leaves its row incomplete.
+    Raises BadInput.
+    """
+    if plan and question:
+        raise BadInput(f"plan and {next(iter(question))} exclude each other: give one of them")
+    settings = Settings(
+        Path(out),
+        data_folder(Path(data_dir) if data_dir else None),
+        device,
+        rerun,
+        plugins=tuple(map(Path, plugins)),
+    )
+    discover(settings.plugins)
+    file = Path(plan) if plan else None
+    request = plans.request_of(question, Path("bench.run"))
+    asked = make_plan(file, request)
+    if pending_cells(asked, settings):
+        settings = with_device(settings)
+        plans.fetch_missing(asked)
+        asked = make_plan(file, request)  # again: the digest of what was fetched is in the question
+        pending = pending_cells(asked, settings)
+        prepare(asked, pending, settings)
+        answer(pending, settings, Silent())
+    report.write(settings.out)
+    return boards_of(asked, Store(settings.out))
+
+
+def load_results(folder: str | Path = "results") -> Results:
+    """The rows of all leaderboards, and all cells, of the folder that a sweep wrote.
+
+    `eps` is text, as it was asked for: 8/255. Raises BadInput where there are no records.
+    """
+    import pandas as pd
+
+    boards = report.load_boards(Store(Path(folder)))
+    if not boards:
+        raise no_records(Path(folder))
+    rows = pd.concat([read_csv(leaderboard_csv(board)) for board in boards], ignore_index=True)
+    return Results(rows, read_csv(cells_csv(boards)))
+
+
+def read_csv(text: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(io.StringIO(text), dtype={"eps": str})
+
+
+def no_records(folder: Path) -> BadInput:
+    return BadInput(
+        f"there are no records in '{folder}'; "
+        "run 'make bench' first, or give --out the folder of another run"
+    )
+
+
+def make_plan(file: Path | None, request: Request) -> Plan:
+    """The plan of the file, or, without one, of the request."""
+    if file is None:
+        return plans.plan([request])
+    name, requests = plans.read_plan_file(file)
+    return plans.plan(requests, name)
+
+
+def pending_cells(plan: Plan, settings: Settings) -> tuple[Cell, ...]:
+    """The cells that are to be answered."""
+    return plan.cells if settings.rerun else plan.pending(Store(settings.out))
+
+
+def with_device(settings: Settings) -> Settings:
+    """The settings with the device that is there; BadInput where it is not."""
+    from bench.judging.execute import pick_device
+
+    return replace(settings, device=pick_device(settings.device))
+
+
+def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> None:
+    """See that every cell can be answered, then keep the plan; BadInput before anything is written."""
+    from bench.judging import execute
+
+    execute.make_deterministic()
+    execute.preflight(pending, settings.data_dir)
+    if settings.ray:
+        from bench.judging import ray
+
+        ray.connect(settings.ray)
+    store = Store(settings.out)
+    store.put_plan(plan.name, plan.cells)
+    for cell in pending if settings.rerun else ():
+        store.drop_parts(cell)
+
+
+def answer(pending: Sequence[Cell], settings: Settings, watch: Watch) -> int:
+    """Answer the cells into the folder of the settings; returns how many failed."""
+    how: dict[str, Any] = {
+        "device": settings.device,
+        "data_dir": settings.data_dir,
+        "command": settings.command,
+        "watch": watch,
+    }
+    if settings.ray:
+        from bench.judging import ray
+
+        return ray.execute(pending, Store(settings.out), extra=settings.plugins, **how)
+    from bench.judging import execute
+
+    return execute.execute(pending, Store(settings.out), **how)
+
+
+def boards_of(plan: Plan, store: Store) -> list[Leaderboard]:
+    """The leaderboards of the store that the plan has cells on."""
+    asked = {(cell.dataset.name, cell.threat.norm, str(cell.threat.eps)) for cell in plan.cells}
+    boards = report.load_boards(store)
+    return [board for board in boards if (board.dataset, board.norm, board.eps) in asked]
