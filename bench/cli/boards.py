@@ -20,7 +20,7 @@ def show_leaderboards(console: Console, plan: Plan, out: Path) -> None:
     written = report.write(out)
     for board in boards_of(plan, Store(out)):
         console.print(make_table(board))
-    for text in report.against_reference(out):
+    for text in report.compare_with_reference(out):
         console.print(escape(text), soft_wrap=True)
     for path in written:
         if path.suffix in (".csv", ".html"):
@@ -34,8 +34,8 @@ def make_table(board: Leaderboard) -> Table:
         title_justify="left",
         title_style="bold",
     )
-    for name in report.BRIEF:
+    for name in report.BRIEF_COLUMNS:
         table.add_column(name, no_wrap=name != "strongest attack", overflow="fold")
     for row in board.rows:
-        table.add_row(*(escape(cell) for cell in report.brief(row)))
+        table.add_row(*(escape(cell) for cell in report.brief_row(row)))
     return table

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from bench import report
 from bench.api import no_records
-from bench.report import curve
-from bench.report.figures import draw
+from bench.report.figures import draw_figures
 from bench.results.store import Store
 
 
@@ -18,5 +17,5 @@ def rebuild(out: Path) -> None:
         raise no_records(out)
     boards = report.load_boards(Store(out))
     figures = out / "figures"
-    for path in (*paths, *draw(boards, figures), *curve.draw(boards, figures)):
+    for path in (*paths, *draw_figures(boards, figures)):
         print(f"wrote {path}")

@@ -1,154 +1,151 @@
-"""A leaderboard as Markdown. Standard library only."""
+"""A leaderboard as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from bench.report.provenance import provenance
-from bench.report.repeats import BESIDE, MEANING, beside, several
+from bench.report.repeats import HEADINGS, MEANING, has_stochastic_row, under_headings
 from bench.report.tables import rests_on
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.names import family, unpinned
 from bench.results.statistics import Estimate
 
-CODE = ("command", "commit", "defences", "attacks")
-BRIEF = ("#", "defence", "clean", "robust", "strongest attack", "verdict", "cost")
-CERTIFIED = (
-    "The share of examples that are proved to stay right under any change shorter than the radius: a lower bound, whatever the attack. "
-    "Each proof holds with probability 1 - alpha."
+AS_CODE = ("command", "commit", "defences", "attacks")  # of the provenance
+COLUMNS = (
+    *("#", "defence", "classifier", "clean", "robust"),
+    *("strongest attack", "verdict", "cost", "published"),
+)
+BRIEF_COLUMNS = tuple(name for name in COLUMNS if name not in ("classifier", "published"))
+CERTIFIED_MEANING = (
+    "The share of examples that are proved to stay right under any change shorter than the radius: "
+    "a lower bound, whatever the attack. Each proof holds with probability 1 - alpha."
 )
 
 
-def brief(row: Row) -> list[str]:
-    """The row under the headings of `BRIEF`, for a terminal."""
-    rank, defence, _, *rest, _ = line(row)
-    return [rank, defence, *rest]
-
-
-def line(row: Row) -> list[str]:
-    claim = f"{row.published.robust:.3f}" if row.published else ""
-    cost = f"{row.cost_ratio:.1f}x" if row.cost_ratio is not None else ""
-    verdict = row.verdict if row.complete else f"{row.verdict} (cells missing)"
-    return [
-        str(row.rank or ""),
-        row.defence,
-        row.classifier,
-        ranged(row.clean),
-        ranged(row.robust),
-        row.strongest_attack,
-        verdict,
-        cost,
-        claim,
-    ]
-
-
-def ranged(estimate: Estimate | None) -> str:
-    return f"{estimate.mean:.3f} [{estimate.lo:.3f}, {estimate.hi:.3f}]" if estimate else ""
-
-
-def certificates(board: Leaderboard) -> list[str]:
-    """Certified accuracy by l2 radius, with its heading; nothing where no row certifies."""
-    held = [row for row in board.rows if row.certificate]
-    if not held:
-        return []
-    each = (
-        [
-            row.defence,
-            row.classifier,
-            *(ranged(row.certified(radius)) for radius in board.radii),
-            rests_on(row),
-        ]
-        for row in held
-    )
-    return [
-        "## Certified accuracy by l2 radius",
-        CERTIFIED,
-        table(("defence", "classifier", *board.radii, "rests on"), each),
-    ]
-
-
-def markdown(board: Leaderboard) -> str:
-    """The leaderboard, the accuracy under each attack, what is certified, what the verdicts rest on, and where the numbers come from."""
-    attacks = [label for label in board.attacks if label != "none"]
-    header = (
-        "#",
-        "defence",
-        "classifier",
-        "clean",
-        "robust",
-        "strongest attack",
-        "verdict",
-        "cost",
-        "published",
-    )
-    each = (
-        [row.defence, *(f"{row.accuracies[a]:.3f}" if a in row.accuracies else "" for a in attacks)]
-        for row in board.rows
-    )
+def render_markdown(board: Leaderboard) -> str:
+    """The leaderboard, the accuracy under each attack, the certificates, reasons and sources."""
     parts = [
         f"# {board.dataset}, {board.norm}, eps {board.eps}",
         "Accuracy with its 95% interval. Robust: on the worst attack per example, an upper bound. "
         "Cost: inference time over that of the undefended classifier.",
-        table(header, (line(row) for row in board.rows)),
+        render_table(COLUMNS, (format_row(row).values() for row in board.rows)),
         "## Accuracy under each attack",
-        table(("defence", *attacks), each),
-        *transfers(board),
-        *repeated(board),
-        *certificates(board),
+        render_attacks(board),
+        *render_transfers(board),
+        *render_repeats(board),
+        *render_certificates(board),
         "## Why these verdicts",
         "\n".join(
             f"- {escape(row.defence)}: {row.verdict}. {escape('; '.join(row.reasons))}"
             for row in board.rows
         ),
         "## Where the numbers come from",
-        "\n".join(
-            f"- {name}: {', '.join(quoted(name, value) for value in values)}"
-            for name, values in provenance(board)
-        ),
+        render_provenance(board),
         "Rebuilt from the records by `python -m bench.report`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def repeated(board: Leaderboard) -> list[str]:
-    """One answer beside several of the stochastic rows, with its heading; nothing where there are none."""
-    if not several(board):
+def brief_row(row: Row) -> list[str]:
+    """The row under `BRIEF_COLUMNS`, for a terminal."""
+    cells = format_row(row)
+    return [cells[name] for name in BRIEF_COLUMNS]
+
+
+def format_row(row: Row) -> dict[str, str]:
+    """The row under `COLUMNS`."""
+    return {
+        "#": str(row.rank or ""),
+        "defence": row.defence,
+        "classifier": row.classifier,
+        "clean": format_interval(row.clean),
+        "robust": format_interval(row.robust),
+        "strongest attack": row.strongest_attack,
+        "verdict": row.verdict if row.complete else f"{row.verdict} (cells missing)",
+        "cost": f"{row.cost_ratio:.1f}x" if row.cost_ratio is not None else "",
+        "published": format_share(row.published.robust if row.published else None),
+    }
+
+
+def format_interval(estimate: Estimate | None) -> str:
+    return f"{estimate.mean:.3f} [{estimate.lo:.3f}, {estimate.hi:.3f}]" if estimate else ""
+
+
+def format_share(share: float | None) -> str:
+    return "" if share is None else f"{share:.3f}"
+
+
+def render_attacks(board: Leaderboard) -> str:
+    """The accuracy of each row under each attack alone."""
+    attacks = [label for label in board.attacks if label != "none"]
+    lines = []
+    for row in board.rows:
+        accuracies = row.accuracies
+        lines.append([row.defence, *(format_share(accuracies.get(label)) for label in attacks)])
+    return render_table(("defence", *attacks), lines)
+
+
+def render_certificates(board: Leaderboard) -> list[str]:
+    """Certified accuracy by l2 radius, with its heading; nothing where no row certifies."""
+    if not board.radii:
         return []
-    each = (
-        [row.defence, *("" if value is None else f"{value:.3f}" for value in beside(row))]
+    lines = []
+    for row in board.rows:
+        if row.certificate:
+            certified = [format_interval(row.certified(radius)) for radius in board.radii]
+            lines.append([row.defence, row.classifier, *certified, rests_on(row)])
+    return [
+        "## Certified accuracy by l2 radius",
+        CERTIFIED_MEANING,
+        render_table(("defence", "classifier", *board.radii, "rests on"), lines),
+    ]
+
+
+def render_repeats(board: Leaderboard) -> list[str]:
+    """One answer beside repeated ones, of the stochastic rows; nothing where there are none."""
+    if not has_stochastic_row(board):
+        return []
+    lines = [
+        [row.defence, *map(format_share, under_headings(row))]
         for row in board.rows
         if row.stochastic
-    )
-    return ["## Asked again", MEANING, table(("defence", *BESIDE), each)]
+    ]
+    return ["## Asked again", MEANING, render_table(("defence", *HEADINGS), lines)]
 
 
-def transfers(board: Leaderboard) -> list[str]:
-    """The matrix of defences by the classifiers that the transferred attacks were made on, with its heading; nothing for less than two of these."""
-    found: dict[str, dict[str, float]] = {}
+def render_transfers(board: Leaderboard) -> list[str]:
+    """The accuracy of each row under transferred attacks, by the classifier they were made on.
+
+    The lowest accuracy counts. Nothing for fewer than two such classifiers.
+    """
+    by_source: dict[str, dict[int, float]] = {}
     for i, row in enumerate(board.rows):
         for record in row.records:
             if family(record.cell) == "transfer":
                 source = unpinned(str(record.cell.attack.params["source"]))
-                held = found.setdefault(source, {})
-                held[str(i)] = min(record.accuracy, held.get(str(i), 1.0))
-    if len(found) < 2:
+                accuracies = by_source.setdefault(source, {})
+                accuracies[i] = min(record.accuracy, accuracies.get(i, 1.0))
+    if len(by_source) < 2:
         return []
-    each = (
-        [row.defence, *(f"{by[str(i)]:.3f}" if str(i) in by else "" for by in found.values())]
+    lines = [
+        [row.defence, *(format_share(accuracies.get(i)) for accuracies in by_source.values())]
         for i, row in enumerate(board.rows)
-    )
-    return ["## Accuracy under transfer, by source", table(("defence", *found), each)]
+    ]
+    return ["## Accuracy under transfer, by source", render_table(("defence", *by_source), lines)]
 
 
-def quoted(name: str, value: str) -> str:
-    return f"`{value}`" if name in CODE else escape(value)
+def render_provenance(board: Leaderboard) -> str:
+    lines = []
+    for name, values in provenance(board):
+        texts = [f"`{value}`" if name in AS_CODE else escape(value) for value in values]
+        lines.append(f"- {name}: {', '.join(texts)}")
+    return "\n".join(lines)
 
 
-def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(
-        "| " + " | ".join(escape(text) for text in cells) + " |"
-        for cells in (header, ["---"] * len(header), *lines)
-    )
+def render_table(header: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(escape(text) for text in cells) + " |" for cells in rows)
 
 
 def escape(text: str) -> str:

@@ -1,44 +1,42 @@
-"""Where the numbers of a leaderboard come from, in lines of text. Standard library only."""
+"""Where the numbers of a leaderboard come from, in lines of text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from bench.results.leaderboard import Leaderboard
 from bench.results.record import Record
 
+NAMES = (
+    *("command", "commit", "device", "images", "seed"),
+    *("draws", "defences", "attacks", "weights", "versions"),
+)
+
 
 def provenance(board: Leaderboard) -> list[tuple[str, list[str]]]:
-    """Pairs of a name and its values over all records of the leaderboard, each value once."""
-    records = [record for row in board.rows for record in row.records]
+    """Pairs of a name and its sorted values over all records of the leaderboard."""
+    values: dict[str, set[str]] = {name: set() for name in NAMES}
+    for row in board.rows:
+        values["defences"].add(str(row.cell.defence))
+        for record in row.records:
+            for name, texts in sources_of(record).items():
+                values[name].update(text for text in texts if text)
+    return [(name, sorted(values[name])) for name in NAMES if values[name]]
 
-    def every(read: Callable[[Record], Iterable[str]]) -> list[str]:
-        return sorted({text for record in records for text in read(record) if text})
 
-    found = [
-        ("command", every(lambda r: [r.env.command])),
-        ("commit", every(lambda r: [r.env.commit])),
-        ("device", every(lambda r: [r.env.device])),
-        (
-            "images",
-            every(
-                lambda r: [
-                    f"{r.cell.dataset}: {len(r.ids)} examples, data {r.env.data[:16] or 'unknown'}"
-                ]
-            ),
-        ),
-        ("seed", every(lambda r: [str(r.cell.seed)])),
-        (
-            "draws",
-            every(
-                lambda r: [
-                    f"{r.cell.draws} to judge, {r.cell.select} to select, in batches of {r.cell.batch}"
-                ]
-            ),
-        ),
-        ("defences", sorted({str(row.cell.defence) for row in board.rows})),
-        ("attacks", every(lambda r: [str(r.cell.attack)])),
-        ("weights", every(lambda r: [f"{name} {digest[:16]}" for name, digest in r.env.weights])),
-        ("versions", every(lambda r: [f"{name} {version}" for name, version in r.env.versions])),
-    ]
-    return [(name, values) for name, values in found if values]
+def sources_of(record: Record) -> dict[str, Iterable[str]]:
+    cell = record.cell
+    env = record.env
+    return {
+        "command": [env.command],
+        "commit": [env.commit],
+        "device": [env.device],
+        "images": [
+            f"{cell.dataset}: {len(record.ids)} examples, data {env.data[:16] or 'unknown'}"
+        ],
+        "seed": [str(cell.seed)],
+        "draws": [f"{cell.draws} to judge, {cell.select} to select, in batches of {cell.batch}"],
+        "attacks": [str(cell.attack)],
+        "weights": [f"{name} {digest[:16]}" for name, digest in env.weights],
+        "versions": [f"{name} {version}" for name, version in env.versions],
+    }

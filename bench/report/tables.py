@@ -1,20 +1,25 @@
-"""Leaderboards as CSV. Standard library only.
+"""Leaderboards as CSV.
 
-In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% interval; `queries` and `backwards` are forward and backward
-passes per example; `nonfinite` and `zero` count gradients, `strayed` and `unmoved` examples; `routes` says, of an attack that is several in one, how
-many examples fell to which. A `defence` reads as in the leaderboard.
+In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% interval. `queries` and
+`backwards` are forward and backward passes per example. `nonfinite` and `zero` count gradients,
+`strayed` and `unmoved` examples. `routes` says, of an attack that is several in one, how many
+examples fell to which. A `defence` reads as in the leaderboard.
 
-Beside the expected accuracy of one answer stand, for a stochastic defence, `all_10` and `all_100`, the share of examples that ten (a hundred)
-answers all get right, and `majority_9`, the share that most of nine do; `clean_all_10` and so on say the same of the clean image. They are empty
-where there were fewer draws; those of a deterministic defence are its accuracy. A leaderboard with a stochastic row has them behind the attacks, for
-the clean image and for the worst case.
+Beside the expected accuracy of one answer stand, for a stochastic defence, `all_10` and `all_100`:
+the share of examples that ten (a hundred) answers all get right. `majority_9` is the share that
+most of nine get right. `clean_all_10` and so on say the same of the clean image. They are empty
+where there were fewer draws; those of a deterministic defence are its accuracy. A leaderboard with
+a stochastic row has them behind the attacks, for the clean image and for the worst case.
 
-Of an attack that looks for the nearest wrong image, `found` is the share of examples for which it has one, however far away, and `median_distance`
-the median distance of these in the norm, with no image found being infinitely far; empty where that is the median. On a deterministic defence the
-decision-based ones and FAB stop inside of the ball, so that what they find there is no shorter than it has to be.
+Some attacks look for the nearest wrong image. Of these, `found` is the share of examples for which
+the attack has one, however far away. `median_distance` is the median distance in the norm. An image
+that was not found is infinitely far; the median is empty where it is infinite. On a deterministic
+defence the decision-based attacks and FAB stop inside of the ball, so that what they find there is
+no shorter than it has to be.
 
-Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what the certificates rest on (the number of
-samples n, the probability alpha that one is wrong) and the time that one takes.
+Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what
+the certificates rest on (the number of samples n, the probability alpha that one is wrong) and the
+time that one takes.
 """
 
 from __future__ import annotations
@@ -25,194 +30,171 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from bench.report.repeats import IMAGES, REPEATS, of_row, repeats, several
+from bench.report.repeats import (
+    IMAGES,
+    REPEATS,
+    has_stochastic_row,
+    repeated_shares,
+    repeats_of_row,
+)
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.names import family
 from bench.results.record import Record
 from bench.results.statistics import Estimate, estimate
 
-COLUMNS = (
-    *("rank", "defence", "classifier", "dataset", "norm", "eps", "n", "seed", "stochastic"),
-    *("clean_acc", "clean_lo", "clean_hi", "robust_acc", "robust_lo", "robust_hi"),
-    *(
-        "strongest_attack",
-        "verdict",
-        "reasons",
-        "complete",
-        "ms_per_image",
-        "cost_ratio",
-        "parameters",
-        "published_robust_acc",
-    ),
-)
-CELL_COLUMNS = (
-    *(
-        "dataset",
-        "norm",
-        "eps",
-        "n",
-        "seed",
-        "defence",
-        "classifier",
-        "stochastic",
-        "attack",
-        "acc",
-        "lo",
-        "hi",
-        "clean_acc",
-    ),
-    *("family", "access", "queries", "backwards", "seconds", "draws", "select", "batch", "key"),
-    *("nonfinite", "zero", "strayed", "unmoved", "device", "commit", "flags", "routes"),
-    *(*REPEATS, *(f"clean_{name}" for name in REPEATS), "found", "median_distance"),
-)
+INTERVAL = ("acc", "lo", "hi")
+COLUMNS = """
+    rank defence classifier dataset norm eps n seed stochastic
+    clean_acc clean_lo clean_hi robust_acc robust_lo robust_hi
+    strongest_attack verdict reasons complete ms_per_image cost_ratio parameters
+    published_robust_acc
+""".split()
+CELL_COLUMNS = [
+    *"dataset norm eps n seed defence classifier stochastic attack acc lo hi clean_acc".split(),
+    *"family access queries backwards seconds draws select batch key".split(),
+    *"nonfinite zero strayed unmoved device commit flags routes".split(),
+    *REPEATS,
+    *(f"clean_{name}" for name in REPEATS),
+    *"found median_distance".split(),
+]
 
 
 def leaderboard_csv(board: Leaderboard) -> str:
-    again = [f"{images}_{name}" for images in IMAGES for name in REPEATS] if several(board) else []
-    header = (
-        *COLUMNS,
-        *(f"acc_{label}" for label in board.attacks),
-        *again,
-        *certified_columns(board),
-    )
-    return to_csv(
-        header,
-        ([*leading(board, row), *behind(board, row), *certified(board, row)] for row in board.rows),
-    )
+    return to_csv(leaderboard_columns(board), (leaderboard_row(board, row) for row in board.rows))
 
 
-def behind(board: Leaderboard, row: Row) -> list[str]:
-    """The row's accuracy under each attack and, where a row of the board is stochastic, under repeated draws."""
-    told = of_row(row).values() if several(board) else ()
-    return [
-        share(value) for value in (*(row.accuracies.get(label) for label in board.attacks), *told)
+def cells_csv(boards: Sequence[Leaderboard]) -> str:
+    """One line per record."""
+    lines = [
+        cell_row(board, row, record)
+        for board in boards
+        for row in board.rows
+        for record in row.records
     ]
+    return to_csv(CELL_COLUMNS, lines)
 
 
-def certified_columns(board: Leaderboard) -> list[str]:
-    each = [f"certified_{what}_{radius}" for radius in board.radii for what in ("acc", "lo", "hi")]
-    return [*each, "certificate", "certify_ms_per_image"] if each else []
+def leaderboard_columns(board: Leaderboard) -> list[str]:
+    columns = [*COLUMNS, *(f"acc_{label}" for label in board.attacks)]
+    if has_stochastic_row(board):
+        columns += [f"{image}_{name}" for image in IMAGES for name in REPEATS]
+    if board.radii:
+        columns += [f"certified_{limit}_{radius}" for radius in board.radii for limit in INTERVAL]
+        columns += ["certificate", "certify_ms_per_image"]
+    return columns
 
 
-def certified(board: Leaderboard, row: Row) -> list[str]:
-    if not board.radii:
-        return []
-    proof = row.certificate
-    each = [text for radius in board.radii for text in interval(row.certified(radius))]
-    ms = 1e3 * proof.seconds / len(proof.radii) if proof else None
-    return [*each, rests_on(row), number(ms, ".4f")]
+def leaderboard_row(board: Leaderboard, row: Row) -> dict[str, str]:
+    line = {
+        **question_columns(board, row),
+        **interval_columns("clean_{}", row.clean),
+        **interval_columns("robust_{}", row.robust),
+        "rank": number(row.rank, "d"),
+        "strongest_attack": row.strongest_attack,
+        "verdict": row.verdict,
+        "reasons": "; ".join(row.reasons),
+        "complete": yes(row.complete),
+        "ms_per_image": number(row.ms_per_image, ".4f"),
+        "cost_ratio": number(row.cost_ratio, ".2f"),
+        "parameters": number(row.parameters, "d"),
+        "published_robust_acc": share(row.published.robust if row.published else None),
+    }
+    accuracies = row.accuracies
+    for label in board.attacks:
+        line[f"acc_{label}"] = share(accuracies.get(label))
+    if has_stochastic_row(board):
+        line |= {name: share(value) for name, value in repeats_of_row(row).items()}
+    for radius in board.radii:
+        line |= interval_columns(f"certified_{{}}_{radius}", row.certified(radius))
+    if row.certificate:
+        seconds_per_image = row.certificate.seconds / len(row.certificate.radii)
+        line["certificate"] = rests_on(row)
+        line["certify_ms_per_image"] = number(1e3 * seconds_per_image, ".4f")
+    return line
+
+
+def question_columns(board: Leaderboard, row: Row) -> dict[str, str]:
+    return {
+        "defence": row.defence,
+        "classifier": row.classifier,
+        "dataset": board.dataset,
+        "norm": board.norm,
+        "eps": board.eps,
+        "n": number(row.n, "d"),
+        "seed": str(row.cell.seed),
+        "stochastic": yes(row.stochastic),
+    }
+
+
+def cell_row(board: Leaderboard, row: Row, record: Record) -> dict[str, str]:
+    cell = record.cell
+    cost = record.cost
+    n = len(record.ids)
+    line = {
+        **question_columns(board, row),
+        **interval_columns("{}", estimate(record.correct, cell.draws)),
+        "attack": str(cell.attack),
+        "clean_acc": share(estimate(record.clean, cell.select).mean),
+        "family": family(cell),
+        "access": cell.threat.access,
+        "queries": f"{cost.forwards / n:.1f}",
+        "backwards": f"{cost.backwards / n:.1f}",
+        "seconds": f"{cost.seconds:.2f}",
+        "draws": str(cell.draws),
+        "select": str(cell.select),
+        "batch": str(cell.batch),
+        "key": cell.key,
+        "nonfinite": str(cost.nonfinite),
+        "zero": str(cost.zero),
+        "strayed": str(sum(outside != 0 for outside in record.strayed)),
+        "unmoved": str(sum(distance == 0 for distance in record.distance)),
+        "device": record.env.device,
+        "commit": record.env.commit,
+        "flags": " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags),
+        "routes": describe_routes(record),
+        **nearest_columns(record),
+    }
+    for name, value in repeated_shares(record.correct, cell.draws).items():
+        line[name] = share(value)
+    for name, value in repeated_shares(record.clean, cell.select).items():
+        line[f"clean_{name}"] = share(value)
+    return line
+
+
+def describe_routes(record: Record) -> str:
+    if not record.routes:
+        return ""
+    return " ".join(f"{name}:{count}" for name, count in record.routes.counts.items())
+
+
+def nearest_columns(record: Record) -> dict[str, str]:
+    """The share of examples with a wrong image, and the median distance of the nearest one.
+
+    Empty for an attack that does not look for the nearest wrong image.
+    """
+    if not record.nearest:
+        return {}
+    distances = [math.inf if distance < 0 else distance for distance in record.nearest]
+    middle = median(distances)
+    return {
+        "found": share(sum(map(math.isfinite, distances)) / len(distances)),
+        "median_distance": number(middle, ".6g") if math.isfinite(middle) else "",
+    }
 
 
 def rests_on(row: Row) -> str:
     """`l2, alpha=0.001, n=1000`; empty where the row does not certify."""
-    return (
-        ", ".join(["l2", *(f"{name}={value:.10g}" for name, value in row.certificate.rests_on)])
-        if row.certificate
-        else ""
-    )
+    if not row.certificate:
+        return ""
+    return ", ".join(["l2", *(f"{name}={value:.10g}" for name, value in row.certificate.rests_on)])
 
 
-def cells_csv(boards: Sequence[Leaderboard]) -> str:
-    return to_csv(
-        CELL_COLUMNS,
-        (
-            cell(board, row, record)
-            for board in boards
-            for row in board.rows
-            for record in row.records
-        ),
-    )
-
-
-def leading(board: Leaderboard, row: Row) -> list[str]:
-    known = [
-        *question(board, row),
-        yes(row.stochastic),
-        *interval(row.clean),
-        *interval(row.robust),
-    ]
-    judged = [row.strongest_attack, row.verdict, "; ".join(row.reasons), yes(row.complete)]
-    costs = [
-        number(row.ms_per_image, ".4f"),
-        number(row.cost_ratio, ".2f"),
-        number(row.parameters, "d"),
-    ]
-    return [
-        number(row.rank, "d"),
-        *known,
-        *judged,
-        *costs,
-        share(row.published.robust if row.published else None),
-    ]
-
-
-def question(board: Leaderboard, row: Row) -> list[str]:
-    return [
-        row.defence,
-        row.classifier,
-        board.dataset,
-        board.norm,
-        board.eps,
-        number(row.n, "d"),
-        str(row.cell.seed),
-    ]
-
-
-def cell(board: Leaderboard, row: Row, record: Record) -> list[str]:
-    n, asked, cost = len(record.ids), record.cell, record.cost
-    defence, classifier, *where, seed = question(board, row)
-    clean = estimate(record.clean, asked.select)
-    scores = [*interval(estimate(record.correct, asked.draws)), share(clean.mean)]
-    effort = [
-        family(asked),
-        asked.threat.access,
-        f"{cost.forwards / n:.1f}",
-        f"{cost.backwards / n:.1f}",
-        f"{cost.seconds:.2f}",
-    ]
-    how = [str(asked.draws), str(asked.select), str(asked.batch), asked.key]
-    doubts = [
-        str(count)
-        for count in (
-            cost.nonfinite,
-            cost.zero,
-            sum(s != 0 for s in record.strayed),
-            sum(d == 0 for d in record.distance),
-        )
-    ]
-    flags = " ".join(f"{flag.id}:{flag.severity}" for flag in record.flags)
-    routes = (
-        " ".join(f"{name}:{count}" for name, count in record.routes.counts.items())
-        if record.routes
-        else ""
-    )
-    source = [record.env.device, record.env.commit, flags, routes]
-    again = map(
-        share,
-        (
-            *repeats(record.correct, asked.draws).values(),
-            *repeats(record.clean, asked.select).values(),
-        ),
-    )
-    said = [*scores, *effort, *how, *doubts, *source, *again, *found_at(record)]
-    return [*where, seed, defence, classifier, yes(row.stochastic), str(asked.attack), *said]
-
-
-def found_at(record: Record) -> tuple[str, str]:
-    """The share of examples for which an attack of minimal norm found a wrong image, and the median distance of the nearest."""
-    if not record.nearest:
-        return "", ""
-    distances = [math.inf if distance < 0 else distance for distance in record.nearest]
-    middle = median(distances)
-    return share(sum(map(math.isfinite, distances)) / len(distances)), number(
-        middle, ".6g"
-    ) if math.isfinite(middle) else ""
-
-
-def interval(estimate: Estimate | None) -> list[str]:
-    return (
-        [share(estimate.mean), share(estimate.lo), share(estimate.hi)] if estimate else ["", "", ""]
-    )
+def interval_columns(name: str, estimate: Estimate | None) -> dict[str, str]:
+    """The estimate under `name`, whose braces stand for `acc`, `lo` and `hi`; none if unknown."""
+    if not estimate:
+        return {}
+    values = (estimate.mean, estimate.lo, estimate.hi)
+    return {name.format(limit): share(value) for limit, value in zip(INTERVAL, values, strict=True)}
 
 
 def share(value: float | None) -> str:
@@ -227,9 +209,10 @@ def yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def to_csv(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def to_csv(columns: Sequence[str], lines: Iterable[dict[str, str]]) -> str:
+    """The lines under their columns; a column that a line lacks is empty there."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
     writer.writerows(lines)
     return out.getvalue()

@@ -207,7 +207,7 @@ def location_order(location: Location) -> tuple[str, int, Fraction]:
 def records_at_other_eps(
     location: Location, records_at: Mapping[Location, Sequence[Record]]
 ) -> list[Record]:
-    others = []
+    others: list[Record] = []
     for other, records in records_at.items():
         if other != location and other[:2] == location[:2]:
             others.extend(records)

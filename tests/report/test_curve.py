@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from bench.report import build_leaderboards
-from bench.report.curve import curves, draw
+from bench.report.figures import collect_curves, draw_curves
 from tests.fake_records import cell, record
 
 
@@ -22,7 +22,7 @@ def boards(**shares: dict[str, int]) -> list:
 
 
 def test_a_line_needs_three_eps_and_goes_by_their_size() -> None:
-    found = curves(boards(at={"1/5": 2, "1/20": 4, "1/10": 3}, jpeg={"1/5": 0, "1/10": 1}))
+    found = collect_curves(boards(at={"1/5": 2, "1/20": 4, "1/10": 3}, jpeg={"1/5": 0, "1/10": 1}))
     assert list(found) == ["at"]
     assert [(eps, row.robust.mean) for eps, row in found["at"]] == [
         (Fraction(1, 20), 1.0),
@@ -32,10 +32,10 @@ def test_a_line_needs_three_eps_and_goes_by_their_size() -> None:
 
 
 def test_it_is_drawn_only_where_there_is_one_and_always_the_same(tmp_path: Path) -> None:
-    assert draw(boards(at={"1/5": 2, "1/10": 3}), tmp_path) == []
+    assert draw_curves(boards(at={"1/5": 2, "1/10": 3}), tmp_path) == []
     three = boards(at={"1/5": 2, "1/20": 4, "1/10": 3})
-    (path,) = draw(three, tmp_path)
+    (path,) = draw_curves(three, tmp_path)
     assert path == tmp_path / "digits-linf-curve.png"
     first = path.read_bytes()
-    draw(three, tmp_path)
+    draw_curves(three, tmp_path)
     assert path.read_bytes() == first

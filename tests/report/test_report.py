@@ -343,8 +343,10 @@ def test_certified_accuracy_is_shown_where_a_defence_certifies_and_only_there(ro
 def test_the_terminal_gets_a_cell_per_heading(root: Path) -> None:
     (board, other) = report.load_boards(Store(root))
     assert (other.dataset, other.norm, other.eps) == ("digits", "linf", "1/5")
-    assert [len(report.brief(row)) for row in (*board.rows, *other.rows)] == [len(report.BRIEF)] * 3
-    assert report.brief(other.rows[0])[:2] == ["1", "at"]
+    assert [len(report.brief_row(row)) for row in (*board.rows, *other.rows)] == [
+        len(report.BRIEF_COLUMNS)
+    ] * 3
+    assert report.brief_row(other.rows[0])[:2] == ["1", "at"]
 
 
 def test_reading_results_needs_no_torch_and_no_matplotlib() -> None:
@@ -396,32 +398,32 @@ def test_compare_reference_names_only_what_lies_beyond_the_intervals() -> None:
         {},
         {},
     )
-    assert report.compare_reference(ours, reference_rows(94, 55)) == []
-    (said,) = report.compare_reference(ours, reference_rows(94, 20))
+    assert report.list_differences(ours, reference_rows(94, 55)) == []
+    (said,) = report.list_differences(ours, reference_rows(94, 20))
     assert (
         said
         == "digits linf 1/5, at: robust_acc 0.600 [0.502, 0.691] (n 100) here, 0.200 [0.133, 0.289] (n 100) in the reference"
     )
-    assert len(report.compare_reference(ours, reference_rows(50, 20))) == 2
+    assert len(report.list_differences(ours, reference_rows(50, 20))) == 2
     assert (
-        report.compare_reference(ours, reference_rows(94, 72)) == []
+        report.list_differences(ours, reference_rows(94, 72)) == []
     )  # 0.60 is below that interval, 0.69 is not
     # Under other attacks, or of another defence, the robust accuracies are no two answers to one question.
-    assert report.compare_reference(ours, reference_rows(94, 20, attack="square")) == []
-    assert report.compare_reference(ours, reference_rows(94, 20, defence=CARSO)) == []
+    assert report.list_differences(ours, reference_rows(94, 20, attack="square")) == []
+    assert report.list_differences(ours, reference_rows(94, 20, defence=CARSO)) == []
     retrained = reference_rows(94, 20, defence=AT.replace("1a2b3c4d", "99999999"))
-    assert report.compare_reference(ours, retrained)[0].endswith("with other weights")
+    assert report.list_differences(ours, retrained)[0].endswith("with other weights")
 
 
 def test_against_reference_reads_the_two_stores(root: Path, tmp_path: Path) -> None:
-    assert report.against_reference(root, root) == []
-    assert report.against_reference(root, tmp_path / "none") == []
+    assert report.compare_with_reference(root, root) == []
+    assert report.compare_with_reference(root, tmp_path / "none") == []
     other = Store(tmp_path / "reference")
     for name in ("none", "pgd"):
         other.put(record(cell(name, AT, dataset="digits[n=100]"), [0] * 100))
-    (said,) = report.against_reference(root, other.root)
+    (said,) = report.compare_with_reference(root, other.root)
     assert said.startswith("differs from the reference: digits linf 1/5, at: clean_acc 0.750")
     alike = tmp_path / "alike"
     shutil.copytree(root, alike)
-    (said,) = report.against_reference(root, alike)
+    (said,) = report.compare_with_reference(root, alike)
     assert said.endswith("they agree within the 95% intervals")

@@ -6,7 +6,7 @@ import pytest
 
 from bench.questions.spec import Cell, Spec
 from bench.report import build_leaderboards
-from bench.report.markdown import markdown
+from bench.report.markdown import render_markdown
 from bench.results.evidence import select_other_eps
 from bench.results.names import short_names
 from bench.results.record import Certificate, Cost, Record
@@ -313,14 +313,18 @@ def test_transfers_are_a_matrix_of_defences_by_sources() -> None:
         for name, s, k in asked
     ]
     (board,) = build_leaderboards(records, {}, {})
-    text = markdown(board).partition("## Accuracy under transfer, by source")[2].partition("##")[0]
+    text = (
+        render_markdown(board)
+        .partition("## Accuracy under transfer, by source")[2]
+        .partition("##")[0]
+    )
     assert "| defence | own:a | own:b |" in text
     assert "| at | 0.750 | 0.250 |" in text
     assert "| jpeg | 0.500 |  |" in text
     (lone,) = build_leaderboards(
         [r for r in records if r.cell.attack.params.get("source") != "own:b@1a2b3c4d"], {}, {}
     )
-    assert "by source" not in markdown(lone)
+    assert "by source" not in render_markdown(lone)
 
 
 def test_other_eps_are_of_the_same_question_and_the_same_examples() -> None:
