@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from bench.attacks.via_autoattack import NAMES, Seen, seed
 from bench.errors import BadInput
 from bench.files import data_folder
-from bench.judging.evaluate import batch_count, count_correct, prepare, select_and_judge
 from bench.judging.execute import pick_device
 from bench.judging.randomness import random_stream
+from bench.judging.scoring import choose_strongest, count_correct, score
+from bench.judging.setup import batch_count, prepare
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.plan import Request, plan
@@ -130,12 +131,12 @@ def count_as_library(
     return robust, x_adv
 
 
-def score(cell: Cell, strength: Strength, repeats: int, device: str, data_dir: Path) -> Scores:
+def score_all_ways(
+    cell: Cell, strength: Strength, repeats: int, device: str, data_dir: Path
+) -> Scores:
     """Attack the defence of `cell`, and score the adversaries in all of the ways."""
     at = torch.device(device)
-    setup = prepare(
-        cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, str(data_dir)
-    )
+    setup = prepare(cell, device, str(data_dir))
     defence = setup.defence
     n = len(setup.data)
     target = Target(defence, stochastic=setup.stochastic, classes=setup.data.classes, device=at)
@@ -151,7 +152,8 @@ def score(cell: Cell, strength: Strength, repeats: int, device: str, data_dir: P
         with random_stream(at, cell.key, index, "attack"):
             returned, candidates = make_adversaries(target, x, y, cell.threat, strength)
         with torch.no_grad():
-            columns = select_and_judge(cell, defence, candidates, y, index, at)
+            chosen = choose_strongest(cell, defence, candidates, y, index)
+            correct += score(cell, defence, chosen.images, y, index).tolist()
             with random_stream(at, cell.key, index, "clean"):
                 clean += count_correct(defence, x, y, cell.draws)[0].tolist()
             with random_stream(at, cell.key, index, "library"):
@@ -159,8 +161,7 @@ def score(cell: Cell, strength: Strength, repeats: int, device: str, data_dir: P
                     robust, x_adv = count_as_library(defence, x, y, returned)
                     counted[repeat] += robust.sum().item() / n
                     again[repeat] += is_correct(defence(x_adv), y).sum().item() / n
-        correct += columns["correct"].tolist()
-        selected += columns["selected"].sum().item() / (n * cell.select)
+        selected += chosen.selected.sum().item() / (n * cell.select)
     return Scores(
         clean=estimate(clean, cell.draws),
         counted=tuple(counted.tolist()),
@@ -205,7 +206,7 @@ def compare(args: argparse.Namespace) -> None:
     print_head(args, cells[0].threat, device)
     for cell in cells:
         strength = Strength(args.steps, args.eot)
-        scores = score(cell, strength, args.repeats, device, data_folder(args.data_dir))
+        scores = score_all_ways(cell, strength, args.repeats, device, data_folder(args.data_dir))
         print_row(cell.defence.name, scores)
 
 

@@ -1,17 +1,18 @@
-"""What a plan would cost, from what each attack says of its calls and from the time of a forward pass measured here."""
+"""What a prediction takes, and what a plan would cost: the calls of each attack times that."""
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from bench.errors import BadInput
-from bench.judging.clock import time_prediction
-from bench.judging.evaluate import load_cached
+from bench.judging.setup import load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.judging.target import to_device_channels_last
 from bench.questions import registry
@@ -20,52 +21,72 @@ from bench.questions.spec import Cell, Spec
 
 @dataclass(frozen=True, slots=True)
 class CostForecast:
-    """`calls` per example in forward passes, and `seconds` on the device (None where data or weights are not there)."""
+    """Forward passes per example, and seconds on the device; None without data or weights."""
 
     calls: int
     seconds: float | None
 
 
+@torch.no_grad()
+def time_prediction(model: nn.Module, x: Tensor, repeats: int = 5) -> float:
+    """Milliseconds per image of a prediction: the fastest of `repeats`, after one to warm up."""
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        model(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        best = min(best, time.perf_counter() - start)
+    return round(best / len(x) * 1e3, 4)
+
+
 def forecast_costs(
     cells: Sequence[Cell], data_dir: Path, device: str = "cpu"
 ) -> list[CostForecast]:
-    """The cost of each cell if no example leaves an attack early: an upper bound for the calls, a guess for the time on `device`."""
+    """The cost of each cell if no example leaves an attack early.
+
+    The calls are an upper bound. The time is a guess for this machine's `device`.
+    """
     return [forecast_cost(cell, data_dir, device) for cell in cells]
 
 
 def forecast_cost(cell: Cell, data_dir: Path, device: str) -> CostForecast:
+    """The cost of one cell; see `forecast_costs`."""
     entry = registry.attacks.get(cell.attack.name)
-    says = entry.facts["calls"]
-    calls = (
-        round(says(entry.resolve(cell.attack.params), registry.is_stochastic(cell.defence)))
-        if says
-        else 0
-    )
-    judged = 2 * cell.select + cell.draws
-    prediction = time_of(cell.dataset, cell.defence, "", cell.batch, data_dir, device)
+    count_calls = entry.facts["calls"]
+    calls = 0
+    if count_calls:
+        stochastic = registry.is_stochastic(cell.defence)
+        calls = round(count_calls(entry.resolve(cell.attack.params), stochastic))
     source = str(cell.attack.params["source"]) if cell.threat.access == "transfer" else ""
-    attacked = time_of(cell.dataset, cell.defence, source, cell.batch, data_dir, device)
-    if says is None or prediction is None or attacked is None:
+    judging_ms = time_of(cell.dataset, cell.defence, "", cell.batch, data_dir, device)
+    attack_ms = time_of(cell.dataset, cell.defence, source, cell.batch, data_dir, device)
+    if count_calls is None or judging_ms is None or attack_ms is None:
         return CostForecast(calls, None)
+    judging_calls = 2 * cell.select + cell.draws
+    ms_per_image = calls * attack_ms + judging_calls * judging_ms
+    return CostForecast(calls, ms_per_image * count_examples(cell) / 1e3)
+
+
+def count_examples(cell: Cell) -> int:
+    """The examples that the cell asks about; a check may stop at fewer than the dataset has."""
     size = int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0)))
-    size = min(
-        size, int(cell.attack.params.get("examples", size))
-    )  # the images that a check stops at
-    return CostForecast(calls, (calls * attacked + judged * prediction) * size / 1e3)
+    return min(size, int(cell.attack.params.get("examples", size)))
 
 
 @functools.lru_cache
 def time_of(
     dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path, device: str
 ) -> float | None:
-    """Milliseconds per image of one prediction, of the defence or the classifiers `source`: the faster of two of a batch as the cells have them."""
+    """Milliseconds per image of a prediction of the defence, or of the classifiers `source`.
+
+    The faster of two predictions of one batch; None where data or weights are not there.
+    """
     try:
         model = build_surrogate(source) if source else registry.build_defence(defence)
-        return time_prediction(
-            to_device_channels_last(model, torch.device(device)),
-            load_cached(dataset, str(data_dir)).x[:batch].to(device),
-            repeats=2,
-        )
+        model = to_device_channels_last(model, torch.device(device))
+        x = load_cached(dataset, str(data_dir)).x[:batch].to(device)
+        return time_prediction(model, x, repeats=2)
     except BadInput:
         return None
 
@@ -74,7 +95,10 @@ def format_duration(seconds: float | None) -> str:
     """`12 s`, `3.4 min`, `2.0 h`: what a reader makes of it at once."""
     if seconds is None:
         return "unknown"
-    for unit, size, most in (("s", 1, 100), ("min", 60, 6000), ("h", 3600, 360_000)):
-        if seconds < most:
-            return f"{seconds / size:.0f} {unit}" if unit == "s" else f"{seconds / size:.1f} {unit}"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 360_000:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86_400:.0f} days"

@@ -19,7 +19,8 @@ from bench import weights
 from bench.data.sample import Dataset
 from bench.entry_points import checkout
 from bench.errors import BadInput
-from bench.judging.evaluate import batch_count, evaluate, load_cached
+from bench.judging.evaluate import evaluate
+from bench.judging.setup import batch_count, load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
 from bench.questions.plan import PINNED, knob_texts

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
-from bench.judging.evaluate import batch_count, evaluate, load_cached
+from bench.judging.evaluate import evaluate
 from bench.judging.execute import Watch, environment, keep_failure, make_deterministic, same_source
+from bench.judging.setup import batch_count, load_cached
 from bench.questions.registry import ROOT, discover
 from bench.questions.spec import Cell
 from bench.results.record import Record, merge

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from bench.questions.pins import classifier_of, unpinned, without_pins
 from bench.questions.spec import Cell, Spec, format_value
 
+__all__ = [
+    "CHECKS",
+    "FAMILIES",
+    "MEASURES",
+    "SAMPLING",
+    "classifier_of",
+    "dataset_of",
+    "family",
+    "short_names",
+    "unpinned",
+    "without_pins",
+]
+
 SAMPLING = ("n", "first")  # the knobs of a dataset that say which of its examples are judged
-PIN = re.compile(r"@[0-9a-f]{8}\b")
 MEASURES = ("signal", "indicators")  # checks whose figures are of all of their examples together
 CHECKS = (
     "frozen",
@@ -30,26 +42,6 @@ def family(cell: Cell) -> str:
     if name in CHECKS:
         return "check"
     return name if name in ("none", "noise") else FAMILIES[cell.threat.access]
-
-
-def unpinned(text: str) -> str:
-    """`own:digits-at@1a2b3c4d` -> `own:digits-at`: which weights a name stood for is told in the provenance."""
-    return PIN.sub("", text)
-
-
-def classifier_of(spec: Spec) -> str:
-    """The classifier, without its pin, that a defence stands before, or all of them, joined by `+`; empty where it names none."""
-    return unpinned(str(spec.params.get("classifier") or spec.params.get("classifiers", "")))
-
-
-def without_pins(spec: Spec) -> Spec:
-    return Spec(
-        spec.name,
-        tuple(
-            (knob, unpinned(value) if isinstance(value, str) else value)
-            for knob, value in spec.items
-        ),
-    )
 
 
 def dataset_of(cell: Cell) -> Spec:

@@ -1,18 +1,94 @@
-"""What the bench answers: one `Record` for one `Cell`, per example, and how parts of it join. Standard library only."""
+"""What the bench answers: one `Record` for one `Cell`, per example, and how parts of it join.
+
+Standard library only. A field says in its metadata how the values of several parts become one;
+where it says nothing, the value of the first part stands.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from bench.questions.spec import Cell
 
+Rule = Callable[[Sequence[Any], Sequence[int]], Any]  # (values of the parts, order of the examples)
+
+
+def join_columns(columns: Sequence[Sequence[Any]], order: Sequence[int]) -> tuple[Any, ...]:
+    """The values of all parts, in the order of the examples; ValueError where some have none."""
+    values = [value for column in columns for value in column]
+    if len(values) != len(order):
+        raise ValueError(f"{len(values)} values for {len(order)} examples")
+    return tuple(values[i] for i in order)
+
+
+def add(values: Sequence[Any], order: Sequence[int]) -> Any:
+    """The sum; of seconds, to the millisecond."""
+    return round(sum(values), 3)
+
+
+def take_least(values: Sequence[Any], order: Sequence[int]) -> Any:
+    """The least of the values that are not None; None where all are."""
+    return min((value for value in values if value is not None), default=None)
+
+
+def take_same(values: Sequence[Any], order: Sequence[int]) -> Any:
+    """The value of all parts; ValueError where they differ."""
+    if any(value != values[0] for value in values):
+        raise ValueError("the parts differ")
+    return values[0]
+
+
+def take_each_once(values: Sequence[Sequence[Any]], order: Sequence[int]) -> tuple[Any, ...]:
+    """The items of all parts, equal ones once, in the order in which they come."""
+    return tuple(dict.fromkeys(item for items in values for item in items))
+
+
+def take_each_once_sorted(values: Sequence[Sequence[Any]], order: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(sorted(take_each_once(values, order)))
+
+
+def merge_fields(parts: Sequence[Any], order: Sequence[int]) -> Any:
+    """Several instances of a dataclass as one, each field by its rule."""
+    merged = {}
+    for f in fields(parts[0]):
+        values = [getattr(part, f.name) for part in parts]
+        rule: Rule | None = f.metadata.get("merge")
+        merged[f.name] = rule(values, order) if rule else values[0]
+    return type(parts[0])(**merged)
+
+
+def merge_optional(conflict: str) -> Rule:
+    """The rule for what a record may lack; ValueError, which says `conflict`, where parts clash."""
+
+    def rule(values: Sequence[Any], order: Sequence[int]) -> Any:
+        present = [value for value in values if value is not None]
+        if not present:
+            return None
+        join = merge_fields if is_dataclass(present[0]) else join_columns
+        try:
+            return join(present, order)
+        except ValueError:
+            raise ValueError(f"parts {conflict} cannot be merged") from None
+
+    return rule
+
+
+JOIN = {"merge": join_columns}
+ADD = {"merge": add}
+LEAST = {"merge": take_least}
+SAME = {"merge": take_same}
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A reason to doubt a number: `id` names the check (P: of the defence, D: of gradients and attacks), `severity` is `hard` or `soft`."""
+    """A reason to doubt a number.
+
+    `id` names the check (P: of the defence, D: of gradients and attacks). `severity` is `hard` or
+    `soft`.
+    """
 
     id: str
     severity: str
@@ -21,66 +97,83 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a cell took. `forwards` and `backwards` count examples passed through the target by the attacker, summed over the cell;
-    `nonfinite` and `zero` count those among the backwards whose gradient held a NaN or an infinity, or was exactly zero."""
+    """What a cell took.
 
-    seconds: float = 0.0
-    forwards: int = 0
-    backwards: int = 0
-    nonfinite: int = 0
-    zero: int = 0
-    ms_per_image: float | None = (
-        None  # one undisturbed prediction of the defence; measured in `none` cells
-    )
-    base_ms_per_image: float | None = (
-        None  # the same of its undefended classifier, on the same images in the same run
-    )
-    parameters: int | None = None
+    `forwards` and `backwards` count examples that the attacker passed through the target, summed
+    over the cell. `nonfinite` and `zero` count the backwards whose gradient held a NaN or an
+    infinity, or was exactly zero. `ms_per_image` is the time of one undisturbed prediction of the
+    defence, `base_ms_per_image` that of its undefended classifier on the same images; both are
+    measured in `none` cells.
+    """
+
+    seconds: float = field(default=0.0, metadata=ADD)
+    forwards: int = field(default=0, metadata=ADD)
+    backwards: int = field(default=0, metadata=ADD)
+    nonfinite: int = field(default=0, metadata=ADD)
+    zero: int = field(default=0, metadata=ADD)
+    ms_per_image: float | None = field(default=None, metadata=LEAST)
+    base_ms_per_image: float | None = field(default=None, metadata=LEAST)
+    parameters: int | None = field(default=None, metadata=LEAST)
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a defence certifies of each example of a `none` cell: no change shorter than the radius, in l2, makes its answer wrong.
+    """What a defence certifies of each example of a `none` cell.
 
-    -1 where it abstains, or its certified label is wrong. `rests_on` is what the defence says of how the radii were found, such as the number
-    of samples n and the probability alpha that one of them is too large; `seconds` is the time that all of them took.
+    No change shorter than the radius, in l2, makes its answer wrong. The radius is -1 where the
+    defence abstains, or where its certified label is wrong. `rests_on` is what the defence says of
+    how the radii were found, such as the number of samples n and the probability alpha that one
+    radius is too large. `seconds` is the time that all of them took.
     """
 
-    radii: tuple[float, ...]
-    rests_on: tuple[tuple[str, float], ...] = ()
-    seconds: float = 0.0
+    radii: tuple[float, ...] = field(metadata=JOIN)
+    rests_on: tuple[tuple[str, float], ...] = field(default=(), metadata=SAME)
+    seconds: float = field(default=0.0, metadata=ADD)
 
     def beyond(self, radius: float) -> tuple[int, ...]:
-        """Per example, 1 where the certified radius is larger than `radius`, and 0 where it is not."""
-        return tuple(int(one > max(radius, 0.0)) for one in self.radii)
+        """Per example, 1 where the certified radius is larger than `radius`, and 0 elsewhere."""
+        return tuple(int(certified > max(radius, 0.0)) for certified in self.radii)
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Of an attack that is several in one: their names, and per example the index of the one whose candidate was chosen (-1: the clean image)."""
+    """The names of the routes of an attack that is several in one, and which of them counted.
 
-    names: tuple[str, ...]
-    chosen: tuple[int, ...]
+    `chosen` is per example the index of the route whose candidate was chosen; -1 is the clean
+    image.
+    """
+
+    names: tuple[str, ...] = field(metadata=SAME)
+    chosen: tuple[int, ...] = field(metadata=JOIN)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of how many examples each route gave the candidate that counts, the most first; `clean` where none did better."""
-        found = Counter("clean" if i < 0 else self.names[i] for i in self.chosen)
-        return dict(found.most_common())
+        """For how many examples each route gave the candidate that counts, the most first.
+
+        `clean` is where no route did better than the clean image.
+        """
+        names = Counter("clean" if i < 0 else self.names[i] for i in self.chosen)
+        return dict(names.most_common())
 
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """Of the check `planted`, per example 1 or 0: whether an adversarial example could be planted (`valid`), whether the attack found one (`found`),
-    and whether random points did (`random`). Nothing is found where nothing was planted."""
+    """What the check `planted` found, per example 1 or 0.
 
-    valid: tuple[int, ...]
-    found: tuple[int, ...]
-    random: tuple[int, ...]
+    `valid`: an adversarial example could be planted. `found`: the attack found one. `random`:
+    random points did. Nothing is found where nothing was planted.
+    """
+
+    valid: tuple[int, ...] = field(metadata=JOIN)
+    found: tuple[int, ...] = field(metadata=JOIN)
+    random: tuple[int, ...] = field(metadata=JOIN)
 
     @property
     def rates(self) -> tuple[float, float, float]:
-        """The share that could be planted, and of those the shares that the attack and random points found (0 where there are none)."""
+        """The share that could be planted, and of those what attack and random points found.
+
+        The last two are 0 where nothing could be planted.
+        """
         count = sum(self.valid)
         return (
             count / max(len(self.valid), 1),
@@ -91,143 +184,154 @@ class Planted:
 
 @dataclass(frozen=True, slots=True)
 class Env:
-    """Where an answer comes from."""
+    """Where an answer comes from.
+
+    `weights` has the name and the SHA-256 of every weights file that the cell used. `data` is a
+    digest of the images and labels of the whole split.
+    """
 
     commit: str = ""
     command: str = ""
     device: str = ""
     versions: tuple[tuple[str, str], ...] = ()
-    weights: tuple[
-        tuple[str, str], ...
-    ] = ()  # (name, sha256) of every weights file that the cell used
-    data: str = ""  # digest of the images and labels of the whole split
+    weights: tuple[tuple[str, str], ...] = ()
+    data: str = ""
+
+
+PER_EXAMPLE = ("clean", "selected", "margin", "correct", "distance", "strayed")
+PAIRS = ("versions", "weights", "rests_on", "checks")  # fields of (name, value); objects in JSON
+PARTS = {
+    "cost": Cost,
+    "env": Env,
+    "certificate": Certificate,
+    "routes": Routes,
+    "planted": Planted,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The answer to a cell, example by example, in the order of `ids`.
 
-    `clean` and `selected` count right answers among `cell.select` selection draws, on the clean image and on the chosen candidate;
-    `margin` is the candidate's mean margin over those draws (max wrong logit less true logit: positive is misclassified);
-    `correct` counts right answers on it among `cell.draws` evaluation draws, which neither attack nor selection ever saw;
-    `distance` is the candidate's distance from the image in the cell's norm; `strayed` is by how much the attack's
-    proposals lay outside of ball or box before the harness projected them (0: they did not; -1: they were not finite).
+    - `clean` and `selected`: right answers among `cell.select` selection draws, on the clean image
+      and on the chosen candidate.
+    - `margin`: the candidate's mean margin over those draws. It is the largest wrong logit less the
+      true one: positive is misclassified.
+    - `correct`: right answers on the candidate among `cell.draws` evaluation draws. Neither attack
+      nor selection ever saw these draws.
+    - `distance`: the candidate's distance from the image in the cell's norm.
+    - `strayed`: by how much the attack's proposals lay outside of ball or box before the harness
+      projected them. 0: they did not; -1: they were not finite.
+    - `certificate`: of a defence that can certify, in its `none` cell.
+    - `routes`: of an attack that names its candidates.
+    - `nearest`: of an attack of minimum norm, the distance of the nearest wrong image that it
+      found, in the ball or not; -1: it found none.
+    - `planted`: of the check of that name. Its other columns are those of the planted models.
+    - `checks`: what the probes measured, by the code of the check, also where there is no flag.
     """
 
     cell: Cell
-    ids: tuple[int, ...]
-    clean: tuple[int, ...]
-    selected: tuple[int, ...]
-    margin: tuple[float, ...]
-    correct: tuple[int, ...]
-    distance: tuple[float, ...]
-    strayed: tuple[float, ...]
-    cost: Cost = Cost()
-    flags: tuple[Flag, ...] = ()
+    ids: tuple[int, ...] = field(metadata=JOIN)
+    clean: tuple[int, ...] = field(metadata=JOIN)
+    selected: tuple[int, ...] = field(metadata=JOIN)
+    margin: tuple[float, ...] = field(metadata=JOIN)
+    correct: tuple[int, ...] = field(metadata=JOIN)
+    distance: tuple[float, ...] = field(metadata=JOIN)
+    strayed: tuple[float, ...] = field(metadata=JOIN)
+    cost: Cost = field(default=Cost(), metadata={"merge": merge_fields})
+    flags: tuple[Flag, ...] = field(default=(), metadata={"merge": take_each_once})
     env: Env = Env()
-    certificate: Certificate | None = None  # of a defence that can certify, in its `none` cell
-    routes: Routes | None = None  # of an attack that names its candidates
-    nearest: tuple[float, ...] | None = (
-        None  # of an attack of minimal norm: the distance of what it found, in the ball or not; -1: nothing is wrong
+    certificate: Certificate | None = field(
+        default=None, metadata={"merge": merge_optional("with different certificates")}
     )
-    planted: Planted | None = (
-        None  # of the check of that name, whose other columns are those of the planted models
+    routes: Routes | None = field(
+        default=None, metadata={"merge": merge_optional("with different routes")}
     )
-    checks: tuple[
-        tuple[str, float], ...
-    ] = ()  # what the probes measured, by the check's code: told also where it raises no flag
+    nearest: tuple[float, ...] | None = field(
+        default=None, metadata={"merge": merge_optional("with and without the distances found")}
+    )
+    planted: Planted | None = field(
+        default=None, metadata={"merge": merge_optional("with and without planted examples")}
+    )
+    checks: tuple[tuple[str, float], ...] = field(
+        default=(), metadata={"merge": take_each_once_sorted}
+    )
 
     def __post_init__(self) -> None:
-        for name in PER_EXAMPLE:
-            if len(getattr(self, name)) != len(self.ids):
-                raise ValueError(
-                    f"record {self.cell.key}: {len(getattr(self, name))} values of '{name}' for {len(self.ids)} ids"
-                )
-        if self.certificate and len(self.certificate.radii) != len(self.ids):
-            raise ValueError(
-                f"record {self.cell.key}: {len(self.certificate.radii)} certified radii for {len(self.ids)} ids"
-            )
-        if self.routes and len(self.routes.chosen) != len(self.ids):
-            raise ValueError(
-                f"record {self.cell.key}: {len(self.routes.chosen)} routes for {len(self.ids)} ids"
-            )
-        if self.nearest is not None and len(self.nearest) != len(self.ids):
-            raise ValueError(
-                f"record {self.cell.key}: {len(self.nearest)} distances found for {len(self.ids)} ids"
-            )
-        if self.planted and {len(values) for values in asdict(self.planted).values()} != {
-            len(self.ids)
-        }:
-            raise ValueError(
-                f"record {self.cell.key}: {len(self.planted.valid)} planted examples for {len(self.ids)} ids"
-            )
-        if len(set(self.ids)) != len(self.ids):
+        count = len(self.ids)
+        for what, column in self._columns():
+            if len(column) != count:
+                message = f"{len(column)} {what} for {count} ids"
+                raise ValueError(f"record {self.cell.key}: {message}")
+        if len(set(self.ids)) != count:
             twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
             raise ValueError(f"record {self.cell.key}: examples judged twice: {twice}")
 
+    def _columns(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Whatever has a value per example, and what its values are."""
+        for name in PER_EXAMPLE:
+            yield f"values of '{name}'", getattr(self, name)
+        if self.certificate:
+            yield "certified radii", self.certificate.radii
+        if self.routes:
+            yield "routes", self.routes.chosen
+        if self.nearest is not None:
+            yield "distances found", self.nearest
+        if self.planted:
+            for f in fields(Planted):
+                yield "planted examples", getattr(self.planted, f.name)
+
     @property
     def accuracy(self) -> float:
-        """Expected accuracy on the chosen candidates: mean over examples of the share of evaluation draws that were right."""
+        """Expected accuracy on the chosen candidates: the share of right evaluation draws."""
         return sum(self.correct) / (len(self.ids) * self.cell.draws)
 
     def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {name: list(getattr(self, name)) for name in ("ids", *PER_EXAMPLE)}
+        """What is None is left out, and so are `checks` where there are none."""
+        data = to_plain(self)
         data["cell"] = self.cell.to_json()
         data["key"] = self.cell.key
-        data["cost"] = asdict(self.cost)
-        data["flags"] = [asdict(flag) for flag in self.flags]
-        data["env"] = {
-            **asdict(self.env),
-            "versions": dict(self.env.versions),
-            "weights": dict(self.env.weights),
-        }
-        if self.certificate:
-            data["certificate"] = {
-                **asdict(self.certificate),
-                "rests_on": dict(self.certificate.rests_on),
-            }
-        if self.checks:
-            data["checks"] = dict(self.checks)
-        if self.routes:
-            data["routes"] = {name: list(values) for name, values in asdict(self.routes).items()}
-        if self.nearest is not None:
-            data["nearest"] = list(self.nearest)
-        if self.planted:
-            data["planted"] = {name: list(values) for name, values in asdict(self.planted).items()}
-        return data
+        data["flags"] = [to_plain(flag) for flag in self.flags]
+        for name in PARTS:
+            part = getattr(self, name)
+            data[name] = None if part is None else to_plain(part)
+        return {name: v for name, v in data.items() if v is not None and (v or name != "checks")}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record:
-        env = {
-            **data["env"],
-            **{k: tuple(sorted(data["env"][k].items())) for k in ("versions", "weights")},
-        }
-        held = data.get("certificate")
-        proof = (
-            Certificate(
-                tuple(held["radii"]), tuple(sorted(held["rests_on"].items())), held["seconds"]
-            )
-            if held
-            else None
-        )
-        named = data.get("routes")
+        values: dict[str, Any] = {name: tuple(data[name]) for name in ("ids", *PER_EXAMPLE)}
+        for name, kind in PARTS.items():
+            if data.get(name):
+                values[name] = from_plain(kind, data[name])
+        nearest = data.get("nearest")
         return Record(
             cell=Cell.from_json(data["cell"]),
-            **{name: tuple(data[name]) for name in ("ids", *PER_EXAMPLE)},
-            cost=Cost(**data["cost"]),
-            flags=tuple(Flag(**flag) for flag in data["flags"]),
-            env=Env(**env),
-            certificate=proof,
+            flags=tuple(from_plain(Flag, flag) for flag in data["flags"]),
             checks=tuple(sorted(data.get("checks", {}).items())),
-            routes=Routes(tuple(named["names"]), tuple(named["chosen"])) if named else None,
-            nearest=tuple(data["nearest"]) if "nearest" in data else None,
-            planted=Planted(**{name: tuple(values) for name, values in data["planted"].items()})
-            if "planted" in data
-            else None,
+            nearest=None if nearest is None else tuple(nearest),
+            **values,
         )
 
 
-PER_EXAMPLE = ("clean", "selected", "margin", "correct", "distance", "strayed")
+def to_plain(part: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them: pairs are an object, columns are lists."""
+    plain = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if f.name in PAIRS:
+            value = dict(value)
+        plain[f.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def from_plain(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    """The reverse of `to_plain`."""
+    values = {}
+    for name, value in data.items():
+        if name in PAIRS:
+            value = tuple(sorted(value.items()))
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def merge(parts: Sequence[Record]) -> Record:
@@ -237,86 +341,16 @@ def merge(parts: Sequence[Record]) -> Record:
     """
     if not parts:
         raise ValueError("nothing to merge")
-    first = parts[0]
-    if any(part.cell != first.cell for part in parts):
-        raise ValueError(
-            f"parts of different cells cannot be merged: {sorted({part.cell.key for part in parts})}"
-        )
-    columns: dict[str, list[Any]] = {
-        name: [v for part in parts for v in getattr(part, name)] for name in ("ids", *PER_EXAMPLE)
-    }
-    order = sorted(range(len(columns["ids"])), key=columns["ids"].__getitem__)
-    times: dict[str, Any] = {
-        name: min(
-            (t for part in parts if (t := getattr(part.cost, name)) is not None), default=None
-        )
-        for name in ("ms_per_image", "base_ms_per_image", "parameters")
-    }
-    totals = {
-        f.name: sum(getattr(part.cost, f.name) for part in parts)
-        for f in fields(Cost)
-        if f.name not in times
-    }
-    ordered: dict[str, Any] = {
-        name: tuple(values[i] for i in order) for name, values in columns.items()
-    }
-    return replace(
-        first,
-        **ordered,
-        cost=Cost(**times, **totals),
-        flags=tuple(dict.fromkeys(flag for part in parts for flag in part.flags)),
-        checks=tuple(sorted({pair for part in parts for pair in part.checks})),
-        certificate=joined([part.certificate for part in parts], order),
-        routes=rejoined([part.routes for part in parts], order),
-        nearest=realigned([part.nearest for part in parts], order),
-        planted=replanted([part.planted for part in parts], order),
-    )
+    if any(part.cell != parts[0].cell for part in parts):
+        keys = sorted({part.cell.key for part in parts})
+        raise ValueError(f"parts of different cells cannot be merged: {keys}")
+    ids = [i for part in parts for i in part.ids]
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    merged: Record = merge_fields(parts, order)
+    return merged
 
 
-def joined(parts: Sequence[Certificate | None], order: Sequence[int]) -> Certificate | None:
-    """The certificates of the parts of a record as one, the examples in `order`."""
-    held = [part for part in parts if part]
-    if not held:
-        return None
-    if len(held) < len(parts) or any(part.rests_on != held[0].rests_on for part in held):
-        raise ValueError("parts with different certificates cannot be merged")
-    radii = [radius for part in held for radius in part.radii]
-    return Certificate(
-        tuple(radii[i] for i in order),
-        held[0].rests_on,
-        round(sum(part.seconds for part in held), 3),
-    )
-
-
-def rejoined(parts: Sequence[Routes | None], order: Sequence[int]) -> Routes | None:
-    """The routes of the parts of a record as one, the examples in `order`."""
-    held = [part for part in parts if part]
-    if not held:
-        return None
-    if len(held) < len(parts) or any(part.names != held[0].names for part in held):
-        raise ValueError("parts with different routes cannot be merged")
-    chosen = [index for part in held for index in part.chosen]
-    return Routes(held[0].names, tuple(chosen[i] for i in order))
-
-
-def realigned(
-    parts: Sequence[tuple[float, ...] | None], order: Sequence[int]
-) -> tuple[float, ...] | None:
-    """The distances found in the parts of a record as one, the examples in `order`."""
-    held = [value for part in parts if part is not None for value in part]
-    if not held:
-        return None
-    if any(part is None for part in parts):
-        raise ValueError("parts with and without the distances found cannot be merged")
-    return tuple(held[i] for i in order)
-
-
-def replanted(parts: Sequence[Planted | None], order: Sequence[int]) -> Planted | None:
-    """What the parts of a record say of planted examples as one, the examples in `order`."""
-    held = [part for part in parts if part]
-    if not held:
-        return None
-    columns = [[value for part in held for value in getattr(part, f.name)] for f in fields(Planted)]
-    if len(columns[0]) != len(order):
-        raise ValueError("parts with and without planted examples cannot be merged")
-    return Planted(*(tuple(column[i] for i in order) for column in columns))
+def add_costs(costs: Sequence[Cost]) -> Cost:
+    """The costs of several calls as one."""
+    total: Cost = merge_fields(costs, ())
+    return total

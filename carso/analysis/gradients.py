@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from bench.cli.main import Parser
 from bench.errors import BadInput
 from bench.files import data_folder
-from bench.judging import evaluate
 from bench.judging.execute import commit, make_deterministic, pick_device, preflight
 from bench.judging.randomness import random_stream
+from bench.judging.setup import prepare
 from bench.judging.target import is_correct, margin, predict_draws
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
@@ -101,9 +101,7 @@ def command(args: argparse.Namespace) -> str:
 
 def measured(cell: Cell, count: int, device: torch.device, data_dir: str) -> list[str]:
     """The four figures of one row, as text."""
-    bench = evaluate.prepare(
-        cell.dataset, cell.defence, 0.0, cell.threat.norm, str(device), data_dir
-    )
+    bench = prepare(cell, str(device), data_dir)
     x, y = bench.data.x.to(device), bench.data.y.to(device)
     method = bench.defence
     classifier: nn.Module = getattr(method, "base", method)

@@ -18,10 +18,12 @@ from torch import Tensor
 from bench.cli.main import Parser
 from bench.errors import BadInput
 from bench.files import data_folder, write_bytes
-from bench.judging import evaluate
 from bench.judging.execute import environment, make_deterministic, pick_device, preflight
 from bench.judging.norms import NORMS
+from bench.judging.proposals import AttackFailed, project_candidates, run_attack
 from bench.judging.randomness import random_stream
+from bench.judging.scoring import choose_strongest, score
+from bench.judging.setup import load_cached, make_target, prepare
 from bench.judging.target import is_correct
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             print(f"wrote {path}")
         return 0
-    except (BadInput, evaluate.AttackFailed) as error:
+    except (BadInput, AttackFailed) as error:
         print(f"pictures: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -122,7 +124,7 @@ def command(args: Namespace, line: str) -> list[Path]:
     plans.fetch_missing(Plan("pictures", (cell,)))
     preflight([cell], data_dir)
     shown = show(cell, device, str(data_dir))
-    env = environment(cell, device, line, evaluate.load_cached(cell.dataset, str(data_dir)).digest)
+    env = environment(cell, device, line, load_cached(cell.dataset, str(data_dir)).digest)
     facts = {
         **asdict(env),
         "versions": dict(env.versions),
@@ -159,9 +161,7 @@ def cell_of(args: Namespace) -> Cell:
 def show(cell: Cell, device: str, data_dir: str) -> Shown:
     """Attack through the harness, and reconstruct what it let pass with noise that the attack never saw."""
     at = torch.device(device)
-    bench = evaluate.prepare(
-        cell.dataset, cell.defence, float(cell.threat.eps), cell.threat.norm, device, data_dir
-    )
+    bench = prepare(cell, device, data_dir)
     defence = bench.defence
     if not isinstance(defence, CARSO):
         raise BadInput(f"defence '{cell.defence.name}' makes no reconstructions; take carso or vae")
@@ -171,11 +171,10 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
             f"n {len(y)} is too large: the first {len(y)} images are of {len(kinds)} classes; the most is one image of each class"
         )
     with random_stream(at, cell.key, 0, "attack"):
-        candidates, strayed, _ = evaluate.propose_candidates(
-            cell, evaluate.make_target(cell, bench, at), x, y
-        )
+        proposals = run_attack(cell, make_target(cell, bench), x, y)
+        candidates = project_candidates(cell, proposals, x)
     with torch.no_grad():
-        x_adv, judged = strongest(cell, defence, candidates, y, at)
+        x_adv, judged = strongest(cell, defence, candidates.images, y)
         with random_stream(at, cell.key, 0, "pictures"):
             z = torch.randn(len(x), max(defence.samples, 1), defence.latent_dim, device=at) * (
                 defence.samples > 0
@@ -193,7 +192,7 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
         x,
         y,
         x_adv,
-        strayed,
+        candidates.strayed,
         distance,
         images,
         logits,
@@ -205,25 +204,13 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
     )
 
 
-def strongest(
-    cell: Cell, defence: CARSO, candidates: Tensor, y: Tensor, at: torch.device
-) -> tuple[Tensor, Tensor]:
+def strongest(cell: Cell, defence: CARSO, candidates: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Of the attack's own proposals (m,B,...), less the clean image that comes first, each image's strongest on the selection draws (B,...).
 
     The harness judges each, and takes fewest right, then the largest margin; with its right answers (B,) among the evaluation draws.
     """
-    judged = [
-        evaluate.select_and_judge(cell, defence, one.unsqueeze(0), y, 0, at)
-        for one in candidates[1:]
-    ]
-    selected, margins = (
-        torch.stack([found[name] for found in judged]) for name in ("selected", "margin")
-    )
-    best = torch.where(selected == selected.amin(0), margins, -torch.inf).argmax(0)
-    rows = torch.arange(len(y), device=at)
-    return candidates[1:][best, rows], torch.stack([found["correct"] for found in judged])[
-        best, rows
-    ]
+    chosen = choose_strongest(cell, defence, candidates[1:], y, 0)
+    return chosen.images, score(cell, defence, chosen.images, y, 0)
 
 
 def draw(shown: Shown) -> bytes:

@@ -13,7 +13,7 @@ from bench.attacks import losses
 from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
 from bench.attacks.gradient import climb
 from bench.errors import BadInput
-from bench.judging.evaluate import routes_of
+from bench.judging.proposals import routes_of
 from bench.judging.target import Target, is_correct, margin
 from bench.questions import registry
 from bench.questions.spec import ThreatModel
@@ -287,7 +287,7 @@ def test_distances_are_repeated_for_draws() -> None:
 
 
 def test_which_route_was_chosen_is_told_by_name() -> None:
-    found = routes_of(["clean", "a", "a", "b"], [0, 2, 3, 1])
+    found = routes_of(["a", "a", "b"], [0, 2, 3, 1])
     assert found is not None
     assert found.names == ("a", "b")
     assert found.chosen == (-1, 0, 1, 0)

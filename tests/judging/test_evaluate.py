@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.judging.evaluate import AttackFailed, evaluate, make_target, prepare
+from bench.judging.evaluate import evaluate
 from bench.judging.execute import execute
+from bench.judging.proposals import AttackFailed
+from bench.judging.setup import make_target, prepare
 from bench.questions import registry
 from bench.questions.spec import Cell, Spec, ThreatModel
 from bench.results.record import Record, Routes, merge
@@ -198,7 +200,7 @@ def test_a_hidden_coin_is_found_out() -> None:
         (flag.id, flag.severity) for flag in evaluate(cell("none", "toy-hidden-coin")).flags
     }
     held = cell("none", "toy-hidden-coin")
-    assert prepare(held.dataset, held.defence, 0.1, "linf", "cpu", "data").stochastic
+    assert prepare(held, "cpu", "data").stochastic
 
 
 def test_a_coin_is_seen_beside_infinite_logits() -> None:
@@ -241,11 +243,7 @@ def test_of_several_candidates_the_strongest_is_kept() -> None:
 
 def test_a_transfer_from_several_sources_climbs_their_mean_logits() -> None:
     asked = cell("transfer[source=own:digits-at+own:digits-other]")
-    target = make_target(
-        asked,
-        prepare(asked.dataset, asked.defence, 0.1, "linf", "cpu", "data"),
-        torch.device("cpu"),
-    )
+    target = make_target(asked, prepare(asked, "cpu", "data"))
     x = torch.rand(5, 1, 8, 8)
     members = [registry.build_classifier(name)(x) for name in ("own:digits-at", "own:digits-other")]
     assert torch.allclose(target(x), (members[0] + members[1]) / 2, atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.judging.evaluate import select_and_judge
+from bench.judging.scoring import choose_strongest, score
 from bench.judging.target import Target, is_correct
 from bench.questions.spec import ThreatModel, parse_eps
 from benchmarks.scoring import Strength, count_as_library, main, make_adversaries
@@ -16,7 +16,6 @@ from tests.attacks.linear import two_classes
 from tests.fake_records import cell
 
 N = 4000
-CPU = torch.device("cpu")
 TRUTH = torch.zeros(N, dtype=torch.long)
 
 
@@ -74,10 +73,11 @@ def test_candidates_that_are_no_better_than_the_image_are_counted_as_successes_u
     assert float(stands.float().mean()) == pytest.approx(union, abs=0.02)
     assert torch.equal(kept, x)
     asked = cell("pgd", "carso", dataset=f"digits[n={N}]", select=20, draws=64)
-    found = select_and_judge(asked, Chances(), x.expand(several, *x.shape), TRUTH, 0, CPU)
+    chosen = choose_strongest(asked, Chances(), x.expand(several, *x.shape), TRUTH, 0)
+    correct = score(asked, Chances(), chosen.images, TRUTH, 0)
     # common random numbers: candidates that are alike have the same selection draws, and nothing to choose among
-    assert float((found["selected"] / 20).mean()) == pytest.approx(0.6, abs=0.015)
-    assert float((found["correct"] / 64).mean()) == pytest.approx(0.6, abs=0.015)
+    assert float((chosen.selected / 20).mean()) == pytest.approx(0.6, abs=0.015)
+    assert float((correct / 64).mean()) == pytest.approx(0.6, abs=0.015)
     twenty = torch.distributions.Binomial(20, p).sample((several,)).amin(0)
     assert float((twenty / 20).mean()) == pytest.approx(same, abs=0.02), (
         "and without them, as the specification has it"
@@ -106,15 +106,10 @@ def test_one_number_lies_below_the_truth_and_the_other_above_it_and_the_split_hi
     assert float(is_correct(Chances()(kept), TRUTH).float().mean()) == pytest.approx(
         again, abs=0.02
     )
-    found = select_and_judge(
-        cell("pgd", "carso", dataset=f"digits[n={N}]", select=32, draws=64),
-        Chances(),
-        torch.cat([x[None], tried]),
-        TRUTH,
-        0,
-        CPU,
-    )
-    assert float((found["correct"] / 64).mean()) == pytest.approx(0.5, abs=0.01)
+    asked = cell("pgd", "carso", dataset=f"digits[n={N}]", select=32, draws=64)
+    chosen = choose_strongest(asked, Chances(), torch.cat([x[None], tried]), TRUTH, 0)
+    correct = score(asked, Chances(), chosen.images, TRUTH, 0)
+    assert float((correct / 64).mean()) == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_library_itself_counts_and_returns_what_the_bookkeeping_says(

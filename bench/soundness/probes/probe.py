@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from bench.judging.hooks import ProbeResult, register_probe
 from bench.results.record import Flag
 from bench.soundness.probes.gradients import (
     has_surrogate,
@@ -29,16 +28,8 @@ from bench.soundness.probes.state import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What the probes say of a defence: is it stochastic, the flags raised, figures by code."""
-
-    stochastic: bool
-    flags: tuple[Flag, ...]
-    checks: tuple[tuple[str, float], ...]
-
-
-def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: bool) -> Probe:
+@register_probe
+def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: bool) -> ProbeResult:
     """Run every probe on images x (n,C,H,W) in [0,1] with labels y (n,).
 
     `declared` is whether the plug-in calls the defence stochastic. The order of the probes is
@@ -68,7 +59,7 @@ def probe(defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: boo
         figures.append(("D12", round(error, 4)))
     if optimises:
         figures.append(("P14", 1.0))
-    return Probe(stochastic or declared, tuple(flags), tuple(figures))
+    return ProbeResult(stochastic or declared, tuple(flags), tuple(figures))
 
 
 def codes_of(flags: list[Flag]) -> set[str]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.sample import load
-from bench.judging.evaluate import prepare
+from bench.judging.setup import prepare
 from bench.judging.target import to_device_channels_last
 from bench.questions.plan import Request, plan
 from bench.questions.registry import build_defence
@@ -50,26 +50,23 @@ def test_on_another_device_no_order_is_changed() -> None:
     assert net.weight.is_contiguous()
 
 
-def test_a_cell_is_answered_by_a_placed_defence_whose_answers_and_gradients_are_those_of_any() -> (
-    None
-):
-    spec = plan([Request(defences=("carso[samples=0]",), attacks=("none",), n=8)]).cells[0].defence
-    data = load(plan([Request(attacks=("none",), n=8)]).cells[0].dataset)
-    made, plain = (
-        prepare(plan([Request(n=8)]).cells[0].dataset, spec, 0.2, "linf", "cpu", "data").defence,
-        build_defence(spec),
-    )
+def test_a_prepared_defence_has_the_answers_and_gradients_of_any() -> None:
+    cell = plan([Request(defences=("carso[samples=0]",), attacks=("none",), n=8)]).cells[0]
+    data = load(cell.dataset)
+    prepared = prepare(cell, "cpu", "data").defence
+    plain = build_defence(cell.defence)
     weights = [
         m.weight
-        for m in made.modules()
+        for m in prepared.modules()
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and min(m.weight.shape[:2]) > 1
     ]
     assert len(weights) > 4
     assert all(map(channels_last, weights))
-    found = []
-    for model in (made, plain):
+    answers = []
+    for model in (prepared, plain):
         x = data.x.clone().requires_grad_()
         assert isinstance(model, CARSO)
         logits = model.surrogates["lse"](x)
-        found += [(logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), x)[0])]
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+        (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), x)
+        answers.append((logits.detach(), gradient))
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.judging.evaluate import evaluate, minimum_distances
+from bench.judging.evaluate import evaluate
+from bench.judging.scoring import minimum_distances
 from bench.results.record import Record, merge
 from tests.judging.test_evaluate import cell
 
@@ -53,7 +54,7 @@ def test_a_distance_counts_where_at_least_half_of_the_draws_are_wrong_and_what_i
             return torch.stack([1 - far, far], 1)
 
     asked = cell("deepfool", draws=4)
-    assert minimum_distances(asked, Beyond(), made, x, y, 0, torch.device("cpu")) == (
+    assert minimum_distances(asked, Beyond(), made, x, y, 0) == (
         pytest.approx(0.3),
         pytest.approx(0.2),
         -1.0,
@@ -65,7 +66,7 @@ def test_a_distance_counts_where_at_least_half_of_the_draws_are_wrong_and_what_i
         def draws(self, images: Tensor, k: int) -> Tensor:
             return torch.tensor([[1.0, 0.0]] + [[0.0, 1.0]] * (k - 1)).expand(len(images), -1, -1)
 
-    assert minimum_distances(asked, Mostly(), made, x, y, 0, torch.device("cpu")) == (
+    assert minimum_distances(asked, Mostly(), made, x, y, 0) == (
         pytest.approx(0.1),
         pytest.approx(0.1),
         0.0,

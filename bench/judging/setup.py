@@ -1,0 +1,88 @@
+"""What the cells of one defence on one dataset share: the images, the built defence, its probe."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.data.sample import Dataset, load
+from bench.judging import hooks
+from bench.judging.randomness import random_stream
+from bench.judging.surrogates import build_surrogate
+from bench.judging.target import Target, to_device_channels_last
+from bench.questions import registry
+from bench.questions.spec import Cell, Spec
+
+PROBED = 64  # examples that the probe looks at
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The images on the CPU, the defence on `device`, and what the probe found of the defence."""
+
+    data: Dataset
+    defence: nn.Module
+    device: torch.device
+    probe: hooks.ProbeResult
+
+    @property
+    def stochastic(self) -> bool:
+        return self.probe.stochastic
+
+    def take(self, rows: slice) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Images (B,C,H,W) and labels (B,) on the device, and the ids, of some rows of the data."""
+        x = self.data.x[rows].to(self.device)
+        y = self.data.y[rows].to(self.device)
+        return x, y, tuple(self.data.ids[rows].tolist())
+
+
+def prepare(cell: Cell, device: str, data_dir: str) -> Setup:
+    """The setup of a cell; kept for the next cell of the same defence, images and eps."""
+    eps = float(cell.threat.eps) if cell.threat.norm == "linf" else 0.0
+    return _prepare(cell.dataset, cell.defence, eps, device, data_dir)
+
+
+@functools.lru_cache(maxsize=2)
+def _prepare(dataset: Spec, spec: Spec, eps: float, device: str, data_dir: str) -> Setup:
+    data = load_cached(dataset, data_dir)
+    place = torch.device(device)
+    defence = to_device_channels_last(registry.build_defence(spec), place)
+    x = data.x[:PROBED].to(place)
+    y = data.y[:PROBED].to(place)
+    declared = registry.is_stochastic(spec)
+    with random_stream(place, "probe", str(dataset), str(spec)):
+        probe = hooks.probe_defence(defence, x, y, eps, declared=declared)
+    return Setup(data, defence, place, probe)
+
+
+@functools.lru_cache(maxsize=1)
+def load_cached(dataset: Spec, data_dir: str) -> Dataset:
+    """The images of a dataset; those of the last one asked for are kept."""
+    return load(dataset, data_dir=Path(data_dir))
+
+
+def make_target(cell: Cell, setup: Setup) -> Target:
+    """The defence behind the access of the threat model; the surrogate for a transfer attack."""
+    if cell.threat.access == "transfer":
+        surrogate = build_surrogate(str(cell.attack.params["source"]))
+        return Target(
+            to_device_channels_last(surrogate, setup.device),
+            classes=setup.data.classes,
+            device=setup.device,
+        )
+    return Target(
+        setup.defence,
+        access=cell.threat.access,
+        stochastic=setup.stochastic,
+        classes=setup.data.classes,
+        device=setup.device,
+    )
+
+
+def batch_count(cell: Cell, size: int) -> int:
+    """The number of batches of the cell's fixed grid over `size` examples."""
+    return -(-size // cell.batch)
