@@ -22,7 +22,8 @@ from baselines.unet import NAME, Schedule, make, schedule_of
 from bench import weights
 from bench.data.sample import load, stratified_order
 from bench.errors import BadInput, did_you_mean
-from bench.judging.execute import commit, make_deterministic, pick_device
+from bench.judging.environment import commit
+from bench.judging.execute import make_deterministic, pick_device
 from bench.judging.target import is_correct
 from bench.questions.registry import build_classifier, datasets, discover
 from bench.questions.spec import Spec

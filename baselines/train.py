@@ -21,7 +21,8 @@ from baselines.recipes import RECIPES, Recipe, recipe_of
 from bench import weights
 from bench.data.sample import Dataset, load, stratified_order
 from bench.errors import BadInput
-from bench.judging.execute import commit, make_deterministic, pick_device
+from bench.judging.environment import commit
+from bench.judging.execute import make_deterministic, pick_device
 from bench.questions.registry import datasets, discover
 from bench.questions.spec import Spec, parse_eps
 from carso.adversary import pgd

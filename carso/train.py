@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.data.sample import load, stratified_order
 from bench.errors import BadInput
-from bench.judging.execute import commit
+from bench.judging.environment import commit
 from bench.questions.registry import build_classifier, datasets, discover
 from bench.questions.spec import Spec
 from bench.weights import digest, locate, path_to_write

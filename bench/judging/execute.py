@@ -1,31 +1,29 @@
-"""Run the cells of a plan in one process, keeping every finished batch; a cell that fails is kept as a failure and the rest goes on."""
+"""Answer the cells of a plan in one process, keeping every finished batch.
+
+A cell that fails is kept as a failure, and the rest goes on.
+"""
 
 from __future__ import annotations
 
-import functools
 import os
-import platform
-import subprocess
 import traceback
 from collections.abc import Iterable
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from bench import weights
 from bench.data.sample import Dataset
-from bench.entry_points import checkout
 from bench.errors import BadInput
+from bench.judging.environment import environment, same_source
 from bench.judging.evaluate import evaluate
 from bench.judging.setup import batch_count, load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
-from bench.questions.plan import PINNED, knob_texts
+from bench.questions.pins import classifier_of
 from bench.questions.spec import Cell
-from bench.results import names as labels
 from bench.results.record import Env, Record, merge
 from bench.results.store import Store
 
@@ -40,53 +38,21 @@ class Watch(Protocol):
     def failed(self, cell: Cell, message: str) -> None: ...
 
 
-def pick_device(text: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:1` as the device that is there."""
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    name, colon, index = text.partition(":")
-    if name not in ("cpu", "cuda") or (colon and not (name == "cuda" and index.isdigit())):
-        raise BadInput(f"device '{text}' is unknown; there are: auto, cpu, cuda, cuda:0")
-    if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise BadInput(
-            f"device '{text}' was asked for, but {torch.cuda.device_count()} CUDA devices are to be had here; use --device auto or cpu"
-        )
-    return text
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What all answers of a sweep share."""
 
+    device: str
+    data_dir: Path
+    command: str
 
-def preflight(cells: Iterable[Cell], data_dir: Path) -> None:
-    """Load the data, build every defence and surrogate, and predict one image with each, before anything is written; raises BadInput."""
-    cells = tuple(cells)
-    for cell in {(c.dataset, c.defence): c for c in cells}.values():
-        data = load_cached(cell.dataset, str(data_dir))
-        name, classifier = cell.defence.name, labels.classifier_of(cell.defence) or "?"
-        try_one(
-            registry.build_defence(cell.defence),
-            data,
-            f"defence '{name}' with classifier '{classifier}'",
-        )
-    for cell in {(c.dataset, c.attack): c for c in cells if c.threat.access == "transfer"}.values():
-        source = str(cell.attack.params["source"])
-        try_one(
-            build_surrogate(source),
-            load_cached(cell.dataset, str(data_dir)),
-            f"classifier '{source}'",
-        )
+    def load(self, cell: Cell) -> Dataset:
+        """The images of the cell."""
+        return load_cached(cell.dataset, str(self.data_dir))
 
-
-@torch.no_grad()
-def try_one(model: nn.Module, data: Dataset, what: str) -> None:
-    shape = tuple(data.x.shape[1:])
-    try:
-        logits = model(data.x[:1])
-    except (RuntimeError, ValueError) as error:
-        raise BadInput(
-            f"{what} cannot take the images {shape} of '{data.name}': {str(error).partition(chr(10))[0]}"
-        ) from error
-    if logits.shape != (1, data.classes):
-        raise BadInput(
-            f"{what} answers {tuple(logits.shape)} for an image of '{data.name}', which has {data.classes} classes"
-        )
+    def environment(self, cell: Cell) -> Env:
+        """Where an answer to the cell comes from."""
+        return environment(cell, self.device, self.command, self.load(cell).digest)
 
 
 def execute(
@@ -96,12 +62,11 @@ def execute(
 
     Interrupted, it has kept every whole batch, and the next run goes on from there.
     """
+    run = Run(device, data_dir, command)
     failed = 0
     for cell in cells:
         try:
-            record = run_cell(
-                cell, store, device=device, data_dir=data_dir, command=command, watch=watch
-            )
+            record = answer_cell(cell, store, run, watch)
         except (BadInput, OSError):
             raise
         except Exception as error:
@@ -113,115 +78,100 @@ def execute(
     return failed
 
 
-def run_cell(
-    cell: Cell, store: Store, *, device: str, data_dir: Path, command: str, watch: Watch
-) -> Record:
-    data = load_cached(cell.dataset, str(data_dir))
-    count = batch_count(cell, len(data.x))
-    env = environment(cell, device, command, data.digest)
-    done = {index: part for index, part in store.parts(cell).items() if same_source(part.env, env)}
-    watch.batch(cell, len(done), count)
+def answer_cell(cell: Cell, store: Store, run: Run, watch: Watch) -> Record:
+    """Answer the batches that no earlier run has kept, and join them with those that are kept."""
+    count = batch_count(cell, len(run.load(cell)))
+    parts = kept_parts(cell, store, run)
+    watch.batch(cell, len(parts), count)
     for index in range(count):
-        if index not in done:
-            done[index] = evaluate(cell, [index], device=device, data_dir=str(data_dir), env=env)
-            if count > 1:
-                store.put_part(done[index], index)
-            watch.batch(cell, len(done), count)
-    return merge([done[index] for index in range(count)])
+        if index in parts:
+            continue
+        parts[index] = answer_batch(cell, index, run)
+        if count > 1:
+            store.put_part(parts[index], index)
+        watch.batch(cell, len(parts), count)
+    return merge([parts[index] for index in range(count)])
 
 
-def same_source(one: Env, other: Env) -> bool:
-    """Whether parts of two runs belong together: the same code, device, data and weights."""
-    return (one.commit, one.device, one.data, one.weights, one.versions) == (
-        other.commit,
-        other.device,
-        other.data,
-        other.weights,
-        other.versions,
-    )
+def kept_parts(cell: Cell, store: Store, run: Run) -> dict[int, Record]:
+    """The batches that an earlier run kept and that come from where this run's come from."""
+    env = run.environment(cell)
+    parts = store.parts(cell)
+    return {index: part for index, part in parts.items() if same_source(part.env, env)}
+
+
+def answer_batch(cell: Cell, index: int, run: Run) -> Record:
+    """One batch of one cell."""
+    env = run.environment(cell)
+    return evaluate(cell, [index], device=run.device, data_dir=str(run.data_dir), env=env)
 
 
 def keep_failure(cell: Cell, store: Store, error: BaseException) -> str:
+    """Keep the failure of the cell in the store; returns its one line."""
     message = f"{type(error).__name__}: {error}".partition("\n")[0]
     store.fail(cell, message, "".join(traceback.format_exception(error)))
     return message
 
 
-def environment(cell: Cell, device: str, command: str, data: str) -> Env:
-    pinned = sorted(
-        text
-        for text in knob_texts(cell.defence) | knob_texts(cell.attack)
-        if labels.unpinned(text) != text and "[" not in text
-    )
-    digests = tuple((labels.unpinned(text), digest_of(text)) for text in pinned)
-    on_gpu = device.startswith("cuda")
-    kind = (
-        torch.cuda.get_device_name(torch.device(device))
-        if on_gpu
-        else f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
-    )
-    return Env(
-        commit=commit(),
-        command=command,
-        device=kind,
-        versions=versions(),
-        weights=digests,
-        data=data,
-    )
-
-
-def digest_of(text: str) -> str:
-    """Of the weights that a pinned text names: the whole SHA-256 of a file with a card, the pin itself of others."""
-    return (
-        weights.digest(weights.locate(text)) if text.startswith(PINNED) else text.rpartition("@")[2]
-    )
-
-
-@functools.cache
-def commit() -> str:
-    """The commit of the code, with `-dirty` where the code differs from it; empty outside of a checkout. (Weights are told by their digests.)"""
-    root = checkout()
-    if root is None:
-        return ""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git(
-            "status",
-            "--porcelain",
-            "--",
-            "bench",
-            "baselines",
-            "carso",
-            "requirements.txt",
-            ":!baselines/weights",
+def pick_device(text: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as the device that is there; BadInput where it is not."""
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    name, colon, index = text.partition(":")
+    indexed = name == "cuda" and index.isdigit()
+    if name not in ("cpu", "cuda") or (colon and not indexed):
+        raise BadInput(f"device '{text}' is unknown; there are: auto, cpu, cuda, cuda:0")
+    count = torch.cuda.device_count()
+    if name == "cuda" and int(index or 0) >= count:
+        raise BadInput(
+            f"device '{text}' was asked for, but {count} CUDA devices are to be had here; "
+            "use --device auto or cpu"
         )
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-@functools.cache
-def versions() -> tuple[tuple[str, str], ...]:
-    names = ("numpy", "pyautoattack", "robustbench", "torch")
-    return tuple(
-        sorted(
-            (
-                ("python", platform.python_version()),
-                *((name, metadata.version(name)) for name in names),
-            )
-        )
-    )
+    return text
 
 
 def make_deterministic() -> None:
-    """Arithmetic that repeats: one thread, unless OMP_NUM_THREADS says otherwise (two were measured to be slower than one on small models, and they
-    reorder sums); on a GPU float32 in full, where cuDNN's default rounds what convolutions multiply to the 10 bits of TF32, and sums in one order.
+    """Make arithmetic repeat: one thread, unless OMP_NUM_THREADS says otherwise.
+
+    Two threads reorder sums, and were measured to be slower than one on small models. On a GPU
+    float32 is taken in full, where cuDNN's default rounds the factors of convolutions to the 10
+    bits of TF32, and sums have one order.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+
+
+def preflight(cells: Iterable[Cell], data_dir: Path) -> None:
+    """Predict one image with every defence and surrogate; BadInput before anything is written."""
+    cells = tuple(cells)
+    for cell in {(c.dataset, c.defence): c for c in cells}.values():
+        data = load_cached(cell.dataset, str(data_dir))
+        defence = registry.build_defence(cell.defence)
+        classifier = classifier_of(cell.defence) or "?"
+        what = f"defence '{cell.defence.name}' with classifier '{classifier}'"
+        try_prediction(defence, data, what)
+    transfers = [cell for cell in cells if cell.threat.access == "transfer"]
+    for cell in {(c.dataset, c.attack): c for c in transfers}.values():
+        source = str(cell.attack.params["source"])
+        data = load_cached(cell.dataset, str(data_dir))
+        try_prediction(build_surrogate(source), data, f"classifier '{source}'")
+
+
+@torch.no_grad()
+def try_prediction(model: nn.Module, data: Dataset, what: str) -> None:
+    """BadInput, which names the model by `what`, where it does not fit the data."""
+    shape = tuple(data.x.shape[1:])
+    try:
+        logits = model(data.x[:1])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(
+            f"{what} cannot take the images {shape} of '{data.name}': {reason}"
+        ) from error
+    if logits.shape != (1, data.classes):
+        raise BadInput(
+            f"{what} answers {tuple(logits.shape)} for an image of '{data.name}', "
+            f"which has {data.classes} classes"
+        )

@@ -1,30 +1,42 @@
-"""The same batches on a Ray cluster: one task a batch, one GPU a task; the answers are those of one process."""
+"""The same batches on a Ray cluster: one task a batch, one GPU a task; the answers are the same."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.entry_points import ROOT
 from bench.errors import BadInput
-from bench.judging.evaluate import evaluate
-from bench.judging.execute import Watch, environment, keep_failure, make_deterministic, same_source
-from bench.judging.setup import batch_count, load_cached
-from bench.questions.registry import ROOT, discover
+from bench.judging.execute import (
+    Run,
+    Watch,
+    answer_batch,
+    keep_failure,
+    kept_parts,
+    make_deterministic,
+)
+from bench.judging.setup import batch_count
+from bench.questions.registry import discover
 from bench.questions.spec import Cell
 from bench.results.record import Record, merge
 from bench.results.store import Store
 
 
 def connect(address: str) -> None:
-    """Join the cluster at `address`, as Ray takes it, or start one on this machine for `local`; BadInput where there is none, or no Ray."""
+    """Join the cluster at `address`, as Ray takes it, or start one on this machine for `local`.
+
+    BadInput where there is no such cluster, or no Ray.
+    """
     try:
         import ray
     except ImportError:
         raise BadInput(
-            "--ray needs Ray, which is not installed; install the extra 'cluster': .venv/bin/uv pip install ray"
+            "--ray needs Ray, which is not installed; "
+            "install the extra 'cluster': .venv/bin/uv pip install ray"
         ) from None
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:  # Ray itself tries for minutes
@@ -33,18 +45,27 @@ def connect(address: str) -> None:
         except (OSError, ValueError) as error:
             raise BadInput(f"no Ray cluster answers at '{address}': {error}") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    environ = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     try:
         ray.init(
             address=None if address == "local" else address,
             include_dashboard=None,
-            runtime_env=environ,
+            runtime_env={"env_vars": variables},
             log_to_driver=False,
         )
     except ConnectionError as error:
-        raise BadInput(
-            f"no Ray cluster answers at '{address}': {str(error).partition(chr(10))[0]}"
-        ) from None
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"no Ray cluster answers at '{address}': {reason}") from None
+
+
+@dataclass(slots=True)
+class Progress:
+    """The batches of a cell that are answered, of `count` in all."""
+
+    cell: Cell
+    count: int
+    parts: dict[int, Record]
+    failed: bool = False
 
 
 def execute(
@@ -57,79 +78,67 @@ def execute(
     watch: Watch,
     extra: tuple[Path, ...],
 ) -> int:
-    """Answer the cells into the store on the cluster that is connected, and leave it; returns how many failed.
+    """Answer the cells into the store on the connected cluster, and leave it.
 
-    Every node needs this checkout, the weights and the data at the same paths.
+    Returns how many failed. Every node needs this checkout, the weights and the data at the same
+    paths.
     """
     import ray
 
-    remote: Any = ray.remote(num_gpus=1 if device.startswith("cuda") else 0)(answer)
-    where = (
-        device.partition(":")[0],
-        data_dir.resolve(),
-        command,
-        tuple(path.resolve() for path in extra),
-    )
-    done: dict[Cell, dict[int, Record]] = {}
-    waiting: dict[Any, tuple[Cell, int]] = {}
-    failed: set[Cell] = set()
+    gpus = 1 if device.startswith("cuda") else 0
+    remote: Any = ray.remote(num_gpus=gpus)(answer_on_node)
+    run = Run(device.partition(":")[0], data_dir.resolve(), command)
+    plugins = tuple(path.resolve() for path in extra)
+    cells_progress = []
+    tasks: dict[Any, tuple[Progress, int]] = {}
     try:
         for cell in cells:
-            data = load_cached(cell.dataset, str(data_dir))
-            env = environment(cell, where[0], command, data.digest)
-            done[cell] = {
-                index: part
-                for index, part in store.parts(cell).items()
-                if same_source(part.env, env)
-            }
-            for index in range(batch_count(cell, len(data.x))):
-                if index not in done[cell]:
-                    waiting[remote.remote(cell, index, *where)] = (cell, index)
-        for cell in cells:
-            finish(cell, done[cell], store, watch)
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            cell, index = waiting.pop(ready)
-            try:
-                done[cell][index] = ray.get(ready)
-            except ray.exceptions.RayError as error:
-                if cell not in failed:
-                    failed.add(cell)
-                    watch.failed(
-                        cell, keep_failure(cell, store, getattr(error, "cause", None) or error)
-                    )
-                continue
-            store.put_part(done[cell][index], index)
-            finish(cell, done[cell], store, watch)
+            count = batch_count(cell, len(run.load(cell)))
+            progress = Progress(cell, count, kept_parts(cell, store, run))
+            cells_progress.append(progress)
+            for index in range(count):
+                if index not in progress.parts:
+                    tasks[remote.remote(cell, index, run, plugins)] = (progress, index)
+        for progress in cells_progress:
+            report(progress, store, watch)
+        collect(tasks, store, watch)
     finally:
         ray.shutdown()
-    return len(failed)
+    return sum(progress.failed for progress in cells_progress)
 
 
-def finish(cell: Cell, done: dict[int, Record], store: Store, watch: Watch) -> None:
-    """Join the batches of the cell where all of them are there."""
-    count = batch_count(
-        cell, int(cell.dataset.params.get("n", cell.dataset.params.get("first", 0)))
-    )
-    if len(done) < count:
-        watch.batch(cell, len(done), count)
+def collect(tasks: dict[Any, tuple[Progress, int]], store: Store, watch: Watch) -> None:
+    """Keep the answer of each task as it comes; the first failure of a cell is kept as its own."""
+    import ray
+
+    while tasks:
+        (ready,), _ = ray.wait(list(tasks), num_returns=1)
+        progress, index = tasks.pop(ready)
+        try:
+            progress.parts[index] = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            if not progress.failed:
+                progress.failed = True
+                cause = getattr(error, "cause", None) or error
+                watch.failed(progress.cell, keep_failure(progress.cell, store, cause))
+            continue
+        store.put_part(progress.parts[index], index)
+        report(progress, store, watch)
+
+
+def report(progress: Progress, store: Store, watch: Watch) -> None:
+    """Say how far the cell is; where all batches are there, join them and keep the answer."""
+    cell = progress.cell
+    if len(progress.parts) < progress.count:
+        watch.batch(cell, len(progress.parts), progress.count)
         return
-    record = merge([done[index] for index in range(count)])
+    record = merge([progress.parts[index] for index in range(progress.count)])
     store.put(record)
     watch.answered(cell, record)
 
 
-def answer(
-    cell: Cell, index: int, device: str, data_dir: Path, command: str, extra: tuple[Path, ...]
-) -> Record:
-    """One batch of one cell, in a worker."""
+def answer_on_node(cell: Cell, index: int, run: Run, plugins: tuple[Path, ...]) -> Record:
+    """One batch of one cell, in a worker of the cluster."""
     make_deterministic()
-    discover(extra)
-    data = load_cached(cell.dataset, str(data_dir))
-    return evaluate(
-        cell,
-        [index],
-        device=device,
-        data_dir=str(data_dir),
-        env=environment(cell, device, command, data.digest),
-    )
+    discover(plugins)
+    return answer_batch(cell, index, run)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from bench.cli.main import Parser
 from bench.errors import BadInput
 from bench.files import data_folder
-from bench.judging.execute import commit, make_deterministic, pick_device, preflight
+from bench.judging.environment import commit
+from bench.judging.execute import make_deterministic, pick_device, preflight
 from bench.judging.randomness import random_stream
 from bench.judging.setup import prepare
 from bench.judging.target import is_correct, margin, predict_draws

@@ -18,7 +18,8 @@ from torch import Tensor
 from bench.cli.main import Parser
 from bench.errors import BadInput
 from bench.files import data_folder, write_bytes
-from bench.judging.execute import environment, make_deterministic, pick_device, preflight
+from bench.judging.environment import environment
+from bench.judging.execute import make_deterministic, pick_device, preflight
 from bench.judging.norms import NORMS
 from bench.judging.proposals import AttackFailed, project_candidates, run_attack
 from bench.judging.randomness import random_stream

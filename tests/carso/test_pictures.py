@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from bench.data.sample import load, stratified_order
+from bench.judging.environment import commit
 from bench.judging.evaluate import evaluate
-from bench.judging.execute import commit
 from bench.judging.randomness import random_stream
 from bench.questions.spec import Spec
 from carso.analysis import pictures, sheet

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.errors import BadInput
-from bench.judging.execute import environment
+from bench.judging.environment import environment
 from bench.questions import registry
 from bench.questions.plan import Plan, Request, fetch_missing, plan
 from bench.questions.spec import Cell, Value
