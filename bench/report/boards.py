@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from bench.questions.spec import Cell
 from bench.results import leaderboard, published
 from bench.results.leaderboard import Leaderboard
-from bench.results.published import Published
+from bench.results.published import PublishedResult
 from bench.results.record import Record
 from bench.results.store import Store
 from bench.soundness.assess import assess
@@ -22,6 +22,6 @@ def build_leaderboards(
     records: Sequence[Record],
     plans: Mapping[str, Sequence[Cell]],
     failures: Mapping[str, str],
-    published: Iterable[Published] = (),
+    published: Iterable[PublishedResult] = (),
 ) -> list[Leaderboard]:
     return leaderboard.build_leaderboards(records, plans, failures, published, assess)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from bench.questions.spec import Cell, Spec
 from bench.results.names import family, short_names
-from bench.results.published import Published, match_published
+from bench.results.published import PublishedResult, match_published
 from bench.results.record import Flag, Record
 from bench.results.statistics import Estimate
 from bench.results.worst_case import WorstCase, worst_case
@@ -48,7 +48,7 @@ class BoardData:
     asked: AskedCells
     answers: Mapping[str, Record]
     failures: Mapping[str, str]
-    published: Sequence[Published] = ()
+    published: Sequence[PublishedResult] = ()
     other_eps: Sequence[Record] = ()
 
 
@@ -70,7 +70,7 @@ class Evidence:
     controls: tuple[Record, ...]
     worst: WorstCase | None
     strongest_attack: str
-    published: Published | None
+    published: PublishedResult | None
 
     @property
     def clean(self) -> Record | None:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from bench.questions.spec import NORMS, Cell, Spec
 from bench.results.evidence import AskedCells, Assess, Assessment, BoardData, Evidence, gather
 from bench.results.names import CHECKS, SAMPLING, classifier_of, dataset_of, family
-from bench.results.published import Published, published_for
+from bench.results.published import PublishedResult, published_for
 from bench.results.ranks import compute_ranks
 from bench.results.record import Certificate, Flag, Record
 from bench.results.statistics import Estimate, estimate
@@ -45,7 +45,7 @@ class Row:
     ms_per_image: float | None
     cost_ratio: float | None
     parameters: int | None
-    published: Published | None
+    published: PublishedResult | None
     flags: tuple[Flag, ...]
     records: tuple[Record, ...]
     labels: tuple[str, ...]
@@ -126,7 +126,7 @@ class Leaderboard:
     eps: str
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
-    published: tuple[Published, ...]
+    published: tuple[PublishedResult, ...]
 
     @property
     def radii(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def build_leaderboards(
     records: Sequence[Record],
     plans: Mapping[str, Sequence[Cell]],
     failures: Mapping[str, str],
-    published: Iterable[Published],
+    published: Iterable[PublishedResult],
     assess: Assess,
 ) -> list[Leaderboard]:
     """One leaderboard per dataset, norm (linf first) and exact eps, in that order."""

@@ -1,9 +1,9 @@
-"""Short names for specs: only the knobs that tell them apart. Standard library only."""
+"""Short names for specs: only the knobs that tell them apart."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bench.questions.pins import classifier_of, unpinned, without_pins
 from bench.questions.spec import Cell, Spec, format_value
@@ -46,37 +46,42 @@ def family(cell: Cell) -> str:
 
 def dataset_of(cell: Cell) -> Spec:
     """The dataset of a cell less the choice of examples."""
-    return Spec(
-        cell.dataset.name, tuple(item for item in cell.dataset.items if item[0] not in SAMPLING)
-    )
+    items = [(knob, value) for knob, value in cell.dataset.items if knob not in SAMPLING]
+    return Spec(cell.dataset.name, tuple(items))
 
 
-def short_names(specs: Iterable[Spec], hide: tuple[str, ...] = ()) -> dict[Spec, str]:
-    """The name of each spec, and in brackets the knobs whose values differ among the specs of that name.
+def short_names(specs: Iterable[Spec], hide: Sequence[str] = ()) -> dict[Spec, str]:
+    """The name of each spec, and in brackets the knobs that tell the specs of that name apart.
 
-    Pins are dropped unless nothing else tells two specs apart; the knobs in `hide` are shown elsewhere, and tell apart without being named.
+    Pins are dropped unless nothing else tells two specs apart. The knobs in `hide` are shown
+    elsewhere: they tell specs apart without being named.
     """
     groups: dict[str, list[Spec]] = defaultdict(list)
     for spec in dict.fromkeys(specs):
         groups[spec.name].append(spec)
-    labels: dict[Spec, str] = {}
-    for name, group in groups.items():
-        plain = [without_pins(spec) for spec in group]
-        shown = plain if len(set(plain)) == len(group) else group
-        knobs = sorted({knob for spec in shown for knob, _ in spec.items} - set(hide))
-        differ = [knob for knob in knobs if len({spec.params.get(knob) for spec in shown}) > 1]
-        inner = short_names(
-            (Spec.parse(text) for spec in shown if (text := str(spec.params.get("inner", "")))),
-            hide,
-        )
-        for spec, look in zip(group, shown, strict=True):
-            values = {
-                knob: format_value(look.params[knob])
-                for knob in differ
-                if look.params.get(knob, "") != ""
-            }
-            if values.get("inner"):
-                values["inner"] = inner[Spec.parse(values["inner"])]
-            told = ",".join(f"{knob}={value}" for knob, value in values.items())
-            labels[spec] = f"{name}[{told}]" if told else name
-    return labels
+    names: dict[Spec, str] = {}
+    for group in groups.values():
+        names |= short_names_of_group(group, hide)
+    return names
+
+
+def short_names_of_group(group: Sequence[Spec], hide: Sequence[str]) -> dict[Spec, str]:
+    """The same of different specs of one name."""
+    shown = [without_pins(spec) for spec in group]
+    if len(set(shown)) < len(group):
+        shown = list(group)  # only the pins tell two specs apart
+    knobs = sorted({knob for spec in shown for knob, _ in spec.items} - set(hide))
+    differing = [knob for knob in knobs if len({spec.params.get(knob) for spec in shown}) > 1]
+    inner_texts = [str(spec.params.get("inner", "")) for spec in shown]
+    inner_names = short_names((Spec.parse(text) for text in inner_texts if text), hide)
+    names = {}
+    for spec, shown_spec in zip(group, shown, strict=True):
+        values = []
+        for knob in differing:
+            value = format_value(shown_spec.params.get(knob, ""))
+            if knob == "inner" and value:
+                value = inner_names[Spec.parse(value)]
+            if value:
+                values.append(f"{knob}={value}")
+        names[spec] = f"{spec.name}[{','.join(values)}]" if values else spec.name
+    return names

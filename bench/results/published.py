@@ -1,4 +1,4 @@
-"""Figures that others published, shown beside the measured ones and never mixed in. Standard library only."""
+"""Figures that others published, shown beside the measured ones and never mixed in."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from bench.results.names import classifier_of, dataset_of
 
 FOLDER = Path(__file__).parent / "published_figures"
 # A published adversarially trained model is one classifier, whichever of our names it is run under.
-AS_PUBLISHED = {"undefended": "at", "at": "at", "carso": "carso"}
+PUBLISHED_AS = {"undefended": "at", "at": "at", "carso": "carso"}
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """One published figure; accuracies are fractions. `defence` is `at`, `carso` or `purification`; `classifier` is empty where unknown."""
+class PublishedResult:
+    """One published figure; accuracies are fractions.
+
+    `defence` is `at`, `carso` or `purification`. `classifier` is empty where it is unknown.
+    """
 
     dataset: str
     norm: str
@@ -34,10 +37,11 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A classifier of RobustBench's zoo, as it is known without its weights, which are so many `files` (none: timm keeps them).
+class ZooEntry:
+    """A classifier of RobustBench's zoo, as it is known without its weights.
 
-    Accuracies are fractions, under AutoAttack at `eps`; None where RobustBench publishes none.
+    `files` is the number of its weights files (0: timm keeps them). Accuracies are fractions, under
+    AutoAttack at `eps`; None where RobustBench publishes none.
     """
 
     architecture: str
@@ -50,101 +54,111 @@ class Listed:
 
 
 @functools.cache
-def zoo(folder: Path = FOLDER) -> dict[str, Listed]:
+def zoo(folder: Path = FOLDER) -> dict[str, ZooEntry]:
     """The CIFAR entries of RobustBench's zoo by the name that `--defences` takes, sorted."""
-    told = {
-        _named(row): row
-        for name in ("corruptions.csv", "robustbench.csv")
-        for row in _read(folder / name)
+    facts = {
+        zoo_name(row): row
+        for file in ("corruptions.csv", "robustbench.csv")
+        for row in read_csv(folder / file)
     }
-    return {
-        row["classifier"]: _listed(row, told[row["classifier"]])
-        for row in _read(folder / "zoo.csv")
-    }
+    entries = {}
+    for row in read_csv(folder / "zoo.csv"):
+        name = row["classifier"]
+        entries[name] = zoo_entry(row, facts[name])
+    return entries
 
 
-def load(folder: Path = FOLDER) -> tuple[Published, ...]:
-    """All published figures, of RobustBench (AutoAttack, as its leaderboard prints them) and on CARSO."""
-    return (*_robustbench(folder / "robustbench.csv"), *_carso(folder / "carso.csv"))
+def load(folder: Path = FOLDER) -> tuple[PublishedResult, ...]:
+    """All published figures: of RobustBench (AutoAttack, as its leaderboard prints them), of CARSO."""
+    robustbench = load_robustbench(folder / "robustbench.csv")
+    return (*robustbench, *load_carso(folder / "carso.csv"))
 
 
-def match_published(published: Iterable[Published], cell: Cell) -> Published | None:
-    """What was published for the defence of `cell`: same classifier, dataset, norm and exactly the same eps. The lowest figure counts."""
-    defence = AS_PUBLISHED.get(cell.defence.name)
+def match_published(published: Iterable[PublishedResult], cell: Cell) -> PublishedResult | None:
+    """What was published for the defence of `cell`; of several figures the lowest.
+
+    Classifier, dataset, norm and exact eps must be the same.
+    """
+    defence = PUBLISHED_AS.get(cell.defence.name)
     classifier = classifier_of(cell.defence)
-    found = [
-        p
-        for p in published_for(published, cell)
-        if p.defence == defence and p.classifier == classifier != ""
+    if not classifier:
+        return None
+    matches = [
+        result
+        for result in published_for(published, cell)
+        if result.defence == defence and result.classifier == classifier
     ]
-    return min(found, key=lambda p: p.robust, default=None)
+    return min(matches, key=lambda result: result.robust, default=None)
 
 
-def published_for(published: Iterable[Published], cell: Cell) -> list[Published]:
+def published_for(published: Iterable[PublishedResult], cell: Cell) -> list[PublishedResult]:
     """What was published for the dataset and threat model of `cell`, best first."""
-    where = (str(dataset_of(cell)), cell.threat.norm, cell.threat.eps)
+    location = (str(dataset_of(cell)), cell.threat.norm, cell.threat.eps)
     return sorted(
-        (p for p in published if (p.dataset, p.norm, p.eps) == where),
-        key=lambda p: (-p.robust, p.classifier, p.attack),
+        (result for result in published if (result.dataset, result.norm, result.eps) == location),
+        key=lambda result: (-result.robust, result.classifier, result.attack),
     )
 
 
-def _robustbench(path: Path) -> Iterator[Published]:
-    for row in _read(path):
-        clean, robust = _share(row["clean_acc"]), float(row["autoattack_acc"]) / 100
-        yield Published(*_where(row), "at", _named(row), "AutoAttack", clean, robust, row["paper"])
-
-
-def _carso(path: Path) -> Iterator[Published]:
-    for row in _read(path):
-        clean, robust, note = (
-            _share(row["clean_acc"]),
-            float(row["robust_acc"]) / 100,
-            f"{row['described']}; {row['note']}",
-        )
-        yield Published(
-            *_where(row),
-            row["defence"],
-            row["classifier"],
-            row["attack"],
-            clean,
-            robust,
-            row["source"],
-            note,
+def load_robustbench(path: Path) -> Iterator[PublishedResult]:
+    for row in read_csv(path):
+        yield PublishedResult(
+            dataset=row["dataset"],
+            norm=row["norm"].lower(),
+            eps=Fraction(row["eps"]),
+            defence="at",
+            classifier=zoo_name(row),
+            attack="AutoAttack",
+            clean=read_percent(row["clean_acc"]),
+            robust=float(row["autoattack_acc"]) / 100,
+            source=row["paper"],
         )
 
 
-def _listed(row: dict[str, str], told: dict[str, str]) -> Listed:
-    clean, robust = _share(told.get("clean_acc", "")), _share(told.get("autoattack_acc", ""))
-    return Listed(
-        told["architecture"],
-        int(row["parameters"]),
-        int(row["files"]),
-        told["venue"],
-        told.get("eps", ""),
-        clean,
-        robust,
+def load_carso(path: Path) -> Iterator[PublishedResult]:
+    for row in read_csv(path):
+        yield PublishedResult(
+            dataset=row["dataset"],
+            norm=row["norm"].lower(),
+            eps=Fraction(row["eps"]),
+            defence=row["defence"],
+            classifier=row["classifier"],
+            attack=row["attack"],
+            clean=read_percent(row["clean_acc"]),
+            robust=float(row["robust_acc"]) / 100,
+            source=row["source"],
+            note=f"{row['described']}; {row['note']}",
+        )
+
+
+def zoo_entry(row: dict[str, str], facts: dict[str, str]) -> ZooEntry:
+    return ZooEntry(
+        architecture=facts["architecture"],
+        parameters=int(row["parameters"]),
+        files=int(row["files"]),
+        venue=facts["venue"],
+        eps=facts.get("eps", ""),
+        clean=read_percent(facts.get("clean_acc", "")),
+        robust=read_percent(facts.get("autoattack_acc", "")),
     )
 
 
-def _named(row: dict[str, str]) -> str:
-    """What `--defences` calls the model: the bare name is that of CIFAR-10 linf, the others stand after dataset/threat."""
-    split = row["dataset"], row["norm"]
-    return (
-        f"robustbench:{row['model']}"
-        if split == ("cifar10", "Linf")
-        else f"robustbench:{'/'.join(split)}/{row['model']}"
-    )
+def zoo_name(row: dict[str, str]) -> str:
+    """What `--defences` calls the model.
+
+    The bare name is that of CIFAR-10 in linf; the others stand after their dataset and threat.
+    """
+    if row["dataset"] == "cifar10" and row["norm"] == "Linf":
+        return f"robustbench:{row['model']}"
+    return f"robustbench:{row['dataset']}/{row['norm']}/{row['model']}"
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of the file, without its comments."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def _where(row: dict[str, str]) -> tuple[str, str, Fraction]:
-    return row["dataset"], row["norm"].lower(), Fraction(row["eps"])
-
-
-def _share(percent: str) -> float | None:
-    return float(percent) / 100 if percent else None
+def read_percent(text: str) -> float | None:
+    """A share in [0,1]; None for an empty text."""
+    return float(text) / 100 if text else None

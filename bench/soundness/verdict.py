@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from bench.results.names import classifier_of, family, unpinned
-from bench.results.published import Published
+from bench.results.published import PublishedResult
 from bench.results.record import Flag, Record
 from bench.results.statistics import Estimate
 from bench.results.worst_case import is_stochastic
@@ -46,7 +46,7 @@ def decide_verdict(
     lacks: Sequence[str],
     robust: Estimate | None,
     strongest: str,
-    published: Published | None,
+    published: PublishedResult | None,
 ) -> tuple[str, tuple[str, ...]]:
     """The verdict and its reasons. `missing` says in words which cells are unanswered, `lacks` holds codes of what was not run."""
     reasons = [f"{flag.id} {flag.severity}: {flag.message}" for flag in flags]

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from bench.results.published import Published, load, match_published, published_for
+from bench.results.published import PublishedResult, load, match_published, published_for
 from bench.results.worst_case import worst_case
 from bench.soundness.audits.records import audit
 from tests.fake_records import cell, record
@@ -92,7 +92,7 @@ def test_every_figure_is_a_share_with_a_source() -> None:
 def test_a_gap_of_more_than_a_point_at_a_thousand_examples(
     more: int, n: int, flagged: bool
 ) -> None:
-    claim = Published(
+    claim = PublishedResult(
         "digits", "linf", Fraction(1, 5), "at", "own:digits-at", "AutoAttack", None, 0.6, "a source"
     )
     right = 600 + more

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from bench.questions.registry import ROOT
-from bench.results.published import Published
+from bench.results.published import PublishedResult
 from bench.results.record import Certificate, Cost, Env, Flag, Record
 from bench.results.worst_case import worst_case
 from bench.soundness.audits.records import MEANING, audit
@@ -16,7 +16,7 @@ from tests.fake_records import cell, record
 NOISY = {"defence": "carso[classifier=own:digits-at]", "select": 8, "draws": 16}
 
 
-def flags(*records: Record, published: Published | None = None) -> dict[str, str]:
+def flags(*records: Record, published: PublishedResult | None = None) -> dict[str, str]:
     """Code -> severity."""
     found = audit(records, worst_case(records), published)
     assert all(flag.id in MEANING and flag.message for flag in found)
@@ -249,7 +249,7 @@ def test_one_name_with_two_weights_files() -> None:
 
 
 def test_against_the_published_figures() -> None:
-    claim = Published(
+    claim = PublishedResult(
         "digits", "linf", Fraction(1, 5), "at", "own:digits-at", "AutoAttack", 0.95, 0.6, "a source"
     )
 

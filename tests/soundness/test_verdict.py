@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import pytest
 
-from bench.results.published import Published
+from bench.results.published import PublishedResult
 from bench.results.record import Flag, Routes
 from bench.results.statistics import Estimate, estimate
 from bench.soundness.verdict import decide_verdict, missing_codes, ranges, spelt
 from tests.fake_records import cell, record
 
-CLAIM = Published(
+CLAIM = PublishedResult(
     "cifar10",
     "linf",
     Fraction(8, 255),

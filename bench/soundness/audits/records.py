@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from bench.questions.runs import runs_by_loss
 from bench.results.names import family, unpinned
-from bench.results.published import Published
+from bench.results.published import PublishedResult
 from bench.results.record import Flag, Record
 from bench.results.statistics import estimate, lower_limit
 from bench.results.worst_case import WorstCase, is_stochastic
@@ -74,7 +74,7 @@ MEANING = {
 def audit(
     records: Sequence[Record],
     worst: WorstCase | None,
-    published: Published | None = None,
+    published: PublishedResult | None = None,
     others: Sequence[Record] = (),
     more: Sequence[Flag] = (),
 ) -> list[Flag]:
@@ -406,7 +406,7 @@ def fallen_though_certified(records: Sequence[Record], worst: WorstCase) -> list
 
 
 def against_published(
-    records: Sequence[Record], worst: WorstCase | None, published: Published
+    records: Sequence[Record], worst: WorstCase | None, published: PublishedResult
 ) -> list[Flag]:
     """G1 to G3: the same model must have the published clean accuracy, and robust accuracy near what the published attack leaves."""
     found = []
