@@ -14,7 +14,7 @@ from bench.files import data_folder
 from bench.questions import plan as plans
 from bench.questions.plan import Plan, Request
 from bench.questions.registry import discover
-from bench.questions.spec import Cell
+from bench.questions.spec import Cell, split_commas
 from bench.report.tables import cells_csv, leaderboard_csv
 from bench.results.leaderboard import Leaderboard
 from bench.results.record import Record
@@ -84,6 +84,9 @@ def run(
         plugins=tuple(map(Path, plugins)),
     )
     discover(settings.plugins)
+    for name in ("defences", "attacks"):
+        if isinstance(question.get(name), str):
+            question[name] = split_commas(question[name])
     file = Path(plan) if plan else None
     request = plans.request_of(question, Path("bench.run"))
     asked = make_plan(file, request)
