@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from scipy.special import betaincinv
-from scipy.stats import binom
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -124,6 +123,8 @@ class Smoothing(nn.Module):
 def clear_majority(samples: int, alpha: float) -> Tensor:
     """By the votes for the two first classes together, 0 to `samples`, how many the first needs for a two-sided p-value of at most `alpha`."""
     together = torch.arange(samples + 1)
+    from scipy.stats import binom  # slow to import
+
     return torch.as_tensor(binom.isf(alpha / 2, together.numpy(), 0.5)).long() + 1
 
 

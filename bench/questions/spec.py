@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -144,9 +145,7 @@ class Cell:
     @property
     def question(self) -> str:
         """The key of the cell less its attack: cells that share it are compared example by example."""
-        return replace(
-            self, attack=Spec("none"), threat=replace(self.threat, access="white-box")
-        ).key
+        return question_of(self)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -182,3 +181,9 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.threat.norm} {self.threat.eps}: {self.defence} under {self.attack}"
+
+
+@functools.cache
+def question_of(cell: Cell) -> str:
+    threat = replace(cell.threat, access="white-box")
+    return replace(cell, attack=Spec("none"), threat=threat).key

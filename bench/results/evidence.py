@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -152,12 +153,13 @@ def select_other_eps(records: Sequence[Record], others: Iterable[Record]) -> lis
     return [
         other
         for other in others
-        if same_examples(other, first)
-        and other.cell.threat.eps != first.cell.threat.eps
+        if other.cell.threat.eps != first.cell.threat.eps
+        and same_examples(other, first)
         and question_without_eps(other.cell) == question
     ]
 
 
+@functools.cache
 def question_without_eps(cell: Cell) -> str:
     """The key of what two cells share that differ in eps and attack alone."""
     return replace(cell, threat=replace(cell.threat, eps=Fraction(0))).question
