@@ -36,7 +36,7 @@ def cell(
 
 
 def record(
-    asked: Cell,
+    cell: Cell,
     correct: Sequence[int],
     *,
     selected: Sequence[int] | None = None,
@@ -49,19 +49,23 @@ def record(
     env: Env | None = None,
     certificate: Certificate | None = None,
 ) -> Record:
-    """The answer to `asked` with the evaluation counts `correct`; what is not given is as on an example that the attack moved and judged the same."""
+    """The answer to `cell` with the evaluation counts `correct`.
+
+    What is not given is as on an example that is right when it is clean, that the attack moved by
+    eps, and of which selection and evaluation draws say the same.
+    """
     n = len(correct)
-    same = tuple(round(count * asked.select / asked.draws) for count in correct)
+    if selected is None:
+        selected = [round(count * cell.select / cell.draws) for count in correct]
+    moved = 0.0 if cell.attack.name == "none" else float(cell.threat.eps)
     return Record(
-        cell=asked,
+        cell=cell,
         ids=tuple(range(n)),
-        clean=tuple(clean or (asked.select,) * n),
-        selected=tuple(same if selected is None else selected),
+        clean=tuple(clean or (cell.select,) * n),
+        selected=tuple(selected),
         margin=tuple(margin or (0.0,) * n),
         correct=tuple(correct),
-        distance=tuple(
-            distance or ((0.0 if asked.attack.name == "none" else float(asked.threat.eps)),) * n
-        ),
+        distance=tuple(distance or (moved,) * n),
         strayed=tuple(strayed or (0.0,) * n),
         cost=cost or Cost(),
         flags=tuple(flags),

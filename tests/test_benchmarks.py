@@ -1,25 +1,20 @@
-"""The table of `benchmarks.apgd`, on one process and on two."""
+"""The benchmarks' tables, and what they compute."""
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
+import torch
 
+from benchmarks import attacks
 from benchmarks.apgd import main
+from benchmarks.carso_samples import Times, cost_ratios, resnet18
+from benchmarks.training import attack_one_by_one
+from carso.adversary import Adversaries
 
-WORDS = [
-    "--n",
-    "20",
-    "--roles",
-    "robust",
-    "--steps",
-    "5",
-    "--targets",
-    "2",
-    "--queries",
-    "0",
-    "--device",
-    "cpu",
-]
+FLAGS = "--n 20 --roles robust --steps 5 --targets 2 --queries 0 --device cpu"
+WORDS = FLAGS.split()
 
 
 def table(capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
@@ -31,17 +26,55 @@ def table(capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
 def test_the_parts_of_two_processes_are_added_up(
     capsys: pytest.CaptureFixture[str], eps: str, robust: str
 ) -> None:
-    """Nothing changes the 19 right answers at eps 1/10000, where every attack makes all its calls; eps 1 leaves none."""
-    one, two = (table(capsys, "--eps", eps, "--processes", processes) for processes in ("1", "2"))
+    """Nothing changes the 19 right answers at eps 1/10000: every attack makes all its calls.
+
+    At eps 1 none is left.
+    """
+    one = table(capsys, "--eps", eps, "--processes", "1")
+    two = table(capsys, "--eps", eps, "--processes", "2")
     assert [row[:2] for row in one] == [row[:2] for row in two] == [[robust, "0"]] * 2
     assert all(row[4:] == ["1.00", "1.00"] for row in (one[0], two[0]))
     if robust == "0.950":
         assert [row[2] for row in one] == [row[2] for row in two], "calls per example"
 
 
-def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_requests_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--processes", "0"], ["--n", "0"], ["--dataset", "digit"], ["--roles", "robst"]):
         with pytest.raises(SystemExit) as refused:
             main([*WORDS, *words])
         assert refused.value.code == 2
         assert words[1] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchattacks") is not None, reason="it is here")
+def test_a_missing_library_is_named_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["attacks", "--only", "spsa"])
+    with pytest.raises(SystemExit, match="2"):
+        attacks.main()
+    shown = capsys.readouterr()
+    assert "needs the extra 'libraries'" in shown.err
+    assert shown.out == ""
+
+
+def test_a_cost_ratio_is_the_prediction_over_its_parts() -> None:
+    seconds = {"prediction": 30.0, "classifier": 2.0, "condition": 1.0, "decoder": 9.0}
+    times = {name: Times((value,), (2 * value,)) for name, value in seconds.items()}
+    assert cost_ratios(times, 9, "cpu") == [30 / (10 * 2 + 1 + 9)]
+    assert cost_ratios(times, 9, "wall") == [1.0]
+
+
+def test_adversaries_one_by_one_are_those_of_training() -> None:
+    """Without a random start's luck: at strength 0 PGD stays, and FGSM has none."""
+    model = resnet18(2).eval().requires_grad_(False)
+    x = torch.rand(8, 3, 32, 32)
+    y = torch.arange(8) % 10
+    settings = Adversaries(share=1.0, weak=0.0, strong=0.0, steps=2, step=0.1)
+    expected = settings.deal(model, x, y)
+    assert torch.equal(attack_one_by_one(settings, model, x, y), expected)
+    assert torch.equal(expected, x)
+    strong = Adversaries(share=0.5, weak=0.1, strong=0.2, steps=1, step=0.1)
+    torch.testing.assert_close(
+        attack_one_by_one(strong, model, x, y)[-2:], strong.deal(model, x, y)[-2:]
+    )

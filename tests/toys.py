@@ -1,4 +1,7 @@
-"""Plug-ins whose right answers are known: a linear model in the middle of the box, a coin, a secret key, and attacks that misbehave."""
+"""Plug-ins whose right answers are known, and attacks that misbehave.
+
+The defences are a linear model in the middle of the box, a coin, and a secret key.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,15 @@ SIZE = 40
     roles={"standard": "toy:linear", "robust": "toy:linear"},
 )
 def toy(split: str, data_dir: Path) -> Dataset:
-    """Points on both sides of a plane, at linf distances (i + 1/2) / 100 from it for i = 0, 1, ..., 19, twice each."""
+    """Points on both sides of a plane, at linf distances (i + 1/2) / 100 from it.
+
+    There are two points for each i = 0, 1, ..., 19.
+    """
     weight = Linear().weight
     distance = (torch.arange(SIZE) // 2 + 0.5) / 100
     side = torch.where(torch.arange(SIZE) % 2 == 0, 1.0, -1.0)
-    # the step that changes weight @ x by distance * |weight|_1 when every coordinate moves by `distance`
+    # the step that changes weight @ x by distance * |weight|_1, where every coordinate moves by
+    # `distance`
     x = 0.5 + side[:, None] * distance[:, None] * weight.sign()
     return dataset_of("toy", x.view(SIZE, 1, 2, 3), (side > 0).long(), classes=2)
 
@@ -42,7 +49,10 @@ def toy(split: str, data_dir: Path) -> Dataset:
     roles={"standard": "toy:net", "robust": "toy:net"},
 )
 def toy_grey(split: str, data_dir: Path) -> Dataset:
-    """Grey images of 8x8 whose first pixel says the class: 0.1 or 0.9, which eps 1/10 does not change into each other."""
+    """Grey images of 8x8 whose first pixel says the class.
+
+    It is 0.1 or 0.9, which eps 1/10 does not change into each other.
+    """
     x = torch.full((24, 1, 8, 8), 0.5)
     y = torch.arange(24) % 2
     x[:, 0, 0, 0] = 0.1 + 0.8 * y
@@ -50,7 +60,10 @@ def toy_grey(split: str, data_dir: Path) -> Dataset:
 
 
 class Linear(nn.Module):
-    """Two logits -s and s with s = 4 weight @ (x - 1/2): the smallest linf change that flips the answer is |s| / (4 |weight|_1)."""
+    """Two logits -s and s with s = 4 weight @ (x - 1/2).
+
+    The smallest linf change that flips the answer is |s| / (4 |weight|_1).
+    """
 
     weight: Tensor
 
@@ -75,9 +88,11 @@ class Wrapped(nn.Module):
 
 
 class Key(nn.Module):
-    """Logits -s and s with s = 3 for the class, -3 for the other, plus key @ (the other 63 pixels - 1/2); each call draws fresh signs as the key.
+    """Logits -s and s: s is 3 for the class and -3 for the other, plus key @ (other pixels - 1/2).
 
-    At eps 1/10 who knows the key moves s by 6.3. Who does not moves it by at most 0.8 (a standard deviation), and is right once in 10^4 draws.
+    There are 63 other pixels. Each call draws fresh signs as the key. At eps 1/10 who knows the key
+    moves s by 6.3. Who does not moves it by at most 0.8 (a standard deviation), and is right once
+    in 10^4 draws.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +103,10 @@ class Key(nn.Module):
 
 
 def net() -> nn.Module:
-    """Random features of 8x8 images under a linear head, always the same; nearly linear, so that gradients lead straight to what is planted."""
+    """Random features of 8x8 images under a linear head, always the same.
+
+    They are nearly linear, so that gradients lead straight to what is planted.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(
@@ -110,7 +128,10 @@ def toy_key(*, classifier: str = "@standard", size: int = 64) -> nn.Module:
 
 @defence("toy-masked")
 def toy_masked(*, classifier: str = "@standard", leak: float = 0.0) -> nn.Module:
-    """The classifier's answers, and a gradient of `leak` times its own: all that is planted can be found, and nothing by gradients at 0."""
+    """The classifier's answers, and a gradient of `leak` times its own.
+
+    All that is planted can be found, and nothing by gradients where the leak is 0.
+    """
     return Masked(build_classifier(classifier), leak)
 
 
@@ -134,7 +155,10 @@ def toy_linear(*, classifier: str = "@standard") -> nn.Module:
 
 @defence("toy-coin", stochastic=True)
 def toy_coin(*, classifier: str = "@standard", p: float = 0.5) -> nn.Module:
-    """Answers as the linear model with probability `p` for each example and call, and the opposite otherwise."""
+    """Answers as the linear model with probability `p`, and the opposite otherwise.
+
+    The chance is a new one for each example and call.
+    """
     return Wrapped(
         lambda logits, x: torch.where(torch.rand(len(x), 1, device=x.device) < p, logits, -logits)
     )
@@ -154,7 +178,7 @@ def toy_nan_logits(*, classifier: str = "@standard") -> nn.Module:
 
 @defence("toy-nan-gradient")
 def toy_nan_gradient(*, classifier: str = "@standard") -> nn.Module:
-    """The linear model with a forward that is its own, bit for bit, and a gradient that is NaN everywhere."""
+    """The linear model, whose forward is its own bit for bit, and whose gradient is NaN."""
     return Wrapped(
         lambda logits, x: logits + 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None]
     )
@@ -167,7 +191,7 @@ def toy_rounded(*, classifier: str = "@standard") -> nn.Module:
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """Whether all coordinates of an image are equally far from the middle, as those of the toy dataset are."""
+    """Whether all coordinates are equally far from the middle, as those of `toy` are."""
     away = (x - 0.5).abs().flatten(1)
     return (away - away[:, :1]).abs().amax(1) < 1e-6
 
@@ -183,15 +207,16 @@ def toy_exact(model: Any, x: Tensor, y: Tensor, threat: Any, *, scale: float = 1
     """One sign step of `scale` times eps: optimal against the linear model."""
     x.requires_grad_()
     logits = model(x)
-    gap = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
-    (grad,) = torch.autograd.grad(gap.sum(), x)
+    margin = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
+    (grad,) = torch.autograd.grad(margin.sum(), x)
     return x.detach() + scale * float(threat.eps) * grad.nan_to_num().sign()
 
 
 @attack("toy-several", norms={"linf"}, access="white-box", family="gradient")
 def toy_several(model: Any, x: Tensor, y: Tensor, threat: Any) -> dict[str, Tensor]:
-    """Two routes: half of an optimal step, twice over, and for the first half of the box alone a whole one."""
-    half, whole = toy_exact(model, x, y, threat, scale=0.5), toy_exact(model, x.detach(), y, threat)
+    """Two routes: half of an optimal step, twice over, and a whole step for class 0 alone."""
+    half = toy_exact(model, x, y, threat, scale=0.5)
+    whole = toy_exact(model, x.detach(), y, threat)
     return {
         "half": torch.stack([half, half]),
         "whole": torch.where(y[:, None, None, None] == 0, whole, x.detach()),
@@ -218,7 +243,7 @@ def liar_idle(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
 
 @attack("liar-edits", norms=ALL, access="white-box", family="gradient")
 def liar_edits(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
-    """Edits x and y in place, so that a harness that shares them would judge other images against other labels."""
+    """Edits x and y in place: a harness that shares them would judge other images."""
     y.copy_(1 - y)
     return x.copy_(1 - x)
 
@@ -237,7 +262,7 @@ def liar_shape(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
 
 @attack("liar-claims", norms=ALL, access="decision", family="decision")
 def liar_claims(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
-    """Claims success by breaking what it was handed: parameters, mode and the global random state."""
+    """Breaks what it was handed: parameters, mode and the global random state."""
     for parameter in model.parameters():
         parameter.data.fill_(7.0)
     model.train()
