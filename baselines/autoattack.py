@@ -38,7 +38,7 @@ def examples() -> Path:
     return folder
 
 
-@classifier("autoattack", names=names, ensure=ensure)
+@classifier("autoattack", names=names, fetch=ensure)
 def autoattack(argument: str) -> nn.Module:
     """An undefended ResNet-18 for CIFAR-10, of plain [0,1] images; its source is the pyautoattack package (Croce and Hein 2020)."""
     if argument not in NAMES:

@@ -206,7 +206,7 @@ def through(x: Tensor, low: float, high: float) -> Tensor:
     return x + (x.clamp(low, high) - x).detach()
 
 
-@defence("diffpure", stochastic=True, costly=True)
+@defence("diffpure", stochastic=True, opt_in=True)
 def diffpure(
     *,
     classifier: str = "@standard",

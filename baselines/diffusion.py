@@ -173,8 +173,8 @@ def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
     )
     seconds = time.perf_counter() - started
 
-    x, y, eps = data.x[held].to(device), data.y[held].to(device), facts["eps"]["linf"]
-    classifier = build_classifier(facts["roles"]["standard"]).to(device)
+    x, y, eps = data.x[held].to(device), data.y[held].to(device), facts.eps["linf"]
+    classifier = build_classifier(facts.roles["standard"]).to(device)
     rows = sweep(
         net, schedule, classifier, x, attack(classifier, x, y, float(Fraction(eps)), PGD), y
     )
@@ -201,7 +201,7 @@ def train(args: argparse.Namespace, argv: list[str], device: str) -> None:
         "seconds": round(seconds, 1),
         "validation": {
             "n": len(held),
-            "classifier": facts["roles"]["standard"],
+            "classifier": facts.roles["standard"],
             "attack": f"linf {eps}, PGD of {PGD} steps on the classifier alone",
             "accuracy": rows,
         },

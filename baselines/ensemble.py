@@ -88,7 +88,7 @@ def members_of(classifiers: str) -> list[nn.Module]:
     return [build_classifier(name) for name in names]
 
 
-@defence("ensemble", alone="it joins bare classifiers, which its knob 'classifiers' names")
+@defence("ensemble", no_inner="it joins bare classifiers, which its knob 'classifiers' names")
 def ensemble(*, classifiers: str = "@robust+@other", mean: str = "logit") -> nn.Module:
     """Classify by the mean over several classifiers, joined by `+`: of their logits, or (`prob`) of their probabilities.
 

@@ -85,13 +85,13 @@ def ensure_file(argument: str) -> None:
     weights.card(f"file:{argument}")
 
 
-@classifier("own", names=own_classifiers, ensure=ensure_own)
+@classifier("own", names=own_classifiers, fetch=ensure_own)
 def own(argument: str) -> nn.Module:
     """A classifier of this project: weights/NAME.safetensors."""
     return build(f"own:{argument}")
 
 
-@classifier("file", ensure=ensure_file)
+@classifier("file", fetch=ensure_file)
 def file(argument: str) -> nn.Module:
     """A classifier in a safetensors file of yours, with a card beside it whose `arch` names one of the project's networks."""
     return build(f"file:{Path(argument)}")

@@ -54,7 +54,7 @@ def digest(argument: str) -> str | None:
     return hashlib.sha256(weights.digest(path).encode()).hexdigest()[:8] if path.is_file() else None
 
 
-@classifier("released", names=released_names, ensure=ensure, digest=digest)
+@classifier("released", names=released_names, fetch=ensure, digest=digest)
 def released(argument: str) -> nn.Module:
     """A WRN-28-10 that CARSO's authors released: theirs (`-own`, trained without adversaries), or others' that RobustBench has too. arXiv 2306.06081.
 

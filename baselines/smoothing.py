@@ -134,7 +134,7 @@ def lower_limit(count: Tensor, n: int, alpha: float) -> Tensor:
     return torch.as_tensor(betaincinv(k.clip(1), n - k + 1, alpha) * (k > 0)).to(count.device)
 
 
-@defence("smoothing", stochastic=True, costly=True)
+@defence("smoothing", stochastic=True, opt_in=True)
 def smoothing(
     *,
     classifier: str = "@standard",

@@ -163,7 +163,7 @@ def train_one(name: str, args: argparse.Namespace, argv: list[str], device: str)
     data = load(Spec(args.dataset), split="train", data_dir=args.data_dir)
     test = load(Spec(args.dataset), data_dir=args.data_dir)
     test = test.take(stratified_order(test.y, test.ids)[: args.n])
-    budget = datasets.get(args.dataset).facts["eps"]["linf"]
+    budget = datasets.get(args.dataset).facts.eps["linf"]
 
     torch.manual_seed(args.seed)
     arch = {
@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
             raise BadInput(f"--epochs {args.epochs} and --n {args.n} must be positive")
         device = pick_device(args.device)
         discover()
-        robust = str(datasets.get(args.dataset).facts["roles"].get("robust", "none"))
+        robust = str(datasets.get(args.dataset).facts.roles.get("robust", "none"))
         if args.name == "all" and not robust.startswith("own:"):
             print(
                 f"the classifiers of '{args.dataset}' are not ours to train: its robust one is {robust}"

@@ -7,7 +7,7 @@ from torch import nn
 from bench.questions.registry import build_classifier, defence
 
 
-@defence("undefended")
+@defence("undefended", undefended=True, bare=True)
 def undefended(*, classifier: str = "@standard") -> nn.Module:
     """The classifier as it is, trained on clean images alone."""
     return build_classifier(classifier)

@@ -13,7 +13,9 @@ from carso.model import VAE
 @defence(
     "vae",
     stochastic=lambda knobs: int(knobs["samples"]) > 0,
-    follows=lambda knobs: {"weights": f"@vae{around(knobs)}"} if knobs["weights"] == "@vae" else {},
+    dependent_defaults=lambda knobs: (
+        {"weights": f"@vae{around(knobs)}"} if knobs["weights"] == "@vae" else {}
+    ),
     choices={"aggregation": AGGREGATIONS},
 )
 def vae(

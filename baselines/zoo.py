@@ -54,7 +54,7 @@ def digest(argument: str) -> str | None:
     return hashlib.sha256("".join(map(weights.digest, paths)).encode()).hexdigest()[:8]
 
 
-@classifier("robustbench", names=names, ensure=ensure, digest=digest)
+@classifier("robustbench", names=names, fetch=ensure, digest=digest)
 def robustbench(argument: str) -> nn.Module:
     """A classifier of the RobustBench zoo: Name (CIFAR-10 linf), or dataset/threat/Name. Croce et al. (2021)."""
     dataset, threat, name = parts(argument)

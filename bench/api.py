@@ -159,7 +159,7 @@ def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> None:
 
         ray.connect(settings.ray)
     store = Store(settings.out)
-    store.put_plan(plan.name, plan.cells)
+    store.put_plan(plan.name, plan.cells, plan.attack_traits)
     for cell in pending if settings.rerun else ():
         store.drop_parts(cell)
 

@@ -213,14 +213,14 @@ def print_head(args: argparse.Namespace, threat: ThreatModel, device: str) -> No
 def compare(args: argparse.Namespace) -> None:
     registry.discover()
     facts = registry.datasets.get(args.dataset).facts
-    norm = args.norm or facts["norm"]
-    threat = ThreatModel(norm, parse_eps(args.eps or facts["eps"][norm]))
+    norm = args.norm or facts.norm
+    threat = ThreatModel(norm, parse_eps(args.eps or facts.eps[norm]))
     device = pick_device(args.device)
     if args.n < 1:
         raise BadInput(f"n={args.n} must be 1 or more")
     if args.processes < 1 or (args.processes > 1 and device != "cpu"):
         raise BadInput(f"processes={args.processes} must be 1 or more, and 1 on a GPU")
-    classifiers = [facts["roles"].get(role, role) for role in args.roles.split(",")]
+    classifiers = [facts.roles.get(role, role) for role in args.roles.split(",")]
     attacks = list(ATTACKS) if args.queries else list(ATTACKS)[:2]
     parts = part_slices(args.n, args.processes)
     jobs = [

@@ -203,9 +203,9 @@ def compare(contender: Contender, run: Run, norm: str, data: Dataset) -> None:
     """Print the row of one contender in one norm for each of two classifiers."""
     facts = registry.datasets.get(data.name).facts
     label = contender.name if len(contender.norms) == 1 else f"{contender.name} {norm}"
-    threat = ThreatModel(norm, Fraction(facts["eps"][norm]), contender.access)
+    threat = ThreatModel(norm, Fraction(facts.eps[norm]), contender.access)
     for role in ("standard", "robust"):
-        model = registry.build_classifier(facts["roles"][role])
+        model = registry.build_classifier(facts.roles[role])
         target = Target(model, access=contender.access, classes=data.classes).eval()
         torch.manual_seed(0)
         begin = time.perf_counter()

@@ -118,11 +118,11 @@ def around(knobs: Mapping[str, Value]) -> str:
 @defence(
     "carso",
     stochastic=lambda knobs: int(knobs["samples"]) > 0,
-    ensure=ensure,
-    pins=pins,
-    alone="it reads the layers of a classifier",
-    follows=follows,
-    later={"condition"},
+    fetch=ensure,
+    pin=pins,
+    no_inner="it reads the layers of a classifier",
+    dependent_defaults=follows,
+    added_later={"condition"},
     choices={"condition": CONDITIONS, "aggregation": AGGREGATIONS},
 )
 def carso(

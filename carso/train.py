@@ -138,7 +138,7 @@ def prepare(args: argparse.Namespace) -> Job:
     out = args.out or path_to_write(f"{args.dataset}-{args.kind}")
     writable(out)
     discover()
-    name = args.classifier or datasets.get(args.dataset).facts["roles"]["robust"]
+    name = args.classifier or datasets.get(args.dataset).facts.roles["robust"]
     data = load(Spec(args.dataset), split="train", data_dir=args.data_dir)
     check(data.x)
     if recipe.validation >= len(data):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell, Spec, ThreatModel
 from bench.report import build_leaderboards
+from bench.results import legacy
 from bench.results.leaderboard import Row
 from bench.results.record import Certificate, Cost, Env, Flag, Record
 
@@ -48,6 +50,7 @@ def record(
     flags: Sequence[Flag] = (),
     env: Env | None = None,
     certificate: Certificate | None = None,
+    traits: AttackTraits | None = None,
 ) -> Record:
     """The answer to `cell` with the evaluation counts `correct`.
 
@@ -60,6 +63,7 @@ def record(
     moved = 0.0 if cell.attack.name == "none" else float(cell.threat.eps)
     return Record(
         cell=cell,
+        **legacy.traits_of(cell) | ({"attack_traits": traits} if traits else {}),
         ids=tuple(range(n)),
         clean=tuple(clean or (cell.select,) * n),
         selected=tuple(selected),

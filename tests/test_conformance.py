@@ -17,7 +17,6 @@ from bench.judging.target import PARTS, Target, predict_draws
 from bench.questions import registry
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Cell, Spec, ThreatModel
-from bench.results.names import CHECKS
 from tests.conftest import TOYS
 
 registry.discover((TOYS,))
@@ -29,6 +28,7 @@ DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.st
 ATTACKS = sorted(
     entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy"))
 )
+CHECKS = sorted(entry.name for entry in registry.checks)
 # a few steps of everything: the battery asks whether an attack keeps the rules, the attack's own tests whether it is strong
 SHORT = {
     "examples": 2,
@@ -209,10 +209,9 @@ def test_declared_parts_are_what_the_contract_says(
 
 
 def short_of(attack: str) -> Spec:
-    entry = registry.attacks.get(attack)
     params = {
         knob: min(value, SHORT[knob]) if knob in SHORT else value
-        for knob, value in entry.knobs.items()
+        for knob, value in registry.find_question(attack).resolve({}).items()
     }
     if "attack" in params:
         params["attack"] = str(short_of(params["attack"]))
@@ -226,19 +225,19 @@ def short_of(attack: str) -> Spec:
 
 
 def short_cell(attack: str, norm: str, defence: str) -> Cell:
-    eps = Fraction(registry.datasets.get("digits").facts["eps"][norm])
+    eps = Fraction(registry.datasets.get("digits").facts.eps[norm])
     spec = resolved(defence)
-    access = registry.attacks.get(attack).facts["access"]
+    access = registry.find_question(attack).facts.access
     count = 3 if registry.is_stochastic(spec) else 1
     return Cell(SAMPLE, spec, short_of(attack), ThreatModel(norm, eps, access), 0, count, count, 12)
 
 
 CASES = [
     (name, norm, defence)
-    for name in ATTACKS
-    for norm in sorted(registry.attacks.get(name).facts["norms"])
+    for name in (*ATTACKS, *CHECKS)
+    for norm in sorted(registry.find_question(name).facts.norms)
     for defence in ("undefended", "carso")
-    if defence == "carso" or not registry.attacks.get(name).facts["needs_stochastic"]
+    if defence == "carso" or not registry.find_question(name).facts.stochastic_only
 ]
 
 
@@ -263,31 +262,31 @@ def test_an_attack_answers_within_the_rules_and_again_the_same(
         assert record.cost.forwards > 0
 
 
-@pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in CHECKS])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_says_what_it_costs_and_keeps_to_it(attack: str) -> None:
     entry = registry.attacks.get(attack)
     spec, data = short_of(attack), load(SAMPLE)
-    for stochastic in (True,) if entry.facts["needs_stochastic"] else (False, True):
+    for stochastic in (True,) if entry.facts.stochastic_only else (False, True):
         model = registry.build_classifier("own:digits-standard")
         target = Target(
             model,
-            access=entry.facts["access"].replace("transfer", "white-box"),
+            access=entry.facts.access.replace("transfer", "white-box"),
             stochastic=stochastic,
             classes=data.classes,
         )
-        norm = "linf" if "linf" in entry.facts["norms"] else min(entry.facts["norms"])
-        threat = ThreatModel(norm, Fraction(registry.datasets.get("digits").facts["eps"][norm]))
+        norm = "linf" if "linf" in entry.facts.norms else min(entry.facts.norms)
+        threat = ThreatModel(norm, Fraction(registry.datasets.get("digits").facts.eps[norm]))
         with random_stream(CPU, 0):
             entry.make(target, data.x.clone(), data.y.clone(), threat, **spec.params)
         spent = (target.forwards + 2 * target.backwards) / len(data.x)
-        assert spent <= entry.facts["calls"](spec.params, stochastic) + 1e-9
+        assert spent <= entry.facts.calls(spec.params, stochastic) + 1e-9
 
 
 def test_every_attack_beats_doing_nothing_on_the_undefended_classifier() -> None:
     """At the budget `quick`, on the images that it gets right: an attack that breaks none of them is not one."""
     idle = []
     for name in ATTACKS:
-        if name in ("none", *CHECKS) or registry.attacks.get(name).facts["needs_stochastic"]:
+        if name == "none" or registry.attacks.get(name).facts.stochastic_only:
             continue
         clean, cell = plan(
             [Request(defences=("undefended",), attacks=(name,), n=12, budget="quick")]

@@ -146,7 +146,7 @@ class Masked(nn.Module):
         return answer if answer.requires_grad else answer + 0 * x.sum((1, 2, 3))[:, None]
 
 
-@defence("toy-linear")
+@defence("toy-linear", bare=True)
 def toy_linear(*, classifier: str = "@standard") -> nn.Module:
     """The linear model as a defence."""
     model: nn.Module = build_classifier(classifier)
@@ -164,19 +164,19 @@ def toy_coin(*, classifier: str = "@standard", p: float = 0.5) -> nn.Module:
     )
 
 
-@defence("toy-hidden-coin")
+@defence("toy-hidden-coin", bare=True)
 def toy_hidden_coin(*, classifier: str = "@standard") -> nn.Module:
     """Declared deterministic; is not."""
     return Wrapped(lambda logits, x: logits + 0.1 * torch.randn_like(logits))
 
 
-@defence("toy-nan-logits")
+@defence("toy-nan-logits", bare=True)
 def toy_nan_logits(*, classifier: str = "@standard") -> nn.Module:
     """Right on clean images, NaN on any other: must never count as robust."""
     return Wrapped(lambda logits, x: torch.where(on_grid(x)[:, None], logits, torch.nan))
 
 
-@defence("toy-nan-gradient")
+@defence("toy-nan-gradient", bare=True)
 def toy_nan_gradient(*, classifier: str = "@standard") -> nn.Module:
     """The linear model, whose forward is its own bit for bit, and whose gradient is NaN."""
     return Wrapped(
@@ -184,7 +184,7 @@ def toy_nan_gradient(*, classifier: str = "@standard") -> nn.Module:
     )
 
 
-@defence("toy-rounded")
+@defence("toy-rounded", bare=True)
 def toy_rounded(*, classifier: str = "@standard") -> nn.Module:
     """The linear model on rounded logits: its gradient is zero."""
     return Wrapped(lambda logits, x: logits.round() + 0 * x.sum((1, 2, 3))[:, None])

@@ -46,7 +46,7 @@ def detached(*, classifier: str = "@standard", steps: int = 5, step: float = 0.0
     return Detached(build_classifier(classifier), steps, step)
 
 
-@defence("gallery-nan-gradient")
+@defence("gallery-nan-gradient", bare=True)
 def nan_gradient(*, classifier: str = "@standard") -> nn.Module:
     """Broken on purpose: the classifier's logits, bit for bit, plus zero times the root of zero, whose gradient is NaN.
 

@@ -30,7 +30,7 @@ class Thermometer(nn.Module):
         return (4 * len(self.thresholds) * (x[..., None] - self.thresholds)).sigmoid().mean(-1)
 
 
-@defence("gallery-one-hot")
+@defence("gallery-one-hot", bare=True)
 def one_hot(*, classifier: str = "@standard") -> nn.Module:
     """Broken on purpose: answers 1 for the predicted class and 0 for the others; the gradient is zero, and a score says no more than a label.
 

@@ -28,8 +28,9 @@ SMOOTHING = 0.25  # standard deviation of the noise of `smoothed`, relative to e
     norms={"linf", "l2", "l1", "l0"},
     access="white-box",
     family="gradient",
+    averages_draws=True,
     choices={"loss": TARGETED},
-    later={"only", "targets"},
+    added_later={"only", "targets"},
     calls=lambda knobs, stochastic: (
         (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST)
         * (passes(knobs) + 4 + SURE * 3 * runs(knobs))

@@ -37,9 +37,11 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     norms={"linf", "l2", "l1"},
     access="white-box",
     family="gradient",
+    iterated=True,
+    traced=True,
     choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=passes,
-    later={"precision", "wide"},
+    added_later={"precision", "wide"},
 )
 def apgd(
     model: Target,
@@ -90,10 +92,13 @@ def apgd(
     norms={"linf", "l2", "l1"},
     access="white-box",
     family="gradient",
-    needs_stochastic=True,
+    iterated=True,
+    averages_draws=True,
+    traced=True,
+    stochastic_only=True,
     choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=passes,
-    later={"precision", "wide"},
+    added_later={"precision", "wide"},
 )
 def apgd_eot(
     model: Target,

@@ -33,11 +33,11 @@ MEETING = 1 + STARTS + BISECTIONS  # the most queries that `boundary` asks befor
     norms={"linf", "l2"},
     access="decision",
     family="decision",
-    minimal=True,
+    minimum_norm=True,
     calls=lambda knobs, stochastic: (
         (2 * knobs["steps"] + MEETING) * (knobs["eot"] if stochastic else 1)
     ),
-    later={"eot"},
+    added_later={"eot"},
 )
 def boundary(
     model: Target,
@@ -135,9 +135,9 @@ def keep(
     norms={"linf", "l2"},
     access="decision",
     family="decision",
-    minimal=True,
+    minimum_norm=True,
     calls=lambda knobs, stochastic: knobs["queries"],
-    later={"eot"},
+    added_later={"eot"},
 )
 def hopskipjump(
     model: Target,

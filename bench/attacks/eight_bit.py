@@ -13,7 +13,7 @@ from bench.checks.registrations import passes
 from bench.judging.norms import to_ball
 from bench.judging.target import Target
 from bench.questions.registry import attack as register
-from bench.questions.registry import attacks, inner_attack
+from bench.questions.registry import find_question, inner_attack
 from bench.questions.spec import Spec, ThreatModel
 
 STEPS = 255  # from 0 to 1
@@ -27,6 +27,7 @@ ROUNDING = (
     norms={"linf", "l2", "l1", "l0"},
     access="white-box",
     family="gradient",
+    rounds=True,
     calls=lambda knobs, stochastic: passes("eight-bit", knobs, stochastic),
 )
 def eight_bit(
@@ -47,7 +48,7 @@ def eight_bit(
     reach = within(x, threat.eps) if threat.norm == "linf" else threat.eps
     if not reach:
         return x[None]
-    given: Tensor | dict[str, Tensor] = attacks.get(inside.name).make(
+    given: Tensor | dict[str, Tensor] = find_question(inside.name).make(
         Stored(model), x, y, replace(threat, eps=reach), **inside.params
     )
     made = [

@@ -30,7 +30,7 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     norms={"linf", "l2", "l1"},
     access="white-box",
     family="gradient",
-    minimal=True,
+    minimum_norm=True,
     calls=passes,
 )
 def fab(

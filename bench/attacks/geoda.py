@@ -20,7 +20,7 @@ from bench.questions.spec import ThreatModel
     norms={"linf", "l2"},
     access="decision",
     family="decision",
-    minimal=True,
+    minimum_norm=True,
     calls=lambda knobs, stochastic: knobs["queries"],
 )
 def geoda(

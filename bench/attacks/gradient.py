@@ -40,10 +40,12 @@ SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its siz
     norms=ALL,
     access="white-box",
     family="gradient",
+    single_step=True,
+    rescales=True,
     choices={"loss": LOSSES},
     calls=lambda knobs, stochastic: 3 * len(knobs["loss"].split("+")),
-    later={"scale"},
-    reads={"scale": scale_of},
+    added_later={"scale"},
+    parsers={"scale": scale_of},
 )
 def fgsm(
     model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", scale: str = "1"
@@ -65,10 +67,13 @@ def fgsm(
     norms=ALL,
     access="white-box",
     family="gradient",
+    iterated=True,
+    rescales=True,
+    traced=True,
     choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"precision", "scale", "targets"},
-    reads={"scale": scale_of},
+    added_later={"precision", "scale", "targets"},
+    parsers={"scale": scale_of},
 )
 def pgd(
     model: Target,
@@ -120,11 +125,15 @@ def pgd(
     norms=ALL,
     access="white-box",
     family="gradient",
-    needs_stochastic=True,
+    iterated=True,
+    averages_draws=True,
+    rescales=True,
+    traced=True,
+    stochastic_only=True,
     choices={"loss": TARGETED, "precision": PRECISIONS},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"precision", "scale", "targets"},
-    reads={"scale": scale_of},
+    added_later={"precision", "scale", "targets"},
+    parsers={"scale": scale_of},
 )
 def pgd_eot(
     model: Target,

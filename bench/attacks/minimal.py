@@ -26,7 +26,7 @@ HALVINGS = 10  # queries with which a point is drawn towards the image
     norms={"linf", "l2"},
     access="white-box",
     family="gradient",
-    minimal=True,
+    minimum_norm=True,
     calls=lambda knobs, stochastic: knobs["steps"] * (1 + 2 * knobs["targets"]) + 1 + HALVINGS,
 )
 def deepfool(
@@ -102,7 +102,7 @@ def planes(model: Target, x: Tensor, y: Tensor, targets: int) -> tuple[Tensor, T
     norms={"l2"},
     access="white-box",
     family="gradient",
-    minimal=True,
+    minimum_norm=True,
     calls=lambda knobs, stochastic: (
         3 * knobs["steps"] * knobs["searches"] * (knobs["eot"] if stochastic else 1) + 1 + HALVINGS
     ),

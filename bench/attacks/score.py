@@ -33,7 +33,7 @@ def calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
     access="score",
     family="score",
     calls=calls,
-    later={"eot", "common"},
+    added_later={"eot", "common"},
 )
 def spsa(
     model: Target,
@@ -71,7 +71,9 @@ def spsa(
     return walk(model, x, y, threat, adam, signs, steps, samples, delta, eot, common)
 
 
-@attack("nes", norms={"linf", "l2"}, access="score", family="score", calls=calls, later={"common"})
+@attack(
+    "nes", norms={"linf", "l2"}, access="score", family="score", calls=calls, added_later={"common"}
+)
 def nes(
     model: Target,
     x: Tensor,

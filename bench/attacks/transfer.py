@@ -20,7 +20,7 @@ from bench.questions.spec import ThreatModel
     family="transfer",
     choices={"loss": LOSSES},
     calls=lambda knobs, stochastic: passes(knobs),
-    later={"diversity"},
+    added_later={"diversity"},
 )
 def transfer(
     model: Target,

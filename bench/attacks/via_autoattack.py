@@ -77,6 +77,9 @@ class Unbeaten(nn.Module):
     norms={"linf", "l2", "l1"},
     access="white-box",
     family="gradient",
+    returns_clean=True,
+    ensemble=True,
+    least_classes=3,
     choices={"version": ("auto", "standard", "plus", "rand")},
     calls=lambda knobs, stochastic: passes(knobs, stochastic),
 )
@@ -118,8 +121,9 @@ def autoattack(
     norms={"linf", "l2", "l1"},
     access="score",
     family="score",
+    random_search=True,
     calls=lambda knobs, stochastic: knobs["queries"] * (knobs["eot"] if stochastic else 1),
-    later={"common"},
+    added_later={"common"},
 )
 def square(
     model: Target,

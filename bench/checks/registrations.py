@@ -1,6 +1,6 @@
 """Checks that need an attack of their own: what they run it against is not the defence, so their answers are in no robust accuracy.
 
-A check is registered as an attack is, with the family `check`. It is a context manager `(defence, x, y, threat, classes, stochastic, *, knobs)` for
+A check is registered by `@check`. It is a context manager `(defence, x, y, threat, classes, stochastic, *, knobs)` for
 one example, which gives the `Trial` that the attack named in the knob `attack` is run against and judged on, or None where nothing is to attack.
 A check without that knob is given all of its examples at once, and attacks nothing.
 """
@@ -21,8 +21,8 @@ from bench.checks.gradient_quality import TRIES as LOOKS
 from bench.checks.known_randomness import Frozen
 from bench.checks.planted_examples import BESIDE, JUDGED, LADDER, REPEATS, TRIES, planting
 from bench.checks.target import CheckTarget
-from bench.questions.registry import attack as register
-from bench.questions.registry import attacks, inner_attack
+from bench.questions.facts import Knobs, QuestionFacts
+from bench.questions.registry import Entry, check, find_question, inner_attack
 from bench.questions.spec import Spec, ThreatModel
 
 SURROGATES = 16  # that are counted on
@@ -32,7 +32,7 @@ def passes(name: str, knobs: Mapping[str, Any], stochastic: bool) -> float:
     """The calls per example of the attack inside of a check or an attack; draws of what is not stochastic are all the same, and asked for once."""
     inside = inner_attack(Spec.of(name, knobs))
     assert inside
-    calls = attacks.get(inside.name).facts["calls"]
+    calls = find_question(inside.name).facts.calls
     told = inside.params | ({"eot": 1} if "eot" in inside.params and not stochastic else {})
     return float(calls(told, stochastic)) if calls else 0.0
 
@@ -60,12 +60,33 @@ def signal_passes(knobs: Mapping[str, Any], stochastic: bool) -> float:
     )
 
 
-@register(
+def has_two_classes(inner: Entry[QuestionFacts], knobs: Knobs) -> str:
+    """Why the inner attack cannot be run on a planted model, which has two classes."""
+    if inner.facts.least_classes > 2:
+        return f"attack={inner.name} needs three classes, and a planted model has two; give apgd, or pgd"
+    losses = {"dlr", "targeted"} & set(str(knobs.get("loss", "")).split("+"))
+    if losses:
+        return (
+            f"loss={min(losses)} needs three classes, and a planted model has two; give ce, margin "
+            "or ce+margin"
+        )
+    return ""
+
+
+def traced(inner: Entry[QuestionFacts], knobs: Knobs) -> str:
+    """Why the steps of the inner attack cannot be followed."""
+    if inner.facts.traced:
+        return ""
+    return (
+        f"attack={inner.name} takes no steps that could be followed; "
+        "give pgd, pgd-eot, apgd or apgd-eot"
+    )
+
+
+@check(
     "frozen",
     norms={"linf", "l2", "l1", "l0"},
-    access="white-box",
-    family="check",
-    needs_stochastic=True,
+    stochastic_only=True,
     calls=lambda knobs, stochastic: passes("frozen", knobs, False),
 )
 @contextlib.contextmanager
@@ -88,7 +109,7 @@ def frozen(
     yield CheckTarget(Frozen(defence, int(torch.randint(2**62, ()))), y, classes, stochastic=False)
 
 
-@register("planted", norms={"linf"}, access="white-box", family="check", calls=planted_passes)
+@check("planted", norms={"linf"}, accepts=has_two_classes, calls=planted_passes)
 @contextlib.contextmanager
 def planted(
     defence: nn.Module,
@@ -118,9 +139,7 @@ def planted(
         )
 
 
-@register(
-    "indicators", norms={"linf", "l2"}, access="white-box", family="check", calls=indicators_passes
-)
+@check("indicators", norms={"linf", "l2"}, together=True, accepts=traced, calls=indicators_passes)
 @contextlib.contextmanager
 def indicators(
     defence: nn.Module,
@@ -146,7 +165,7 @@ def indicators(
     yield CheckTarget(traced, y, classes, stochastic, measure=partial(failures, traced, inside))
 
 
-@register("signal", norms={"linf"}, access="white-box", family="check", calls=signal_passes)
+@check("signal", norms={"linf"}, together=True, calls=signal_passes)
 @contextlib.contextmanager
 def signalled(
     defence: nn.Module,

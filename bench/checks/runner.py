@@ -19,7 +19,6 @@ from bench.judging.setup import Setup
 from bench.judging.target import Target
 from bench.questions import registry
 from bench.questions.spec import Cell, Spec
-from bench.results.names import MEASURES
 from bench.results.record import PER_EXAMPLE, Cost, Env, Planted, Record, add_costs
 
 PLANTED = ("valid", "found", "random")
@@ -104,7 +103,7 @@ def run_check(cell: Cell, setup: Setup, index: int, env: Env) -> Record:
 
 def rows_of(cell: Cell, index: int) -> slice:
     """The examples of one batch; the first has all where a check's figures are of all together."""
-    if cell.attack.name in MEASURES:
+    if registry.checks.get(cell.attack.name).facts.together:
         return slice(0, int(cell.attack.params["examples"]) if index == 0 else 0)
     return slice(index * cell.batch, (index + 1) * cell.batch)
 
@@ -115,7 +114,7 @@ def run_on_images(cell: Cell, setup: Setup, x: Tensor, y: Tensor, number: int) -
     B is 1 where the check has an attack inside. Each image has a model of its own then, and attacks
     drop images from a batch without a word about which.
     """
-    check = registry.attacks.get(cell.attack.name).make
+    check = registry.checks.get(cell.attack.name).make
     classes = setup.data.classes
     with (
         random_stream(setup.device, cell.key, number, "attack"),
@@ -170,7 +169,7 @@ def inner_question(cell: Cell, check_target: CheckTarget) -> Cell:
         return replace(cell, attack=Spec("none"))
     if not check_target.stochastic and "eot" in inner.params:
         inner = Spec.of(inner.name, {**inner.params, "eot": 1})
-    access = registry.attacks.get(inner.name).facts["access"]
+    access = registry.find_question(inner.name).facts.access
     return replace(cell, attack=inner, threat=replace(cell.threat, access=access))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli.main import run_main
+from bench.questions.facts import QuestionFacts
 from bench.questions.plan import read_budget, resolve_inner_attack
-from bench.questions.registry import ROOT, Entry, attacks, discover
+from bench.questions.registry import ROOT, Entry, discover, questions
 from bench.questions.spec import NORMS, format_value
 
 PAGE = ROOT / "docs" / "attacks.md"
@@ -32,7 +33,7 @@ def page() -> str:
     """The whole page."""
     rows = [
         row(entry)
-        for entry in sorted(attacks, key=lambda entry: (entry.facts["family"], entry.name))
+        for entry in sorted(questions(), key=lambda entry: (entry.facts.family, entry.name))
         if ours(entry)
     ]
     names = (
@@ -52,7 +53,7 @@ def page() -> str:
             "",
             *(
                 text
-                for entry in sorted(attacks, key=lambda one: one.name)
+                for entry in sorted(questions(), key=lambda one: one.name)
                 if ours(entry)
                 for text in section(entry)
             ),
@@ -60,18 +61,18 @@ def page() -> str:
     )
 
 
-def ours(entry: Entry) -> bool:
+def ours(entry: Entry[QuestionFacts]) -> bool:
     return entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
 
 
-def row(entry: Entry) -> tuple[str, ...]:
+def row(entry: Entry[QuestionFacts]) -> tuple[str, ...]:
     facts = entry.facts
-    norms = ", ".join(norm for norm in NORMS if norm in facts["norms"])
-    fits = "stochastic only" if facts["needs_stochastic"] else "yes"
+    norms = ", ".join(norm for norm in NORMS if norm in facts.norms)
+    fits = "stochastic only" if facts.stochastic_only else "yes"
     return (
         f"[`{entry.name}`](#{entry.name})",
-        facts["family"],
-        facts["access"],
+        facts.family,
+        facts.access,
         norms,
         fits,
         *(calls(entry, name) for name in BUDGETS),
@@ -79,38 +80,42 @@ def row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def calls(entry: Entry, name: str) -> str:
+def calls(entry: Entry[QuestionFacts], name: str) -> str:
     """The most calls per example with this budget's knobs, on deterministic and stochastic defences; a dash where its list lacks the attack."""
     budget = read_budget(name)
     listed = {text.partition("[")[0] for text in budget["attacks"]} | {"none"}
-    if entry.name not in listed or not entry.facts["calls"]:
+    if entry.name not in listed or not entry.facts.calls:
         return "-"
     knobs: Mapping[str, Any] = entry.resolve(budget.get(entry.name, {}))
     if "attack" in knobs:
         knobs = {**knobs, "attack": resolve_inner_attack(entry, str(knobs["attack"]), budget, {})}
-    counts = [f"{entry.facts['calls'](knobs, stochastic):,.0f}" for stochastic in (False, True)]
+    counts = [f"{entry.facts.calls(knobs, stochastic):,.0f}" for stochastic in (False, True)]
     return (
         counts[1]
-        if entry.facts["needs_stochastic"]
+        if entry.facts.stochastic_only
         else counts[0]
         if counts[0] == counts[1]
         else " / ".join(counts)
     )
 
 
-def papers(entry: Entry) -> str:
+def papers(entry: Entry[QuestionFacts]) -> str:
     found = dict.fromkeys(re.findall(r"arXiv:(\d{4}\.\d{4,5})", text_of(entry)))
     return ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in found)
 
 
-def text_of(entry: Entry) -> str:
+def text_of(entry: Entry[QuestionFacts]) -> str:
     return inspect.getdoc(entry.make) or ""
 
 
-def section(entry: Entry) -> list[str]:
-    knobs = ", ".join(f"`{knob}={format_value(value)}`" for knob, value in entry.knobs.items())
+def section(entry: Entry[QuestionFacts]) -> list[str]:
+    knobs = ", ".join(
+        f"`{knob}={format_value(value.default)}`" for knob, value in entry.knobs.items()
+    )
     choices = "; ".join(
-        f"`{knob}` is {', '.join(sorted(words))}" for knob, words in entry.facts["choices"].items()
+        f"`{knob.name}` is {', '.join(sorted(knob.choices))}"
+        for knob in entry.knobs.values()
+        if knob.choices
     )
     return [
         f"## {entry.name}",

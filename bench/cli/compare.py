@@ -17,7 +17,6 @@ from bench.results.compare import (
     select_boards,
 )
 from bench.results.leaderboard import Row
-from bench.results.names import family
 from bench.results.store import Store
 
 MINIMUM = 2  # defences
@@ -62,8 +61,8 @@ def describe_winner(a: Row, b: Row) -> str:
     Robust accuracies are upper bounds. The higher one is the better defence only where both
     verdicts are sound and both rows met the same families of attacks.
     """
-    families_a = {family(record.cell) for record in a.records}
-    families_b = {family(record.cell) for record in b.records}
+    families_a = {record.family for record in a.records}
+    families_b = {record.family for record in b.records}
     if a.verdict == b.verdict == "sound" and families_a == families_b:
         return "is better"
     return "has the higher upper bound"

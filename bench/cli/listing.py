@@ -33,8 +33,10 @@ def show_list(console: Console, what: str, plugins: tuple[Path, ...]) -> None:
         show_classifiers(console)
         return
     table = Table("name", "knobs", "what it is", box=None, pad_edge=False)
-    for entry in sorted(registry.registries[KINDS[what]], key=lambda entry: entry.name):
-        knobs = ", ".join(f"{knob}={value}" for knob, value in entry.knobs.items())
+    kind = KINDS[what]
+    entries = registry.questions() if kind == "attack" else registry.registries[kind]
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        knobs = ", ".join(f"{name}={knob.default}" for name, knob in entry.knobs.items())
         table.add_row(entry.name, escape(knobs), escape(entry.summary))
     console.print(table)
 
@@ -47,7 +49,7 @@ def show_classifiers(console: Console) -> None:
     console.width = max(console.width, CLASSIFIERS_WIDTH)
     for entry in sorted(registry.classifiers, key=lambda entry: entry.name):
         console.print(f"{entry.name}:...  {escape(entry.summary)}")
-        list_names = entry.facts["names"] or list
+        list_names = entry.facts.names or list
         names = [f"{entry.name}:{name}" for name in list_names()]
         for _, group in itertools.groupby(names, key=lambda name: name.rpartition("/")[0]):
             console.print(make_table(list(group)))

@@ -52,8 +52,8 @@ def forecast_costs(
 
 def forecast_cost(cell: Cell, data_dir: Path, device: str) -> CostForecast:
     """The cost of one cell; see `forecast_costs`."""
-    entry = registry.attacks.get(cell.attack.name)
-    count_calls = entry.facts["calls"]
+    entry = registry.find_question(cell.attack.name)
+    count_calls = entry.facts.calls
     calls = 0
     if count_calls:
         stochastic = registry.is_stochastic(cell.defence)

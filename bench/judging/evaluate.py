@@ -44,8 +44,8 @@ def evaluate(
 
 def evaluate_batch(cell: Cell, setup: Setup, index: int, env: Env) -> Record:
     """Answer one batch of the cell's grid."""
-    entry = registry.attacks.get(cell.attack.name)
-    if entry.facts["family"] == "check":
+    entry = registry.find_question(cell.attack.name)
+    if entry.facts.family == "check":
         return hooks.run_check(cell, setup, index, env)
     x, y, ids = setup.take(slice(index * cell.batch, (index + 1) * cell.batch))
     target = make_target(cell, setup)
@@ -67,7 +67,7 @@ def evaluate_batch(cell: Cell, setup: Setup, index: int, env: Env) -> Record:
         routes=routes_of(proposals.names, chosen.index.tolist()),
         env=env,
     )
-    if entry.facts["minimal"]:
+    if entry.facts.minimum_norm:
         nearest = minimum_distances(cell, setup.defence, proposals.images, x, y, index)
         record = replace(record, nearest=nearest)
     return with_clean_facts(record, setup, index, x, y) if cell.attack.name == "none" else record
@@ -114,7 +114,7 @@ def assemble(
         values["flags"] = setup.probe.flags
     parameters = sum(p.numel() for p in setup.defence.parameters())
     cost = replace(cost, seconds=round(seconds, 3), parameters=parameters)
-    return Record(cell=cell, cost=cost, **values, **parts)
+    return Record(cell=cell, cost=cost, **registry.traits_of(cell), **values, **parts)
 
 
 def count_calls(target: Target) -> Cost:

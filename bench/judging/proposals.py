@@ -43,7 +43,7 @@ class Candidates:
 
 def run_attack(cell: Cell, target: Target, x: Tensor, y: Tensor) -> Proposals:
     """Run the attack on copies of `x` (B,C,H,W) and `y` (B,)."""
-    attack = registry.attacks.get(cell.attack.name).make
+    attack = registry.find_question(cell.attack.name).make
     with torch.enable_grad():
         returned = attack(target, x.clone(), y.clone(), cell.threat, **cell.attack.params)
     if not isinstance(returned, dict):
@@ -100,7 +100,7 @@ def measure_straying(cell: Cell, images: Tensor, x: Tensor) -> Tensor:
     An attack of minimum norm may leave the ball: it looks for the nearest wrong image.
     """
     eps = float(cell.threat.eps)
-    minimum_norm = registry.attacks.get(cell.attack.name).facts["minimal"]
+    minimum_norm = registry.find_question(cell.attack.name).facts.minimum_norm
     radius = float("inf") if minimum_norm else eps
     distance = NORMS[cell.threat.norm].distance
     beyond_ball = torch.stack([distance(proposal - x) - radius for proposal in images])  # (M,B)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from hashlib import sha256
@@ -13,12 +13,14 @@ from typing import Any
 
 from bench import weights
 from bench.errors import BadInput, did_you_mean
+from bench.questions.facts import AttackTraits, DatasetFacts, DefenceFacts, QuestionFacts
 from bench.questions.registry import (
     Entry,
     attacks,
     classifiers,
     datasets,
     defences,
+    find_question,
     inner_attack,
     is_stochastic,
     split_classifiers,
@@ -26,7 +28,6 @@ from bench.questions.registry import (
 )
 from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value, parse_eps
 from bench.results.store import Store
-from bench.soundness.audits.check_results import unfit
 
 PLANS = Path(__file__).parent / "plans"
 PINNED = ("own:", "file:")
@@ -61,6 +62,12 @@ class Plan:
     name: str
     cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def attack_traits(self) -> dict[str, AttackTraits]:
+        """What the attacks of the plan are, by name."""
+        names = {cell.attack.name for cell in self.cells}
+        return {name: find_question(name).facts.traits for name in sorted(names)}
 
     def pending(self, store: Store) -> tuple[Cell, ...]:
         return tuple(cell for cell in self.cells if not store.has(cell))
@@ -112,20 +119,20 @@ def request_of(data: Mapping[str, Any], path: Path) -> Request:
 
 def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     place, facts = dataset_of(request)
-    budget = read_budget(request.budget or str(facts["budget"]))
+    budget = read_budget(request.budget or facts.budget)
     for knob, least in (("draws", 1), ("select", 1), ("batch", 1), ("seed", 0)):
         value = getattr(request, knob)
         if value is not None and value < least:
             raise BadInput(f"{knob} {value} is too small; the least is {least}")
-    roles: Mapping[str, str] = facts["roles"]
+    roles = facts.roles
     names = request.defences or [entry.name for entry in listed(notes)]
     lines = [
-        resolved(defences, text, {}, roles, asked=request.defences is not None, notes=notes)
+        resolved(defences.get, text, {}, roles, asked=request.defences is not None, notes=notes)
         for text in names
     ]
     names = request.attacks or budget["attacks"]
     rivals = [
-        resolved(attacks, text, budget, roles, asked=request.attacks is not None, notes=notes)
+        resolved(find_question, text, budget, roles, asked=request.attacks is not None, notes=notes)
         for text in names
     ]
     asked = [one for attack in rivals if attack for one in over_queries(attack, request)]
@@ -146,9 +153,9 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
         )
         for threat, held in by_threat(threats).items():
             for attack in (Spec("none"), *held):
-                if attacks.get(attack.name).facts["needs_stochastic"] and not random:
+                if find_question(attack.name).facts.stochastic_only and not random:
                     continue
-                access = attacks.get(attack.name).facts["access"]
+                access = find_question(attack.name).facts.access
                 cells.append(
                     Cell(
                         place,
@@ -167,15 +174,15 @@ def resolve(request: Request, notes: dict[str, None]) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def listed(notes: dict[str, None]) -> list[Entry]:
+def listed(notes: dict[str, None]) -> list[Entry[DefenceFacts]]:
     """The defences of a plan that names none: all but those of the gallery, which are broken on purpose, and, with a note, the costly ones."""
     found = [entry for entry in defences if ".gallery" not in entry.make.__module__]
-    if costly := [entry.name for entry in found if entry.facts["costly"]]:
+    if costly := [entry.name for entry in found if entry.facts.opt_in]:
         notes[f"left out, for they take long: {', '.join(costly)}; name them to have them"] = None
-    return [entry for entry in found if not entry.facts["costly"]]
+    return [entry for entry in found if not entry.facts.opt_in]
 
 
-def dataset_of(request: Request) -> tuple[Spec, Mapping[str, Any]]:
+def dataset_of(request: Request) -> tuple[Spec, DatasetFacts]:
     """The dataset as the cells name it, with its subset, and its facts."""
     name, colon, path = request.dataset.partition(":")
     spec = Spec.of(name, {"path": path}) if colon else Spec.parse(request.dataset)
@@ -187,7 +194,7 @@ def dataset_of(request: Request) -> tuple[Spec, Mapping[str, Any]]:
         if request.first is not None
         else request.n
         if request.n is not None
-        else int(entry.facts["n"])
+        else entry.facts.n
     )
     if size < 1:
         raise BadInput(f"n {size} is too small; the least is 1")
@@ -196,13 +203,13 @@ def dataset_of(request: Request) -> tuple[Spec, Mapping[str, Any]]:
 
 
 def threat_of(
-    attack: Spec, request: Request, facts: Mapping[str, Any], notes: dict[str, None]
+    attack: Spec, request: Request, facts: DatasetFacts, notes: dict[str, None]
 ) -> ThreatModel | None:
     """The threat model that the attack answers: the sweep's where it can, else, if no norm was asked for, its own, else none."""
-    can: set[str] = attacks.get(attack.name).facts["norms"]
+    can = find_question(attack.name).facts.norms
     if inside := inner_attack(attack):
-        can = can & attacks.get(inside.name).facts["norms"]
-    norm = request.norm or facts["norm"]
+        can = can & find_question(inside.name).facts.norms
+    norm = request.norm or facts.norm
     if norm not in NORMS:
         raise BadInput(f"norm '{norm}' is unknown{did_you_mean(norm, NORMS)}")
     if norm not in can:
@@ -213,9 +220,9 @@ def threat_of(
             notes[f"left out: {why}"] = None
             return None
         norm = next(one for one in NORMS if one in can)
-        return ThreatModel(norm, Fraction(facts["eps"][norm]))
+        return ThreatModel(norm, Fraction(facts.eps[norm]))
     return ThreatModel(
-        norm, parse_eps(request.eps) if request.eps is not None else Fraction(facts["eps"][norm])
+        norm, parse_eps(request.eps) if request.eps is not None else Fraction(facts.eps[norm])
     )
 
 
@@ -235,7 +242,7 @@ def counting() -> list[str]:
     return [
         entry.name
         for entry in attacks
-        if "queries" in entry.knobs and entry.facts["access"] in ("score", "decision")
+        if "queries" in entry.knobs and entry.facts.access in ("score", "decision")
     ]
 
 
@@ -248,7 +255,7 @@ def by_threat(threats: Mapping[Spec, ThreatModel]) -> dict[ThreatModel, list[Spe
 
 
 def resolved(
-    registry: Any,
+    find: Callable[[str], Entry[Any]],
     text: str,
     budget: Mapping[str, Any],
     roles: Mapping[str, str],
@@ -261,28 +268,28 @@ def resolved(
     What the user named must be there; what a default list named is left out with a note when its weights are missing.
     """
     spec = Spec.parse(text)
-    entry = registry.get(spec.name)
+    entry = find(spec.name)
     params = entry.resolve({**budget.get(spec.name, {}), **spec.params})
     try:
-        if follows := entry.facts.get("follows"):
-            params |= follows(params)
+        if defaults := getattr(entry.facts, "dependent_defaults", None):
+            params |= defaults(params)
         if params.get("inner"):
             params |= inside(spec, str(params["inner"]), roles)
-        if entry.kind == "attack" and "attack" in params:
+        if entry.kind != "defence" and "attack" in params:
             params["attack"] = resolve_inner_attack(entry, str(params["attack"]), budget, roles)
         settled = {
             knob: resolve_roles(value, roles) if isinstance(value, str) else value
             for knob, value in params.items()
         }
-        pins = entry.facts.get("pins")
-        settled |= pins(settled) if pins else {}
-        later = entry.facts.get("later", ())
+        pin = getattr(entry.facts, "pin", None)
+        settled |= pin(settled) if pin else {}
+        later = entry.facts.added_later
         return Spec.of(
             spec.name,
             {
                 knob: value
                 for knob, value in settled.items()
-                if knob not in later or value != entry.knobs[knob]
+                if knob not in later or value != entry.knobs[knob].default
             },
         )
     except BadInput as error:
@@ -298,7 +305,7 @@ def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]
         raise BadInput(
             f"inner={text} and classifier={outer.params['classifier']} exclude each other: give inner={text} a classifier of its own"
         )
-    inner = resolved(defences, text, {}, roles, asked=True, notes={})
+    inner = resolved(defences.get, text, {}, roles, asked=True, notes={})
     assert inner
     return {
         "inner": str(inner),
@@ -307,14 +314,38 @@ def inside(outer: Spec, text: str, roles: Mapping[str, str]) -> dict[str, Value]
 
 
 def resolve_inner_attack(
-    outer: Entry, text: str, budget: Mapping[str, Any], roles: Mapping[str, str]
+    outer: Entry[QuestionFacts], text: str, budget: Mapping[str, Any], roles: Mapping[str, str]
 ) -> str:
     """The attack inside of a check or an attack, with all that it leaves open filled in; BadInput where that cannot have it."""
-    found = resolved(attacks, text, budget, roles, asked=True, notes={})
+    found = resolved(find_question, text, budget, roles, asked=True, notes={})
     assert found
-    if why := unfit(outer, attacks.get(found.name), found.params):
+    if why := refuse_inner(outer, find_question(found.name), found.params):
         raise BadInput(why)
     return str(found)
+
+
+def refuse_inner(
+    outer: Entry[QuestionFacts], inner: Entry[QuestionFacts], knobs: Mapping[str, Value]
+) -> str:
+    """Why `inner` with these knobs cannot be the attack inside of `outer`; empty where it can."""
+    if inner.facts.family in ("check", "none") or inner.facts.access == "transfer":
+        return (
+            f"attack={inner.name} asks nothing of the model before it; give an attack that does, "
+            "such as pgd"
+        )
+    if "attack" in knobs:
+        return f"attack={inner.name} runs an attack of its own; give that one"
+    if outer.facts.family != "check" and inner.facts.access != outer.facts.access:
+        return (
+            f"attack={inner.name} has {inner.facts.access} access; give one with "
+            f"{outer.facts.access} access, such as pgd"
+        )
+    if not inner.facts.norms & outer.facts.norms:
+        return (
+            f"attack={inner.name} has no {' or '.join(sorted(outer.facts.norms))} form; "
+            f"it has {', '.join(sorted(inner.facts.norms))}"
+        )
+    return outer.facts.accepts(inner, knobs)
 
 
 def resolve_roles(value: str, roles: Mapping[str, str]) -> str:
@@ -336,12 +367,12 @@ def resolve_roles(value: str, roles: Mapping[str, str]) -> str:
     if ":" in value and "[" not in value:
         entry, argument = split_scheme(value)
         bare, _, pinned = argument.partition("@")
-        names = entry.facts["names"]
+        names = entry.facts.names
         if names and bare not in names():
             raise BadInput(
                 f"classifier '{entry.name}:{bare}' is unknown{did_you_mean(bare, names())}"
             )
-        found = entry.facts["digest"](bare) if entry.facts["digest"] else None
+        found = entry.facts.digest(bare) if entry.facts.digest else None
         if pinned and pinned != found:
             raise BadInput(
                 f"weights '{entry.name}:{bare}' have the digest {found}, not {pinned}"
@@ -366,11 +397,11 @@ def fetch_missing(plan: Plan) -> None:
         if ":" in t and t.partition(":")[0] in classifiers and not t.startswith(PINNED)
     ):
         entry, argument = split_scheme(text)
-        if entry.facts["ensure"]:
-            entry.facts["ensure"](argument.partition("@")[0])
+        if entry.facts.fetch:
+            entry.facts.fetch(argument.partition("@")[0])
     for spec in {spec for cell in plan.cells for spec in with_inner_defences(cell.defence)}:
-        if ensure_own := defences.get(spec.name).facts["ensure"]:
-            ensure_own(spec.params)
+        if fetch_own := defences.get(spec.name).facts.fetch:
+            fetch_own(spec.params)
 
 
 def knob_texts(spec: Spec) -> set[str]:

@@ -1,9 +1,10 @@
-"""Registered names: datasets, classifiers, defences and attacks, with their knobs and facts. Standard library only.
+"""Registered names: datasets, classifiers, defences, attacks and checks. Standard library only.
 
-A plug-in is a function under one of the four decorators. Its keyword-only arguments are its knobs; their defaults and
-annotations (`int`, `float`, `bool`, `str`) are all that there is to configure. A `str` knob whose default begins with `@` takes
-what the dataset names under that role: `classifier: str = "@robust"`. A defence with a knob `inner` can stand before another
-defence in place of a classifier: `jpeg[quality=75,inner=carso[samples=4]]`.
+A plug-in is a function under one of the five decorators. Its keyword-only arguments are its knobs;
+their defaults and annotations (`int`, `float`, `bool`, `str`) are all that there is to configure. A
+`str` knob whose default begins with `@` takes what the dataset names under that role:
+`classifier: str = "@robust"`. A defence with a knob `inner` can stand before another defence in
+place of a classifier: `jpeg[quality=75,inner=carso[samples=4]]`.
 """
 
 from __future__ import annotations
@@ -18,122 +19,128 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bench.entry_points import declared
 from bench.errors import BadInput, did_you_mean
-from bench.questions.spec import ACCESS, NORMS, Spec, Value
+from bench.questions.facts import (
+    AttackFacts,
+    CheckFacts,
+    ClassifierFacts,
+    DatasetFacts,
+    DefenceFacts,
+    Knob,
+    QuestionFacts,
+)
+from bench.questions.spec import Cell, Spec, Value
 
 if TYPE_CHECKING:
     from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("dataset", "classifier", "defence", "attack")
+
+Facts = TypeVar("Facts", covariant=True)
+Kind = TypeVar("Kind", DatasetFacts, ClassifierFacts, DefenceFacts, AttackFacts, CheckFacts)
+Question = TypeVar("Question", AttackFacts, CheckFacts)
+Function = TypeVar("Function", bound=Callable[..., Any])
+Words = Mapping[str, Collection[str]]
+Parsers = Mapping[str, Callable[[str], str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One registered name: the factory, what is known about it without running it, and its knobs with their defaults."""
+class Entry(Generic[Facts]):
+    """One registered name: the factory, its facts, and its knobs by name."""
 
     kind: str
     name: str
     make: Callable[..., Any]
-    facts: Mapping[str, Any]
-    knobs: Mapping[str, Value]
+    facts: Facts
+    knobs: Mapping[str, Knob]
 
     @property
     def summary(self) -> str:
         return (inspect.getdoc(self.make) or "").partition("\n")[0]
 
     def resolve(self, params: Mapping[str, Value]) -> dict[str, Value]:
-        """Every knob of the entry with its value, read as the type of its default; refuses a knob that the entry does not have."""
-        for knob in params:
-            if knob not in self.knobs:
-                if knob == "inner" and self.kind == "defence":
-                    raise BadInput(
-                        f"defence '{self.name}' stands before no other defence: {self.facts['alone']}"
-                    )
-                takes = f"it takes {', '.join(self.knobs)}" if self.knobs else "it takes none"
-                hint = (
-                    did_you_mean(knob, self.knobs).partition("; there are")[0] if self.knobs else ""
-                )
-                raise BadInput(f"{self.kind} '{self.name}' takes no '{knob}'; {takes}{hint}")
-        found = {
-            knob: read(self, knob, params.get(knob, default), default)
-            for knob, default in self.knobs.items()
-        }
-        for knob, form in self.facts.get("reads", {}).items():
+        """Every knob of the entry with its value; BadInput for a knob that it does not have."""
+        for name in params:
+            if name not in self.knobs:
+                raise BadInput(self._refusal(name))
+        values = {}
+        for name, knob in self.knobs.items():
             try:
-                found[knob] = form(str(found[knob]))
+                values[name] = knob.read(params.get(name, knob.default))
             except BadInput as error:
                 raise BadInput(f"{self.kind} '{self.name}': {error}") from None
-        for knob, value in found.items():
-            if self.kind == "attack" and type(value) is int and value < 1:
-                raise BadInput(f"attack '{self.name}': {knob}={value} is too small; the least is 1")
-            if self.kind == "attack" and type(value) is float and not 0 <= value < float("inf"):
-                raise BadInput(
-                    f"attack '{self.name}': {knob}={value} is not a finite number of at least 0; the default is {self.knobs[knob]}"
-                )
-            for part in str(value).split("+") if knob in self.facts.get("choices", ()) else ():
-                if part not in self.facts["choices"][knob]:
-                    raise BadInput(
-                        f"{self.kind} '{self.name}': {knob}='{part}' is unknown{did_you_mean(part, self.facts['choices'][knob])}"
-                    )
-        return found
+        return values
+
+    def _refusal(self, knob: str) -> str:
+        if knob == "inner" and isinstance(self.facts, DefenceFacts):
+            reason = self.facts.no_inner
+            return f"defence '{self.name}' stands before no other defence: {reason}"
+        if not self.knobs:
+            return f"{self.kind} '{self.name}' takes no '{knob}'; it takes none"
+        hint = did_you_mean(knob, self.knobs).partition("; there are")[0]
+        takes = ", ".join(self.knobs)
+        return f"{self.kind} '{self.name}' takes no '{knob}'; it takes {takes}{hint}"
 
 
-def read(entry: Entry, knob: str, value: Value, default: Value) -> Value:
-    """`value` (text, from a command line or a file) as the type of `default`."""
-    want = type(default)
-    if want is str:
-        return str(value)
-    if type(value) is want:
-        return value
-    text = str(value).strip()
-    try:
-        if want is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return want(text)
-    except (KeyError, ValueError):
-        wants = {bool: "true or false", int: "a whole number", float: "a number"}[want]
-        raise BadInput(
-            f"{entry.kind} '{entry.name}': {knob}='{value}' is not {wants}; the default is {default}"
-        ) from None
-
-
-class Registry:
+class Registry(Generic[Kind]):
     """The names of one kind."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Entry[Kind]] = {}
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Entry[Kind]]:
         return iter(self._entries.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def add(self, name: str, make: Callable[..., Any], facts: Mapping[str, Any]) -> None:
-        held = self._entries.get(name)
-        if held and (held.make.__module__, held.make.__qualname__) != (
-            make.__module__,
-            make.__qualname__,
-        ):
-            raise BadInput(
-                f"{self.kind} '{name}' is registered twice: in {held.make.__module__} and in {make.__module__}"
-            )
-        knobs: dict[str, Value] = {}
+    def add(
+        self,
+        name: str,
+        make: Callable[..., Any],
+        facts: Kind,
+        *,
+        choices: Words | None = None,
+        parsers: Parsers | None = None,
+    ) -> None:
+        """Keep `make` under `name`; BadInput where another function has that name already."""
+        self.refuse_twice(name, make)
+        # The numbers of an attack have a least value, so that no run is empty.
+        minimum: dict[type, int] = {int: 1, float: 0} if isinstance(facts, QuestionFacts) else {}
+        knobs = {}
         for parameter in inspect.signature(make).parameters.values():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                if not isinstance(parameter.default, bool | int | float | str):
-                    raise TypeError(
-                        f"{self.kind} '{name}': knob '{parameter.name}' needs a default that is a bool, int, float or str"
-                    )
-                knobs[parameter.name] = parameter.default
-        self._entries[name] = Entry(self.kind, name, make, dict(facts), knobs)
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                continue
+            knob, default = parameter.name, parameter.default
+            if not isinstance(default, bool | int | float | str):
+                raise TypeError(
+                    f"{self.kind} '{name}': knob '{knob}' needs a default that is a bool, int, "
+                    "float or str"
+                )
+            knobs[knob] = Knob(
+                name=knob,
+                type=type(default),
+                default=default,
+                choices=tuple((choices or {}).get(knob, ())),
+                minimum=minimum.get(type(default)),
+                parse=(parsers or {}).get(knob),
+            )
+        self._entries[name] = Entry(self.kind, name, make, facts, knobs)
 
-    def get(self, name: str) -> Entry:
+    def refuse_twice(self, name: str, make: Callable[..., Any]) -> None:
+        """BadInput where another function than `make` has the name."""
+        known = self._entries.get(name)
+        if known and origin(known.make) != origin(make):
+            raise BadInput(
+                f"{self.kind} '{name}' is registered twice: in {known.make.__module__} and in "
+                f"{make.__module__}"
+            )
+
+    def get(self, name: str) -> Entry[Kind]:
         if name not in self._entries:
             raise BadInput(f"{self.kind} '{name}' is unknown{did_you_mean(name, self._entries)}")
         return self._entries[name]
@@ -142,129 +149,150 @@ class Registry:
         return Spec.of(spec.name, self.get(spec.name).resolve(spec.params))
 
 
-registries = {kind: Registry(kind) for kind in KINDS}
-datasets, classifiers, defences, attacks = registries.values()
+def origin(make: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function is defined: an edited plug-in may be imported again under its name."""
+    return make.__module__, make.__qualname__
 
 
-def dataset(
-    name: str,
-    *,
-    norm: str,
-    eps: Mapping[str, str],
-    n: int,
-    budget: str = "standard",
-    roles: Mapping[str, str],
-) -> Callable[..., Any]:
-    """Register a factory `(*, knobs) -> Dataset` of a whole test split.
+datasets: Registry[DatasetFacts] = Registry("dataset")
+classifiers: Registry[ClassifierFacts] = Registry("classifier")
+defences: Registry[DefenceFacts] = Registry("defence")
+attacks: Registry[AttackFacts] = Registry("attack")
+checks: Registry[CheckFacts] = Registry("check")
+registries: dict[str, Registry[Any]] = {
+    registry.kind: registry for registry in (datasets, classifiers, defences, attacks, checks)
+}
 
-    `norm` and `eps` (text, by norm) are its default threat models, `n` its default number of examples, and `roles` what knobs
-    such as `classifier="@robust"` stand for on it.
+
+def dataset(name: str, **facts: Any) -> Callable[[Function], Function]:
+    """Register a factory `(split, data_dir, *, knobs) -> Dataset`; for the facts see `DatasetFacts`."""
+
+    def register(make: Function) -> Function:
+        datasets.add(name, make, DatasetFacts(**facts))
+        return make
+
+    return register
+
+
+def classifier(scheme: str, **facts: Any) -> Callable[[Function], Function]:
+    """Register a loader `(argument: str) -> nn.Module` of the classifiers `scheme:argument`.
+
+    For the facts see `ClassifierFacts`.
     """
-    facts = {"norm": norm, "eps": dict(eps), "n": n, "budget": budget, "roles": dict(roles)}
-    return _register("dataset", name, facts)
 
+    def register(make: Function) -> Function:
+        classifiers.add(scheme, make, ClassifierFacts(**facts))
+        return make
 
-def classifier(
-    scheme: str,
-    *,
-    names: Callable[[], list[str]] | None = None,
-    ensure: Callable[[str], None] | None = None,
-    digest: Callable[[str], str | None] | None = None,
-) -> Callable[..., Any]:
-    """Register a loader `(argument: str) -> nn.Module` of the classifiers named `scheme:argument`.
-
-    `names()` lists the arguments; `ensure(argument)` is called before a sweep starts: it fetches what is missing and raises
-    `BadInput` with one line where that cannot be had. `digest(argument)`, 8 hex digits of its files or None where they are not there, becomes part
-    of the question: `scheme:argument@1a2b3c4d`, which the loader must take too.
-    """
-    return _register("classifier", scheme, {"names": names, "ensure": ensure, "digest": digest})
+    return register
 
 
 def defence(
-    name: str,
-    *,
-    stochastic: bool | Callable[[Mapping[str, Value]], bool] = False,
-    alone: str = "it wraps a classifier",
-    costly: bool = False,
-    ensure: Callable[[Mapping[str, Value]], None] | None = None,
-    pins: Callable[[Mapping[str, Value]], Mapping[str, str]] | None = None,
-    follows: Callable[[Mapping[str, Value]], Mapping[str, str]] | None = None,
-    later: Collection[str] = (),
-    choices: Mapping[str, Collection[str]] | None = None,
-) -> Callable[..., Any]:
-    """Register a factory `(*, knobs) -> nn.Module` from images (B,C,H,W) in [0,1] to logits (B,K).
+    name: str, *, choices: Words | None = None, **facts: Any
+) -> Callable[[Function], Function]:
+    """Register a factory `(*, knobs) -> nn.Module`, from images (B,C,H,W) in [0,1] to logits (B,K).
 
-    `stochastic` may depend on the knobs, and need not speak of the defence that a knob `inner` names; `alone` says why a defence has no such knob.
-    A `costly` one takes part only where it is named. `ensure(knobs)` and `pins(knobs)`, which gives knobs with a digest added, are for files of its
-    own that no classifier names. `follows(knobs)` gives the knobs whose default depends on another one. A knob that came `later` is no part of the
-    question at its default: what was answered before it came still stands. `choices` are the words that a knob takes.
+    `choices` are the words that a knob takes. For the facts see `DefenceFacts`.
     """
-    hooks = {"ensure": ensure, "pins": pins, "follows": follows}
-    facts = {
-        "stochastic": stochastic,
-        "alone": alone,
-        "costly": costly,
-        "later": later,
-        "choices": choices or {},
-        **hooks,
-    }
-    return _register("defence", name, facts)
+
+    def register(make: Function) -> Function:
+        defences.add(name, make, DefenceFacts(**facts), choices=choices)
+        return make
+
+    return register
 
 
 def attack(
     name: str,
     *,
-    norms: set[str],
+    norms: Collection[str],
     access: str,
     family: str,
-    needs_stochastic: bool = False,
-    minimal: bool = False,
-    choices: Mapping[str, Collection[str]] | None = None,
-    calls: Callable[[Mapping[str, Any], bool], float] | None = None,
-    later: Collection[str] = (),
-    reads: Mapping[str, Callable[[str], str]] | None = None,
-) -> Callable[..., Any]:
+    choices: Words | None = None,
+    parsers: Parsers | None = None,
+    **facts: Any,
+) -> Callable[[Function], Function]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
-    `family` groups attacks in reports (gradient, score, decision, transfer, noise, none, check). An attack that `needs_stochastic` is left out of
-    plans for deterministic defences, where it is another attack under a second name. A `minimal` attack looks for the nearest
-    misclassified point, and leaves the ball without straying where that lies outside. `choices` are the words that a knob takes, alone or
-    joined by `+`; whole numbers must be 1 at least. `calls(knobs, stochastic)` is the most that it asks of the target per example, in
-    forward passes (a backward counts as two): what `--dry-run` multiplies. `later` as for a defence. `reads` gives the value of a knob of text
-    in its one form, or raises BadInput.
+    `choices` are the words that a knob takes, alone or joined by `+`. `parsers` give the text of a
+    knob in its one form. For the facts see `AttackFacts`, for `family` and traits `AttackTraits`.
     """
-    if not norms <= set(NORMS) or access not in ACCESS:
-        raise TypeError(
-            f"attack '{name}': norms {norms} and access '{access}' must be among {NORMS} and {ACCESS}"
-        )
-    return _register(
-        "attack",
-        name,
-        {
-            "norms": norms,
-            "access": access,
-            "family": family,
-            "needs_stochastic": needs_stochastic,
-            "minimal": minimal,
-            "choices": choices or {},
-            "calls": calls,
-            "later": later,
-            "reads": reads or {},
-        },
-    )
+    known = _checked(AttackFacts, "attack", name, norms, access=access, family=family, **facts)
 
-
-def _register(kind: str, name: str, facts: Mapping[str, Any]) -> Callable[..., Any]:
-    def keep(make: Callable[..., Any]) -> Callable[..., Any]:
-        registries[kind].add(name, make, facts)
+    def register(make: Function) -> Function:
+        checks.refuse_twice(name, make)
+        attacks.add(name, make, known, choices=choices, parsers=parsers)
         return make
 
-    return keep
+    return register
+
+
+def check(
+    name: str,
+    *,
+    norms: Collection[str],
+    access: str = "white-box",
+    choices: Words | None = None,
+    parsers: Parsers | None = None,
+    **facts: Any,
+) -> Callable[[Function], Function]:
+    """Register a check: a context manager that yields a `CheckTarget`; see `bench.checks`.
+
+    Its arguments are `(defence, x, y, threat, classes, stochastic, *, knobs)`. For the facts see
+    `CheckFacts`.
+    """
+    known = _checked(CheckFacts, "check", name, norms, access=access, **facts)
+
+    def register(make: Function) -> Function:
+        attacks.refuse_twice(name, make)
+        checks.add(name, make, known, choices=choices, parsers=parsers)
+        return make
+
+    return register
+
+
+def _checked(
+    make: type[Question], kind: str, name: str, norms: Collection[str], **facts: Any
+) -> Question:
+    try:
+        return make(norms=frozenset(norms), **facts)
+    except TypeError as error:
+        raise TypeError(f"{kind} '{name}': {error}") from None
+
+
+def questions() -> list[Entry[QuestionFacts]]:
+    """The attacks, then the checks."""
+    return [*attacks, *checks]
+
+
+def find_question(name: str) -> Entry[QuestionFacts]:
+    """The attack or the check of that name: both stand where a cell has its attack."""
+    if name in checks:
+        return checks.get(name)
+    if name in attacks:
+        return attacks.get(name)
+    names = (entry.name for entry in questions())
+    raise BadInput(f"attack '{name}' is unknown{did_you_mean(name, names)}")
+
+
+def resolve_question(spec: Spec) -> Spec:
+    """The attack or check with all of its knobs."""
+    return Spec.of(spec.name, find_question(spec.name).resolve(spec.params))
+
+
+def traits_of(cell: Cell) -> dict[str, Any]:
+    """The traits that a record of the cell keeps, by the names of its fields."""
+    inner = inner_attack(cell.attack)
+    return {
+        "attack_traits": find_question(cell.attack.name).facts.traits,
+        "inner_traits": find_question(inner.name).facts.traits if inner else None,
+        "defence_traits": defences.get(cell.defence.name).facts.traits,
+    }
 
 
 def is_stochastic(spec: Spec) -> bool:
     """Whether a defence, with all of its knobs, or the one inside of it, is."""
-    fact = defences.get(spec.name).facts["stochastic"]
+    fact = defences.get(spec.name).facts.stochastic
     inner = inner_defence(spec)
     return bool(fact(spec.params) if callable(fact) else fact) or (
         inner is not None and is_stochastic(inner)
@@ -278,12 +306,12 @@ def inner_defence(spec: Spec) -> Spec | None:
 
 
 def inner_attack(spec: Spec) -> Spec | None:
-    """The attack, with all of its knobs, that the knob `attack` of a check, or of another attack, names."""
+    """The attack, with all of its knobs, that the knob `attack` of a check or an attack names."""
     text = str(spec.params.get("attack", ""))
-    return attacks.resolve(Spec.parse(text)) if text else None
+    return resolve_question(Spec.parse(text)) if text else None
 
 
-def split_scheme(text: str) -> tuple[Entry, str]:
+def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:
     """`own:digits-at` -> the entry `own` and `digits-at`."""
     scheme, colon, argument = text.partition(":")
     if not colon or not argument:

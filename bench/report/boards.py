@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell
 from bench.results import leaderboard, published
 from bench.results.leaderboard import Leaderboard
@@ -15,7 +16,13 @@ from bench.soundness.assess import assess
 
 def load_boards(store: Store) -> list[Leaderboard]:
     """Every leaderboard of the store, beside the published figures."""
-    return build_leaderboards(store.records(), store.plans(), store.failures(), published.load())
+    return build_leaderboards(
+        store.records(),
+        store.plans(),
+        store.failures(),
+        published.load(),
+        traits=store.planned_traits(),
+    )
 
 
 def build_leaderboards(
@@ -23,5 +30,9 @@ def build_leaderboards(
     plans: Mapping[str, Sequence[Cell]],
     failures: Mapping[str, str],
     published: Iterable[PublishedResult] = (),
+    *,
+    traits: Mapping[str, AttackTraits] | None = None,
 ) -> list[Leaderboard]:
-    return leaderboard.build_leaderboards(records, plans, failures, published, assess)
+    return leaderboard.build_leaderboards(
+        records, plans, failures, published, assess, traits=traits
+    )

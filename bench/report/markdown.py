@@ -8,7 +8,7 @@ from bench.report.provenance import provenance
 from bench.report.repeats import HEADINGS, MEANING, has_stochastic_row, under_headings
 from bench.report.tables import rests_on
 from bench.results.leaderboard import Leaderboard, Row
-from bench.results.names import family, unpinned
+from bench.results.names import unpinned
 from bench.results.statistics import Estimate
 
 AS_CODE = ("command", "commit", "defences", "attacks")  # of the provenance
@@ -122,7 +122,7 @@ def render_transfers(board: Leaderboard) -> list[str]:
     by_source: dict[str, dict[int, float]] = {}
     for i, row in enumerate(board.rows):
         for record in row.records:
-            if family(record.cell) == "transfer":
+            if record.family == "transfer":
                 source = unpinned(str(record.cell.attack.params["source"]))
                 accuracies = by_source.setdefault(source, {})
                 accuracies[i] = min(record.accuracy, accuracies.get(i, 1.0))

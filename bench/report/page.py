@@ -12,7 +12,6 @@ from bench.report.provenance import provenance
 from bench.report.repeats import HEADINGS, MEANING, under_headings
 from bench.report.tables import rests_on
 from bench.results.leaderboard import Leaderboard
-from bench.results.names import family
 from bench.results.statistics import estimate
 from bench.soundness import verdict
 from bench.soundness.audits import records as audits
@@ -44,7 +43,6 @@ def render_page(boards: Sequence[Leaderboard]) -> str:
     environment.globals |= {
         "certified_meaning": CERTIFIED_MEANING,
         "estimate": estimate,
-        "family": lambda record: family(record.cell),
         "provenance": provenance,
         "repeats_headings": HEADINGS,
         "repeats_meaning": MEANING,

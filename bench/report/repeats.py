@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from bench.results.leaderboard import Leaderboard, Row
-from bench.results.names import family
 from bench.results.statistics import all_of, majority_of
 from bench.results.worst_case import worst_case
 
@@ -46,7 +45,7 @@ def repeats_of_row(row: Row) -> dict[str, float | None]:
 
     None for what is not known.
     """
-    clean = next((record for record in row.records if family(record.cell) == "none"), None)
+    clean = next((record for record in row.records if record.family == "none"), None)
     counts: dict[str, Sequence[int]] = {
         "clean": clean.correct if clean else (),
         "robust": worst_case(row.records).correct if row.robust else (),

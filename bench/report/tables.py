@@ -38,7 +38,6 @@ from bench.report.repeats import (
     repeats_of_row,
 )
 from bench.results.leaderboard import Leaderboard, Row
-from bench.results.names import family
 from bench.results.record import Record
 from bench.results.statistics import Estimate, estimate
 
@@ -135,7 +134,7 @@ def cell_row(board: Leaderboard, row: Row, record: Record) -> dict[str, str]:
         **interval_columns("{}", estimate(record.correct, cell.draws)),
         "attack": str(cell.attack),
         "clean_acc": share(estimate(record.clean, cell.select).mean),
-        "family": family(cell),
+        "family": record.family,
         "access": cell.threat.access,
         "queries": f"{cost.forwards / n:.1f}",
         "backwards": f"{cost.backwards / n:.1f}",

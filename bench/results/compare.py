@@ -10,7 +10,7 @@ from statistics import fmean
 from bench.errors import BadInput, did_you_mean
 from bench.questions.spec import Spec, format_value, parse_eps
 from bench.results.leaderboard import Leaderboard, Row
-from bench.results.names import family, unpinned
+from bench.results.names import unpinned
 from bench.results.statistics import (
     bootstrap,
     detectable,
@@ -164,7 +164,7 @@ def robust_shares(row: Row) -> list[float]:
 def clean_shares(row: Row) -> list[float]:
     """Per example, the share of evaluation draws that were right; empty without a clean record."""
     for record in row.records:
-        if family(record.cell) == "none":
+        if record.family == "none":
             return [count / record.cell.draws for count in record.correct]
     return []
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell, Spec
-from bench.results.names import family, short_names
+from bench.results import legacy
+from bench.results.names import short_names
 from bench.results.published import PublishedResult, match_published
 from bench.results.record import Flag, Record
 from bench.results.statistics import Estimate
@@ -20,22 +22,33 @@ class AskedCells:
     """Every cell that was asked on one dataset and threat model, once.
 
     The cells of the largest plan come first, those that only the records hold come last.
-    `attacks` and `defences` are the short names of their specs.
+    `attacks` and `defences` are the short names of their specs, `traits` those of attacks by name.
     """
 
     cells: tuple[Cell, ...]
     attacks: Mapping[Spec, str]
     defences: Mapping[Spec, str]
+    traits: Mapping[str, AttackTraits]
+
+    def is_check(self, cell: Cell) -> bool:
+        """Whether the cell asks a check, which is no attack on the defence as it is."""
+        traits = self.traits.get(cell.attack.name) or legacy.attack_traits(cell)
+        return traits.family == "check"
 
     @staticmethod
-    def collect(records: Sequence[Record], plans: Mapping[str, Sequence[Cell]]) -> AskedCells:
+    def collect(
+        records: Sequence[Record],
+        plans: Mapping[str, Sequence[Cell]],
+        planned_traits: Mapping[str, AttackTraits],
+    ) -> AskedCells:
         largest_first = sorted(plans.items(), key=lambda item: (-len(item[1]), item[0]))
         planned = [cell for _, plan in largest_first for cell in plan]
         answered = [record.cell for record in records]
         cells = tuple({cell.key: cell for cell in (*planned, *answered)}.values())
         attacks = short_names(cell.attack for cell in cells)
         defences = short_names((cell.defence for cell in cells), hide=("classifier", "classifiers"))
-        return AskedCells(cells, attacks, defences)
+        recorded_traits = {record.cell.attack.name: record.attack_traits for record in records}
+        return AskedCells(cells, attacks, defences, {**planned_traits, **recorded_traits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +89,7 @@ class Evidence:
     @property
     def clean(self) -> Record | None:
         """The answer to the attack `none`."""
-        return next((r for r in self.records if family(r.cell) == "none"), None)
+        return next((r for r in self.records if r.family == "none"), None)
 
     @property
     def robust(self) -> Estimate | None:
@@ -101,13 +114,13 @@ def gather(cells: Sequence[Cell], data: BoardData) -> Evidence:
     Records of other images under the same name (an edited folder, say) are left out and named:
     they cannot be compared example by example.
     """
-    attack_cells = [cell for cell in cells if family(cell) != "check"]
-    check_cells = [cell for cell in cells if family(cell) == "check"]
+    attack_cells = [cell for cell in cells if not data.asked.is_check(cell)]
+    check_cells = [cell for cell in cells if data.asked.is_check(cell)]
     answered = [data.answers[cell.key] for cell in attack_cells if cell.key in data.answers]
     answered_checks = [data.answers[cell.key] for cell in check_cells if cell.key in data.answers]
     base = find_base(answered)
     records = [r for r in answered if base and same_examples(r, base)]
-    attacks = [r for r in records if family(r.cell) != "none"]
+    attacks = [r for r in records if r.family != "none"]
     weakest = min(attacks, key=lambda r: r.accuracy, default=None)
     other_images = [
         f"{data.asked.attacks[r.cell.attack]}: on other images"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 
+from bench.questions.facts import AttackTraits
 from bench.questions.spec import NORMS, Cell, Spec
 from bench.results.evidence import AskedCells, Assess, Assessment, BoardData, Evidence, gather
-from bench.results.names import CHECKS, SAMPLING, classifier_of, dataset_of, family
+from bench.results.names import SAMPLING, classifier_of, dataset_of
 from bench.results.published import PublishedResult, published_for
 from bench.results.ranks import compute_ranks
 from bench.results.record import Certificate, Flag, Record
@@ -147,8 +148,13 @@ def build_leaderboards(
     failures: Mapping[str, str],
     published: Iterable[PublishedResult],
     assess: Assess,
+    *,
+    traits: Mapping[str, AttackTraits] | None = None,
 ) -> list[Leaderboard]:
-    """One leaderboard per dataset, norm (linf first) and exact eps, in that order."""
+    """One leaderboard per dataset, norm (linf first) and exact eps, in that order.
+
+    `traits` are those of planned attacks, by name.
+    """
     published = tuple(published)
     records_at: dict[Location, list[Record]] = defaultdict(list)
     for record in records:
@@ -164,7 +170,7 @@ def build_leaderboards(
             for name, plan in plans.items()
         }
         data = BoardData(
-            AskedCells.collect(records_at[location], plans_here),
+            AskedCells.collect(records_at[location], plans_here, traits or {}),
             {record.cell.key: record for record in records_at[location]},
             failures,
             published,
@@ -182,7 +188,8 @@ def build_leaderboard(dataset_name: str, data: BoardData, assess: Assess) -> Lea
     """The leaderboard of one dataset and threat model, with at least one cell."""
     rows = tuple(build_rows(data, assess))
     cell = rows[0].cell
-    labels = [label for spec, label in data.asked.attacks.items() if spec.name not in CHECKS]
+    checks = {cell.attack for cell in data.asked.cells if data.asked.is_check(cell)}
+    labels = [label for spec, label in data.asked.attacks.items() if spec not in checks]
     return Leaderboard(
         name=f"{dataset_name}-{cell.threat.label}",
         dataset=cell.dataset.name,
@@ -274,7 +281,7 @@ def mark_exempted(rows: Sequence[Row], asked: AskedCells) -> list[Row]:
     """Note in each row the attacks that it was spared, and that its verdict is not sound then."""
     attacks_asked: dict[str, set[str]] = defaultdict(set)
     for cell in asked.cells:
-        if family(cell) != "check":
+        if not asked.is_check(cell):
             attacks_asked[cell.question].add(cell.attack.name)
     marked = []
     for row in rows:

@@ -9,39 +9,15 @@ from bench.questions.pins import classifier_of, unpinned, without_pins
 from bench.questions.spec import Cell, Spec, format_value
 
 __all__ = [
-    "CHECKS",
-    "FAMILIES",
-    "MEASURES",
     "SAMPLING",
     "classifier_of",
     "dataset_of",
-    "family",
     "short_names",
     "unpinned",
     "without_pins",
 ]
 
 SAMPLING = ("n", "first")  # the knobs of a dataset that say which of its examples are judged
-MEASURES = ("signal", "indicators")  # checks whose figures are of all of their examples together
-CHECKS = (
-    "frozen",
-    "planted",
-    *MEASURES,
-)  # no attacks on the defence as it is: their records say nothing of its robust accuracy
-FAMILIES = {
-    "white-box": "gradient",
-    "score": "score",
-    "decision": "decision",
-    "transfer": "transfer",
-}
-
-
-def family(cell: Cell) -> str:
-    """What the attack works from: none, noise, gradient, score, decision or transfer; or check, which is no attack on the defence."""
-    name = cell.attack.name
-    if name in CHECKS:
-        return "check"
-    return name if name in ("none", "noise") else FAMILIES[cell.threat.access]
 
 
 def dataset_of(cell: Cell) -> Spec:

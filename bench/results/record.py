@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from bench.questions.facts import AttackTraits, DefenceTraits
 from bench.questions.spec import Cell
+from bench.results import legacy
 
 Rule = Callable[[Sequence[Any], Sequence[int]], Any]  # (values of the parts, order of the examples)
 
@@ -207,6 +209,11 @@ PARTS = {
     "routes": Routes,
     "planted": Planted,
 }
+TRAITS: Mapping[str, type[AttackTraits] | type[DefenceTraits]] = {
+    "attack_traits": AttackTraits,
+    "inner_traits": AttackTraits,
+    "defence_traits": DefenceTraits,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +235,8 @@ class Record:
       found, in the ball or not; -1: it found none.
     - `planted`: of the check of that name. Its other columns are those of the planted models.
     - `checks`: what the probes measured, by the code of the check, also where there is no flag.
+    - `attack_traits`, `defence_traits`: what attack and defence are. `inner_traits`: what the
+      attack inside of a check or of another attack is.
     """
 
     cell: Cell
@@ -256,6 +265,9 @@ class Record:
     checks: tuple[tuple[str, float], ...] = field(
         default=(), metadata={"merge": take_each_once_sorted}
     )
+    attack_traits: AttackTraits = field(kw_only=True)
+    inner_traits: AttackTraits | None = field(default=None, kw_only=True)
+    defence_traits: DefenceTraits = field(kw_only=True)
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -282,6 +294,16 @@ class Record:
                 yield "planted examples", getattr(self.planted, f.name)
 
     @property
+    def family(self) -> str:
+        """What the attack works from: one of `bench.questions.facts.FAMILIES`."""
+        return self.attack_traits.family
+
+    @property
+    def effective_traits(self) -> AttackTraits:
+        """The traits of the attack that is run in the end: of the inner one, where there is one."""
+        return self.inner_traits or self.attack_traits
+
+    @property
     def accuracy(self) -> float:
         """Expected accuracy on the chosen candidates: the share of right evaluation draws."""
         return sum(self.correct) / (len(self.ids) * self.cell.draws)
@@ -292,6 +314,9 @@ class Record:
         data["cell"] = self.cell.to_json()
         data["key"] = self.cell.key
         data["flags"] = [to_plain(flag) for flag in self.flags]
+        for name in TRAITS:
+            traits = getattr(self, name)
+            data[name] = None if traits is None else traits.to_json()
         for name in PARTS:
             part = getattr(self, name)
             data[name] = None if part is None else to_plain(part)
@@ -304,13 +329,22 @@ class Record:
             if data.get(name):
                 values[name] = from_plain(kind, data[name])
         nearest = data.get("nearest")
+        cell = Cell.from_json(data["cell"])
         return Record(
-            cell=Cell.from_json(data["cell"]),
+            cell=cell,
+            **read_traits(data, cell),
             flags=tuple(from_plain(Flag, flag) for flag in data["flags"]),
             checks=tuple(sorted(data.get("checks", {}).items())),
             nearest=None if nearest is None else tuple(nearest),
             **values,
         )
+
+
+def read_traits(data: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """The traits that a stored record keeps, or those of the table where it is older."""
+    if "attack_traits" not in data:
+        return legacy.traits_of(cell)
+    return {name: kind(**data[name]) for name, kind in TRAITS.items() if name in data}
 
 
 def to_plain(part: Any) -> dict[str, Any]:

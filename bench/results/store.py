@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
 from bench.files import write_text
+from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell
 from bench.results.record import Record
 
@@ -63,11 +64,14 @@ class Store:
             {"cell": cell.to_json(), "key": cell.key, "message": message, "trace": trace},
         )
 
-    def put_plan(self, name: str, cells: Sequence[Cell]) -> None:
-        write(
-            self.root / "plans" / f"{slug(name)}.json",
-            {"name": name, "cells": [cell.to_json() for cell in cells]},
-        )
+    def put_plan(
+        self, name: str, cells: Sequence[Cell], traits: Mapping[str, AttackTraits] | None = None
+    ) -> None:
+        """Keep the plan; `traits` say what its attacks are, by name."""
+        data: dict[str, Any] = {"name": name, "cells": [cell.to_json() for cell in cells]}
+        if traits:
+            data["attack_traits"] = {attack: value.to_json() for attack, value in traits.items()}
+        write(self.root / "plans" / f"{slug(name)}.json", data)
 
     def records(self) -> list[Record]:
         """Every whole answer, in the order of the file names."""
@@ -75,8 +79,18 @@ class Store:
 
     def plans(self) -> dict[str, list[Cell]]:
         """Every plan that was run into this folder: what rows must hold to be complete."""
-        read_all = (read(path) for path in sorted((self.root / "plans").glob("*.json")))
-        return {data["name"]: [Cell.from_json(cell) for cell in data["cells"]] for data in read_all}
+        return {
+            data["name"]: [Cell.from_json(cell) for cell in data["cells"]]
+            for data in self._plan_files()
+        }
+
+    def planned_traits(self) -> dict[str, AttackTraits]:
+        """What the attacks of the plans are, by name, where a plan file says it."""
+        return {
+            attack: AttackTraits(**traits)
+            for data in self._plan_files()
+            for attack, traits in data.get("attack_traits", {}).items()
+        }
 
     def failures(self) -> dict[str, str]:
         """Cell key -> what went wrong, of the cells whose last try failed."""
@@ -86,6 +100,9 @@ class Store:
             if path.stem.endswith(".failed")
             for data in [read(path)]
         }
+
+    def _plan_files(self) -> Iterator[dict[str, Any]]:
+        return (read(path) for path in sorted((self.root / "plans").glob("*.json")))
 
     def _files(self) -> Iterator[Path]:
         return iter(sorted((self.root / "records").glob("*/*/*/*.json")))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.results.names import family
 from bench.results.record import Record
 from bench.results.statistics import Estimate, estimate
 
@@ -46,7 +45,7 @@ def worst_case(records: Sequence[Record]) -> WorstCase:
     each kind an example is robust only if it resists every attack. ValueError for a check among them: it attacks something else than the defence.
     """
     first = records[0]
-    if any(family(record.cell) == "check" for record in records):
+    if any(record.family == "check" for record in records):
         raise ValueError(
             f"worst_case: a check is no attack on the defence, beside {first.cell.key}"
         )

@@ -12,14 +12,13 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from bench.results.names import classifier_of, family, unpinned
+from bench.results.names import classifier_of, unpinned
 from bench.results.published import PublishedResult
 from bench.results.record import Flag, Record
 from bench.results.statistics import Estimate
 from bench.results.worst_case import is_stochastic
 from bench.soundness.audits.curves import ran
 from bench.soundness.audits.positive_control import compared
-from bench.soundness.audits.records import ITERATED
 
 VERDICTS = ("sound", "incomplete", "suspicious", "broken")
 GAP = 0.03
@@ -77,16 +76,14 @@ def missing_codes(
     (of other rows of this leaderboard) do not hold."""
     if not records:
         return ()
-    cell, names, families = (
-        records[0].cell,
-        {r.cell.attack.name for r in records},
-        {family(r.cell) for r in records},
-    )
+    cell = records[0].cell
+    families = {r.family for r in records}
+    traits = [r.attack_traits for r in records]
     own = classifier_of(cell.defence).split("+")
     sources = {
         unpinned(str(r.cell.attack.params.get("source", "")))
         for r in records
-        if family(r.cell) == "transfer"
+        if r.family == "transfer"
     }
     # `adaptive` goes every way that the declared parts open; the bare classifier is the one that every composite defence has to offer.
     whole = [
@@ -102,8 +99,8 @@ def missing_codes(
         "A2": adaptive or bool(sources & set(own)),
         "A8": adaptive and "full" in ways,
         "A9": adaptive and any(name.startswith("identity") for name in ways),
-        "D5": "fgsm" in names and bool(names & ITERATED),
-        "D7": "square" in names,
+        "D5": any(t.single_step for t in traits) and any(t.iterated for t in traits),
+        "D7": any(t.random_search for t in traits),
         "D8": "transfer" in families,
         "D9": "noise" in families,
         "D12": any("D12" in dict(record.checks) for record in records),
@@ -111,13 +108,11 @@ def missing_codes(
         "D15": any(check.cell.attack.name == "frozen" for check in checks),
         **dict.fromkeys(ran(records, others), True),
     }
-    # A bare classifier has no parts that an adaptive attack could aim at.
-    bare = set(cell.defence.params) <= {"classifier"}
     random = ("D14", "D15") if is_stochastic(records[0]) else ()
     dynamic = DYNAMIC if any("P14" in dict(record.checks) for record in records) else ()
     required = (
         "A1",
-        *(() if bare else ADAPTIVE),
+        *(() if records[0].defence_traits.bare else ADAPTIVE),
         *dynamic,
         "D3",
         "D5",

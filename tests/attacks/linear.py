@@ -152,7 +152,7 @@ def candidates(
 ) -> Tensor:
     """What the attack proposes, (m,B,C,H,W), as it gave it."""
     entry = registry.attacks.get(name)
-    threat = ThreatModel(norm, Fraction(eps).limit_denominator(10**9), entry.facts["access"])
+    threat = ThreatModel(norm, Fraction(eps).limit_denominator(10**9), entry.facts.access)
     torch.manual_seed(seed)
     access = (
         "white-box" if threat.access == "transfer" else threat.access

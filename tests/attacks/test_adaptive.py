@@ -130,7 +130,7 @@ def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_i
     assert not any(broken(problem, made[name]).any() for name in ("empty", "near"))
     assert broken(problem, made["warm"]).all()
     assert target.nonfinite > 0, "the harness hears of it all the same"
-    calls = registry.attacks.get("adaptive").facts["calls"]
+    calls = registry.attacks.get("adaptive").facts.calls
     knobs = registry.attacks.get("adaptive").resolve({"loss": loss, "steps": 20, "eot": 4})
     assert target.forwards + 2 * target.backwards <= calls(knobs, False) * len(problem.x)
 

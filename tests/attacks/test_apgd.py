@@ -202,9 +202,7 @@ def test_a_broken_example_leaves_and_what_is_left_costs_what_is_said() -> None:
     knobs: dict[str, Any] = {"loss": "ce+targeted", "steps": 6, "restarts": 2, "targets": 3}
     for classes, runs in ((2, 4), (6, 8)):
         problem = many_classes(classes, batch=4)
-        calls = registry.attacks.get("apgd").facts["calls"](
-            {**knobs, "targets": runs // 2 - 1}, False
-        )
+        calls = registry.attacks.get("apgd").facts.calls({**knobs, "targets": runs // 2 - 1}, False)
         for norm, looks in (("linf", 1 + runs * 7), ("l2", 1 + runs * 7), ("l1", 1 + runs * 9)):
             target = problem.target()
             candidates(problem, "apgd", norm, 1e-6, target, **knobs)

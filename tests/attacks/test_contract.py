@@ -18,7 +18,6 @@ from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.plan import PLANS
 from bench.questions.spec import Spec
-from bench.results.names import CHECKS
 from tests.attacks.linear import (
     TINY,
     Linear,
@@ -76,14 +75,13 @@ def coin(problem: Problem, p: float = 0.7) -> nn.Module:
 
 
 def test_the_table_of_this_test_is_whole() -> None:
-    known = [
-        entry
+    ours = {
+        entry.name: entry
         for entry in registry.attacks
-        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
-    ]
-    ours = {entry.name: entry for entry in known if entry.facts["family"] != "check"}
+        if entry.make.__module__.startswith("bench.attacks.")
+    }
     assert set(ours) == set(TINY)
-    assert {(name, norm) for name, entry in ours.items() for norm in entry.facts["norms"]} == set(
+    assert {(name, norm) for name, entry in ours.items() for norm in entry.facts.norms} == set(
         PAIRS
     )
 
@@ -97,7 +95,7 @@ def test_returns_finite_images_near_the_ball_and_stays_in_its_budget(
     problem, entry = KINDS[kind], registry.attacks.get(name)
     model = coin(problem) if stochastic else problem.model
     target = Target(
-        model, access=entry.facts["access"], stochastic=stochastic, classes=problem.classes
+        model, access=entry.facts.access, stochastic=stochastic, classes=problem.classes
     )
     before = problem.x.clone()
     made = candidates(problem, name, norm, EPS[norm], target, **TINY[name])
@@ -107,10 +105,10 @@ def test_returns_finite_images_near_the_ball_and_stays_in_its_budget(
     assert made.max() <= 1 + 1e-6
     assert torch.equal(problem.x, before)
     knobs = entry.resolve(TINY[name])
-    assert target.forwards + 2 * target.backwards <= entry.facts["calls"](knobs, stochastic) * len(
+    assert target.forwards + 2 * target.backwards <= entry.facts.calls(knobs, stochastic) * len(
         problem.x
     )
-    if not entry.facts["minimal"]:  # those report what they found, in the ball or not
+    if not entry.facts.minimum_norm:  # those report what they found, in the ball or not
         inside = torch.stack([to_ball(one, problem.x, norm, EPS[norm]) for one in made])
         assert (
             inside - made
@@ -142,7 +140,7 @@ def test_every_attack_without_gradients_has_a_budget_that_is_tested_here() -> No
         for entry in registry.attacks
         if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
     ]
-    assert {entry.name for entry in ours if entry.facts["access"] in ("score", "decision")} == {
+    assert {entry.name for entry in ours if entry.facts.access in ("score", "decision")} == {
         *QUERIES,
         "none",
     }
@@ -154,7 +152,7 @@ def test_a_budget_of_queries_is_spent_to_the_last(name: str, queries: int) -> No
     problem, entry = two_classes(gap=1.0), registry.attacks.get(name)
     knobs = entry.resolve(TINY[name])
     for stochastic in (False, True):
-        target = problem.target(entry.facts["access"], stochastic)
+        target = problem.target(entry.facts.access, stochastic)
         candidates(
             problem,
             name,
@@ -323,7 +321,7 @@ def test_a_stochastic_defence_is_given_several_candidates(name: str) -> None:
     problem = many_classes(4, batch=6)
     entry = registry.attacks.get(name)
     norm = "l0" if name in L0 else "linf"
-    target = Target(coin(problem, 0.5), access=entry.facts["access"], stochastic=True, classes=4)
+    target = Target(coin(problem, 0.5), access=entry.facts.access, stochastic=True, classes=4)
     made = candidates(problem, name, norm, EPS[norm], target, **TINY[name])
     assert len(made) >= 2
     if name in ("pgd", "pgd-eot", "apgd", "apgd-eot", "autoattack"):
@@ -363,15 +361,14 @@ def test_budgets_name_attacks_and_knobs_that_exist(budget: str) -> None:
     table: dict[str, Any] = tomllib.loads((PLANS / "budgets.toml").read_text())[budget]
     assert {"draws", "select", "batch", "attacks"} <= set(table)
     listed = {Spec.parse(text).name for text in table["attacks"]}
-    assert budget != "full" or listed - set(CHECKS) | {"none"} == set(TINY), (
-        "full is every attack there is"
-    )
+    attacks = {name for name in listed if name in registry.attacks}
+    assert budget != "full" or attacks | {"none"} == set(TINY), "full is every attack there is"
     for name, knobs in table.items():
         if isinstance(knobs, dict):
-            entry = registry.attacks.get(name)
+            entry = registry.find_question(name)
             assert entry.resolve(knobs) != entry.resolve({}), f"[{budget}.{name}] says nothing new"
     for text in table["attacks"]:
-        entry = registry.attacks.get(Spec.parse(text).name)
+        entry = registry.find_question(Spec.parse(text).name)
         for stochastic in (False, True):
-            calls = entry.facts["calls"](entry.resolve(table.get(entry.name, {})), stochastic)
+            calls = entry.facts.calls(entry.resolve(table.get(entry.name, {})), stochastic)
             assert math.isfinite(calls)

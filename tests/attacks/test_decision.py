@@ -75,7 +75,7 @@ def test_each_draw_is_a_query_and_the_budget_is_spent_to_the_last(
         full = knobs.get("queries") or (2 * 12 + 11) * (3 if stochastic else 1)
         assert target.forwards == full * len(problem.x)
         entry = registry.attacks.get(name)
-        assert entry.facts["calls"](entry.resolve({**knobs, "eot": 3}), stochastic) >= full
+        assert entry.facts.calls(entry.resolve({**knobs, "eot": 3}), stochastic) >= full
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,8 @@ def test_it_is_the_attack_inside_rounded() -> None:
     )
     entry, inner = registry.attacks.get("eight-bit"), registry.attacks.get("pgd-eot")
     assert (
-        entry.facts["calls"](knobs, True)
-        == inner.facts["calls"](inner.resolve({"steps": 4, "eot": 3}), True)
+        entry.facts.calls(knobs, True)
+        == inner.facts.calls(inner.resolve({"steps": 4, "eot": 3}), True)
         == 36
     )
 

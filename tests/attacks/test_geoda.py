@@ -76,8 +76,7 @@ def test_every_query_is_spent_whatever_the_defence(queries: int, eot: int) -> No
         candidates(problem, "geoda", "l2", 1e-4, target, queries=queries, eot=eot)
         assert target.forwards == queries * len(problem.x)
         assert (
-            registry.attacks.get("geoda").facts["calls"]({"queries": queries}, stochastic)
-            == queries
+            registry.attacks.get("geoda").facts.calls({"queries": queries}, stochastic) == queries
         )
 
 

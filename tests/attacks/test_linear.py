@@ -77,15 +77,12 @@ FLOOR = {"none", "noise", "gaussian-noise"}  # these promise nothing
 def test_every_attack_and_norm_has_a_reach_that_is_tested_here() -> None:
     """Who adds an attack, or a norm to one, says here how near to the optimum it comes."""
     ours = [
-        entry
-        for entry in registry.attacks
-        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
-        and entry.facts["family"] != "check"
+        entry for entry in registry.attacks if entry.make.__module__.startswith("bench.attacks.")
     ]
     promised = {
         (entry.name, norm)
         for entry in ours
-        for norm in entry.facts["norms"]
+        for norm in entry.facts.norms
         if entry.name not in FLOOR
     }
     assert promised == {*REACH, *((name, "l0") for name in (*SPARSE, "pixle"))}
@@ -101,7 +98,7 @@ def test_every_attack_reaches_the_optimum_or_comes_as_near_as_it_promises(
     best = float(problem.optimum[norm][0])
     assert (
         ratio == 1.02
-        if registry.attacks.get(name).facts["family"] in ("gradient", "transfer")
+        if registry.attacks.get(name).facts.family in ("gradient", "transfer")
         else ratio <= 1.25 or name == "square"
     )
     assert fooled(problem, name, norm, ratio * best, **knobs).all()

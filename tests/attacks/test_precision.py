@@ -135,7 +135,7 @@ def test_what_half_precision_alone_calls_fallen_has_not(name: str, norm: str) ->
     candidates(problem, name, norm, 0.5 * best, target, **knobs)
     assert target.backwards == (20 + (name == "apgd")) * 6, "nobody leaves"
     entry = registry.attacks.get(name)
-    assert target.forwards + 2 * target.backwards <= 6 * entry.facts["calls"](
+    assert target.forwards + 2 * target.backwards <= 6 * entry.facts.calls(
         entry.resolve(knobs), False
     )
     target = problem.target()
@@ -176,6 +176,6 @@ def test_a_stochastic_defence_is_asked_no_more_than_it_is_drawn() -> None:
 def test_full_precision_is_the_default_and_no_part_of_older_questions(name: str) -> None:
     entry = registry.attacks.get(name)
     assert entry.resolve({})["precision"] == "float32"
-    assert "precision" in entry.facts["later"]
+    assert "precision" in entry.facts.added_later
     with pytest.raises(BadInput, match="precision='half' is unknown"):
         entry.resolve({"precision": "half"})

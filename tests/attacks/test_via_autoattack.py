@@ -66,7 +66,7 @@ def test_standard_and_plus_are_the_library_bit_for_bit(
     changed = (ours != problem.x).flatten(1).any(1)
     assert 0 < changed.sum() < len(changed), "an eps at which some fall and some stand"
     entry = registry.attacks.get("autoattack")
-    calls = entry.facts["calls"](entry.resolve({"queries": queries, "version": version}), False)
+    calls = entry.facts.calls(entry.resolve({"queries": queries, "version": version}), False)
     assert target.forwards + 2 * target.backwards <= calls * len(ours)
 
 
@@ -83,7 +83,7 @@ def test_plus_leaves_out_what_needs_more_classes_and_keeps_to_its_budget(
     climbs = 5 * (6 + 1) * (1 if classes == 2 else 2) + (0 if classes < 4 else (classes - 1) * 7)
     fab = 5 * 6 * classes + 6 * (classes - 1)
     assert target.backwards == 3 * (climbs + fab)
-    assert target.forwards + 2 * target.backwards <= 3 * entry.facts["calls"](
+    assert target.forwards + 2 * target.backwards <= 3 * entry.facts.calls(
         entry.resolve(knobs), False
     )
 

@@ -165,7 +165,7 @@ def test_every_committed_classifier_is_what_its_card_says(name: str) -> None:
 def test_adversarial_training_makes_the_difference() -> None:
     """At the default eps PGD leaves next to nothing of the standard classifiers, and most of the trained one."""
     data = load(Spec.parse("digits[n=100]"))
-    eps = float(Fraction(datasets.get("digits").facts["eps"]["linf"]))
+    eps = float(Fraction(datasets.get("digits").facts.eps["linf"]))
     torch.manual_seed(0)
     clean, robust = measure(
         build_classifier("own:digits-at"), data, eps, "cpu", steps=20, restarts=1

@@ -189,7 +189,7 @@ def test_what_the_datasets_name_exists() -> None:
         ("cifar100", "cifar100"),
         ("tiny-imagenet", "tinyimagenet200"),
     ):
-        roles = datasets.get(dataset).facts["roles"]
+        roles = datasets.get(dataset).facts.roles
         assert roles["carso"] == "released"
         assert defence.scenario_of(roles["robust"]) == name
 

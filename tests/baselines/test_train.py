@@ -237,7 +237,7 @@ def test_half_precision_is_of_the_training_alone(tmp_path: Path) -> None:
 def test_recipes_name_what_exists() -> None:
     discover()
     for name, recipes in RECIPES.items():
-        roles = datasets.get(name).facts["roles"]
+        roles = datasets.get(name).facts.roles
         assert {roles.get(role) for role in ("standard", "robust", "other", "noise", "wide")} >= {
             f"own:{name}-{kind}" for kind in recipes
         }

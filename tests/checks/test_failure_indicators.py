@@ -249,11 +249,11 @@ def test_its_columns_are_those_of_the_attack_on_the_defence() -> None:
     assert 0.4 < record.accuracy < 0.95
     assert dict(record.checks)["D11:survive"] == sum(record.correct)
     assert max(record.distance) <= 0.2 + 1e-6
-    entry = registry.attacks.get("indicators")
+    entry = registry.checks.get("indicators")
     assert (
         60
         < (record.cost.forwards + 2 * record.cost.backwards) / len(record.ids)
-        <= entry.facts["calls"](record.cell.attack.params, False)
+        <= entry.facts.calls(record.cell.attack.params, False)
     )
 
 

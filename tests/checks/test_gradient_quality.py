@@ -231,9 +231,9 @@ def test_the_columns_are_those_of_the_images_as_they_are_and_calls_are_counted()
     assert set(record.distance) == {0.0}
     assert record.selected == record.clean == record.correct
     assert record.cost.backwards >= len(record.ids)
-    entry = registry.attacks.get("signal")
+    entry = registry.checks.get("signal")
     spent = (record.cost.forwards + 2 * record.cost.backwards) / len(record.ids)
-    assert 4 * 200 < spent <= entry.facts["calls"](record.cell.attack.params, False)
+    assert 4 * 200 < spent <= entry.facts.calls(record.cell.attack.params, False)
 
 
 def test_only_the_first_examples_are_taken_all_at_once_and_the_parts_make_the_whole(

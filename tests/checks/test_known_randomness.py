@@ -131,7 +131,7 @@ def test_draws_that_are_all_the_same_are_asked_for_once() -> None:
     one, many = (answer(f"frozen[attack=pgd-eot[eot={eot}]]") for eot in (1, 32))
     assert (one.correct, one.margin) == (many.correct, many.margin)
     assert (one.cost.forwards, one.cost.backwards) == (many.cost.forwards, many.cost.backwards)
-    bound = registry.attacks.get("frozen").facts["calls"]
+    bound = registry.checks.get("frozen").facts.calls
     assert bound(one.cell.attack.params, True) == bound(many.cell.attack.params, True)
     assert one.cost.forwards + 2 * one.cost.backwards <= bound(one.cell.attack.params, True) * len(
         one.ids
@@ -141,7 +141,7 @@ def test_draws_that_are_all_the_same_are_asked_for_once() -> None:
 def test_images_get_keys_of_their_own() -> None:
     """One key for all would let one lucky draw speak for the whole row."""
     (cell,) = cells("frozen[attack=pgd]", n=8)
-    entry = registry.attacks.get("frozen")
+    entry = registry.checks.get("frozen")
     seeds = set()
     for number in range(8):
         with (

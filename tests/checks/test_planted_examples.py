@@ -316,9 +316,9 @@ def test_an_attack_that_cannot_stand_inside_is_refused(check: str, says: str) ->
 
 def test_it_costs_no_more_than_it_says() -> None:
     record = answer("planted", "toy-masked")
-    entry = registry.attacks.get("planted")
+    entry = registry.checks.get("planted")
     spent = (record.cost.forwards + 2 * record.cost.backwards) / len(record.ids)
-    assert 0 < spent <= entry.facts["calls"](record.cell.attack.params, False)
-    assert entry.facts["calls"](record.cell.attack.params, True) > entry.facts["calls"](
+    assert 0 < spent <= entry.facts.calls(record.cell.attack.params, False)
+    assert entry.facts.calls(record.cell.attack.params, True) > entry.facts.calls(
         record.cell.attack.params, False
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.cli.catalogue import PAGE, calls, page, papers
-from bench.questions.registry import attacks
+from bench.questions.registry import attacks, questions
 
 
 def test_the_committed_page_is_the_one_that_the_registry_gives() -> None:
@@ -12,7 +12,7 @@ def test_the_committed_page_is_the_one_that_the_registry_gives() -> None:
 
 def test_every_attack_of_ours_has_a_row_a_section_and_a_paper_where_there_is_one() -> None:
     text = page()
-    for entry in attacks:
+    for entry in questions():
         if entry.make.__module__.startswith(("bench.attacks.", "bench.checks.")):
             assert f"| [`{entry.name}`](#{entry.name}) |" in text
             assert f"\n## {entry.name}\n" in text

@@ -49,12 +49,12 @@ def on_gpu() -> Problem:
 def test_every_attack_stays_on_the_gpu_in_every_norm(name: str, stochastic: bool) -> None:
     problem = on_gpu()
     entry = registry.attacks.get(name)
-    if entry.facts["needs_stochastic"] and not stochastic:
+    if entry.facts.stochastic_only and not stochastic:
         return
-    for norm in sorted(entry.facts["norms"]):
+    for norm in sorted(entry.facts.norms):
         eps = 3.0 if norm == "l0" else 0.5 * float(problem.optimum[norm].max())
         target = problem.target(
-            "white-box" if entry.facts["access"] == "transfer" else entry.facts["access"],
+            "white-box" if entry.facts.access == "transfer" else entry.facts.access,
             stochastic,
         )
         proposals = candidates(problem, name, norm, eps, target, **TINY[name])

@@ -51,13 +51,13 @@ class Answering(torch.nn.Module):
         return self.answer
 
 
-@registry.defence("toy-silent")
+@registry.defence("toy-silent", bare=True)
 def toy_silent(*, classifier: str = "@standard") -> torch.nn.Module:
     """Equal logits: it abstains everywhere."""
     return Silent()
 
 
-@registry.defence("toy-certifier")
+@registry.defence("toy-certifier", bare=True)
 def toy_certifier(*, classifier: str = "@standard") -> torch.nn.Module:
     """Certifies."""
     return Certifier()

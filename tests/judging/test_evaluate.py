@@ -32,14 +32,14 @@ def cell(
     draws: int = 1,
 ) -> Cell:
     found = (
-        held.resolve(Spec.parse(text))
-        for held, text in ((registry.defences, defence), (registry.attacks, attack))
+        registry.defences.resolve(Spec.parse(defence)),
+        registry.resolve_question(Spec.parse(attack)),
     )
     line, rival = (
         Spec.of(spec.name, {k: "toy:linear" if v == "@standard" else v for k, v in spec.items})
         for spec in found
     )
-    access = registry.attacks.get(rival.name).facts["access"]
+    access = registry.find_question(rival.name).facts.access
     return Cell(
         Spec.of("toy", {"n": n}),
         line,

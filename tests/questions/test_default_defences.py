@@ -9,7 +9,7 @@ discover()
 
 
 def test_costly_defences_are_left_out_with_a_note_and_there_when_named() -> None:
-    costly = {entry.name for entry in defences if entry.facts["costly"]}
+    costly = {entry.name for entry in defences if entry.facts.opt_in}
     assert "smoothing" in costly
     found = plan([Request(attacks=("none",))])
     assert {"undefended", "at", "carso"} <= {cell.defence.name for cell in found.cells}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -114,7 +116,9 @@ def test_classifiers_joined_by_plus_are_each_settled() -> None:
 
 def test_the_weights_of_an_inner_defence_are_fetched_first(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setitem(classifiers.get("autoattack").facts, "ensure", asked.append)
+    entry = classifiers.get("autoattack")
+    watched = replace(entry, facts=replace(entry.facts, fetch=asked.append))
+    monkeypatch.setitem(classifiers._entries, "autoattack", watched)
     fetch_missing(
         plan(
             [

@@ -24,7 +24,7 @@ class Plain(nn.Module):
         return x.flatten(1)[:, :10]
 
 
-@registry.classifier("pinned", names=lambda: ["net", "gone"], ensure=asked.append, digest=there.get)
+@registry.classifier("pinned", names=lambda: ["net", "gone"], fetch=asked.append, digest=there.get)
 def pinned(argument: str) -> nn.Module:
     """A classifier whose files have a digest."""
     return Plain()
@@ -38,7 +38,7 @@ def fetch(knobs: Mapping[str, Any]) -> None:
     asked.append(f"own files of {knobs['weights']}")
 
 
-@registry.defence("toy-pinned", ensure=fetch, pins=pins)
+@registry.defence("toy-pinned", fetch=fetch, pin=pins)
 def toy_pinned(*, classifier: str = "pinned:net", weights: str = "special") -> nn.Module:
     """A defence with files of its own."""
     return Plain()

@@ -8,7 +8,7 @@ import pytest
 from bench import weights
 from bench.errors import BadInput
 from bench.questions.plan import Request, plan, read_budget, read_plan_file
-from bench.questions.registry import attacks, datasets
+from bench.questions.registry import datasets, find_question
 from bench.results.names import unpinned
 from bench.results.store import Store
 from tests.results.test_store import record
@@ -103,7 +103,7 @@ def test_every_budget_names_attacks_and_knobs_that_exist(budget: str) -> None:
     data = read_budget(budget)
     for name, knobs in data.items():
         if isinstance(knobs, dict):
-            attacks.get(name).resolve(knobs)
+            find_question(name).resolve(knobs)
     assert all(data[key] >= 1 for key in ("draws", "select", "batch"))
     assert plan([Request(budget=budget)]).cells
 

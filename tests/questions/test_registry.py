@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BadInput
+from bench.questions.facts import AttackFacts
 from bench.questions.registry import Registry, attacks, defences, discover, load_file
 from bench.questions.spec import Spec
 
@@ -16,10 +17,13 @@ def make(*, steps: int = 40, size: float = 0.1, loss: str = "ce", early: bool = 
     """
 
 
-def registry() -> Registry:
-    held = Registry("attack")
-    held.add("pgd", make, {})
-    return held
+FACTS = AttackFacts(norms=frozenset({"linf"}), access="white-box", family="gradient")
+
+
+def registry() -> Registry[AttackFacts]:
+    attacks: Registry[AttackFacts] = Registry("attack")
+    attacks.add("pgd", make, FACTS)
+    return attacks
 
 
 def test_defaults_are_filled_in_and_text_is_read_as_the_type_of_the_default() -> None:
@@ -58,17 +62,17 @@ def test_bad_specs_say_what_is_right(text: str, says: str) -> None:
 def test_two_plugins_cannot_share_a_name() -> None:
     held = registry()
     held.add(
-        "pgd", make, {}
+        "pgd", make, FACTS
     )  # the same function again, as when a module is imported twice, is no clash
     with pytest.raises(BadInput, match="registered twice"):
-        held.add("pgd", test_two_plugins_cannot_share_a_name, {})
+        held.add("pgd", test_two_plugins_cannot_share_a_name, FACTS)
 
 
 def test_a_knob_without_a_plain_default_is_a_programming_error() -> None:
     def odd(*, knob: list[int]) -> None: ...
 
     with pytest.raises(TypeError, match="knob"):
-        registry().add("odd", odd, {})
+        registry().add("odd", odd, FACTS)
 
 
 def test_discovery_finds_ours_and_a_file_of_yours(tmp_path: Path) -> None:

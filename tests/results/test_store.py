@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BadInput
+from bench.questions.facts import AttackTraits, DefenceTraits
 from bench.results.record import Cost, Env, Flag, Record, merge
 from bench.results.store import Store
 from tests.questions.test_spec import cell
@@ -17,6 +18,7 @@ def record(ids: tuple[int, ...] = (3, 1), **changes: object) -> Record:
     base = Record(
         cell(), ids, (1,) * k, (1,) * k, (-0.5,) * k, (1,) * k, (0.03,) * k, (0.0,) * k,
         Cost(2.0, 10, 5, 1, 2, 0.5, 0.25, 100), (Flag("D1", "soft", "x"),), Env("abc", "cmd", "CPU", (("torch", "2"),), (("own:a", "ff"),), "dd"),
+        attack_traits=AttackTraits(family="gradient", iterated=True), defence_traits=DefenceTraits(bare=True),
     )  # fmt: skip
     return replace(base, **changes)
 

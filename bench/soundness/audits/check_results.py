@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
-from bench.questions.registry import Entry
-from bench.questions.spec import Spec, Value
-from bench.results.names import CHECKS
+from bench.questions.spec import Spec
 from bench.results.record import Flag, Record
 from bench.results.worst_case import WorstCase
 from bench.soundness.audits import figures
@@ -27,26 +25,6 @@ MEANING = {
 }
 
 
-def unfit(outer: Entry, attack: Entry, knobs: Mapping[str, Value]) -> str:
-    """Why an attack with these knobs cannot be the one inside of `outer`, a check or another attack; empty where it can."""
-    if attack.name in (*CHECKS, "none") or attack.facts["access"] == "transfer":
-        return f"attack={attack.name} asks nothing of the model before it; give an attack that does, such as pgd"
-    if "attack" in knobs:
-        return f"attack={attack.name} runs an attack of its own; give that one"
-    if outer.facts["family"] != "check" and attack.facts["access"] != outer.facts["access"]:
-        return f"attack={attack.name} has {attack.facts['access']} access; give one with {outer.facts['access']} access, such as pgd"
-    if not attack.facts["norms"] & outer.facts["norms"]:
-        return f"attack={attack.name} has no {' or '.join(sorted(outer.facts['norms']))} form; it has {', '.join(sorted(attack.facts['norms']))}"
-    if outer.name == "indicators" and attack.name not in figures.TRACED:
-        return f"attack={attack.name} takes no steps that could be followed; give {', '.join(figures.TRACED[:-1])} or {figures.TRACED[-1]}"
-    if outer.name == "planted":
-        if attack.name == "autoattack":
-            return "attack=autoattack needs three classes, and a planted model has two; give apgd, or pgd"
-        if several := {"dlr", "targeted"} & set(str(knobs.get("loss", "")).split("+")):
-            return f"loss={min(several)} needs three classes, and a planted model has two; give ce, margin or ce+margin"
-    return ""
-
-
 def controls(record: Record, others: Iterable[Record]) -> list[Record]:
     """Of the records `others`, those of the same check on the bare classifier of this one."""
 
@@ -62,9 +40,7 @@ def controls(record: Record, others: Iterable[Record]) -> list[Record]:
     return [
         one
         for one in others
-        if set(one.cell.defence.params) == {"classifier"}
-        and one is not record
-        and asked(one) == asked(record)
+        if one.defence_traits.bare and one is not record and asked(one) == asked(record)
     ]
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from statistics import fmean, stdev
 
+from bench.questions.facts import AttackTraits
 from bench.questions.spec import Spec, Value
-from bench.results.names import family
 from bench.results.record import Flag, Record
 
 WHOLE = Fraction(1)  # in linf: every image can become every other one
@@ -29,10 +29,7 @@ MEANING = {
     "D16": "an attack must not find more for rescaled logits",
     "V8": "adversarial images must survive being stored in 8 bits",
 }
-RESCALE, AS_IS = (
-    {"fgsm", "pgd", "pgd-eot"},
-    "1",
-)  # the attacks whose knob `scale` is that of the logits, and the scale of these as they are
+AS_IS = "1"  # the scale of logits as they are
 EFFORT = {"steps": "D6", "restarts": "D6", "eot": "D14"}
 
 
@@ -140,15 +137,15 @@ def rescaled(records: Sequence[Record]) -> list[Flag]:
     for plain, other in itertools.permutations(gradient(records), 2):
         if (
             without_scale(plain) != without_scale(other)
-            or scale_of(plain.cell.attack) != AS_IS
-            or scale_of(other.cell.attack) == AS_IS
+            or scale_of(plain.cell.attack, plain.attack_traits) != AS_IS
+            or scale_of(other.cell.attack, other.attack_traits) == AS_IS
         ):
             continue
         before, after = shares(plain), shares(other)
         gain, error = paired(before, after)
         if gain > SLACK and gain > 2 * error:
             scales = (
-                f"{fmean(left):.3f} with scale={scale_of(one.cell.attack)}"
+                f"{fmean(left):.3f} with scale={scale_of(one.cell.attack, one.attack_traits)}"
                 for one, left in ((plain, before), (other, after))
             )
             found.append(
@@ -160,8 +157,9 @@ def rescaled(records: Sequence[Record]) -> list[Flag]:
     return [Flag("D16", "soft", max(found)[1])] if found else []
 
 
-def scale_of(attack: Spec) -> str:
-    return str(attack.params.get("scale", AS_IS)) if attack.name in RESCALE else AS_IS
+def scale_of(attack: Spec, traits: AttackTraits) -> str:
+    """What the attack multiplies the logits by, as text."""
+    return str(attack.params.get("scale", AS_IS)) if traits.rescales else AS_IS
 
 
 def without_scale(record: Record) -> tuple[str, dict[str, Value]]:
@@ -173,7 +171,7 @@ def in_eight_bits(records: Sequence[Record]) -> list[Flag]:
     """V8: an attack, and the same one with its images rounded to 8 bits."""
     found: list[tuple[float, str]] = []
     for plain, other in itertools.permutations(gradient(records), 2):
-        if other.cell.attack.name != "eight-bit" or other.cell.attack.params["attack"] != str(
+        if not other.attack_traits.rounds or other.cell.attack.params["attack"] != str(
             plain.cell.attack
         ):
             continue
@@ -205,7 +203,7 @@ def ran(here: Sequence[Record], others: Sequence[Record]) -> set[str]:
 
 
 def gradient(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if family(record.cell) == "gradient"]
+    return [record for record in records if record.family == "gradient"]
 
 
 def per_example_minimum(records: Sequence[Record]) -> list[float]:

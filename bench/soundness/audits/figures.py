@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from bench.results.record import Flag, Record
 from bench.soundness.audits.curves import more_effort
 
-TRACED = ("pgd", "pgd-eot", "apgd", "apgd-eot")  # attacks whose steps `indicators` can follow
 FEW, OFTEN = (
     5,
     0.1,
@@ -15,11 +14,6 @@ FEW, OFTEN = (
 PASSES, SOFTLY = 0.8, 0.7  # agreement with the smoothed margin's gradient
 ALIKE = 0.05  # the least that two estimates of that gradient must have in common
 NOISE = 0.1  # of the examples, those on which the mean gradient may not be told from none
-AVERAGED = (
-    "pgd-eot",
-    "apgd-eot",
-    "adaptive",
-)  # attacks whose knob `eot` says of how many draws a step is made
 
 MEANING = {
     "D11": "an attack must not have failed for a reason that its own trace shows",
@@ -80,7 +74,7 @@ def draws(record: Record, row: Sequence[Record]) -> tuple[list[Flag], list[str]]
     says = f"a mean gradient takes {'any number of' if need < 0 else f'{need:.2g}'} draws for a cosine of 1/2"
     says += f", and {record.cell.attack.params['draws']} of them show none on {noise:.0%} of the examples"
     used = max(
-        (int(one.cell.attack.params["eot"]) for one in row if one.cell.attack.name in AVERAGED),
+        (int(one.cell.attack.params["eot"]) for one in row if one.attack_traits.averages_draws),
         default=0,
     )
     doubled = any(flag.id == "D14" for flag in more_effort(row))

@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from bench.results.names import dataset_of, family
+from bench.results.names import dataset_of
 from bench.results.record import Flag, Record
 from bench.soundness.audits.curves import gradient, per_example_minimum
 
-PLAIN = "undefended"
 SHORT = (
     0.05  # of the examples of the plain classifier, which the row's attacks leave and others do not
 )
@@ -28,7 +27,7 @@ def audit(row: Sequence[Record], others: Iterable[Record]) -> list[Flag]:
         Flag(
             "D18",
             "hard",
-            f"the same gradient attacks leave {left:.3f} of the {PLAIN} classifier, of which others leave {known:.3f}",
+            f"the same gradient attacks leave {left:.3f} of the undefended classifier, of which others leave {known:.3f}",
         )
     ]
 
@@ -39,16 +38,14 @@ def compared(row: Sequence[Record], others: Iterable[Record]) -> tuple[float, fl
     all but the attacks that average draws, of which it has one.
     """
     asked = {
-        record.cell.attack
-        for record in gradient(row)
-        if not record.cell.attack.name.endswith("-eot")
+        record.cell.attack for record in gradient(row) if not record.attack_traits.stochastic_only
     }
     held: dict[str, list[Record]] = defaultdict(list)
     for one in others:
         if (
             asked
-            and one.cell.defence.name == PLAIN
-            and family(one.cell) not in ("none", "check")
+            and one.defence_traits.undefended
+            and one.family not in ("none", "check")
             and where(one) == where(row[0])
         ):
             held[f"{one.cell.question} {one.ids} {one.env.data}"].append(one)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
 from bench.questions.runs import runs_by_loss
-from bench.results.names import family, unpinned
+from bench.results.names import unpinned
 from bench.results.published import PublishedResult
 from bench.results.record import Flag, Record
 from bench.results.statistics import estimate, lower_limit
@@ -30,9 +30,6 @@ APART, ENOUGH = (
     1000,
 )  # from what was published, and the examples below which chance alone goes that far
 BREAKS_HALF = 0.5  # a stochastic defence holds an example that it gets right more often than not
-# These return the clean image where they fail, so an unmoved image says nothing of them.
-RETURNS_CLEAN = {"autoattack"}
-ITERATED = {"pgd", "pgd-eot", "apgd", "apgd-eot"}
 
 MEANING = {
     "P1": "is a defence declared deterministic really so",
@@ -80,7 +77,7 @@ def audit(
 ) -> list[Flag]:
     """All flags of one row, the probes' own first; one flag per code, the hardest. `others` are the same question's records at another eps,
     `more` the flags that its checks raised."""
-    records = [record for record in records if family(record.cell) != "check"]
+    records = [record for record in records if record.family != "check"]
     found = [*(flag for record in records for flag in record.flags), *more]
     for check in (
         nondeterminism,
@@ -111,7 +108,7 @@ def audit(
 
 
 def gradient_attacks(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if family(record.cell) == "gradient"]
+    return [record for record in records if record.family == "gradient"]
 
 
 def nondeterminism(records: Sequence[Record]) -> list[Flag]:
@@ -178,7 +175,7 @@ def zero_gradients(records: Sequence[Record]) -> list[Flag]:
 def cross_entropy_share(record: Record) -> float:
     """The share of an attack's gradients that are of the cross-entropy: by its `loss` knob, or half of it for AutoAttack's pair of losses."""
     attack = checks.inside(record)
-    if attack.name == "autoattack":
+    if record.effective_traits.ensemble:
         return 0.5
     runs = runs_by_loss({"loss": "margin", **attack.params})
     return sum(count for loss, count in runs if loss == "ce") / sum(count for _, count in runs)
@@ -186,7 +183,7 @@ def cross_entropy_share(record: Record) -> float:
 
 def steepened(record: Record) -> bool:
     """Whether the attack multiplied the logits by more than 1, so that its cross-entropy underflows on any defence."""
-    scale = curves.scale_of(checks.inside(record))
+    scale = curves.scale_of(checks.inside(record), record.effective_traits)
     return scale != "gap" and float(scale) > 1
 
 
@@ -213,8 +210,8 @@ def nonfinite_gradients(records: Sequence[Record]) -> list[Flag]:
 
 def one_step(records: Sequence[Record]) -> list[Flag]:
     """D5: FGSM against the PGD attacks."""
-    iterated = [record for record in records if record.cell.attack.name in ITERATED]
-    return outdone("D5", [r for r in records if r.cell.attack.name == "fgsm"], iterated, "PGD")
+    iterated = [record for record in records if record.attack_traits.iterated]
+    return outdone("D5", [r for r in records if r.attack_traits.single_step], iterated, "PGD")
 
 
 def black_box(records: Sequence[Record]) -> list[Flag]:
@@ -224,13 +221,13 @@ def black_box(records: Sequence[Record]) -> list[Flag]:
     """
     found = []
     union = gradient_attacks(records)
-    pure = [r for r in union if checks.inside(r).name != "autoattack" or is_stochastic(r)]
+    pure = [r for r in union if not r.effective_traits.ensemble or is_stochastic(r)]
     for code, families in (
         ("D7", ("score", "decision")),
         ("D8", ("transfer",)),
         ("D9", ("noise",)),
     ):
-        attackers = [record for record in records if family(record.cell) in families]
+        attackers = [record for record in records if record.family in families]
         found += outdone(code, attackers, union, "gradient attack")
         if pure != union:
             found += [
@@ -266,7 +263,7 @@ def named(record: Record) -> str:
     attack = record.cell.attack
     return (
         f"{attack.name} from {unpinned(str(attack.params['source']))}"
-        if family(record.cell) == "transfer"
+        if record.family == "transfer"
         else attack.name
     )
 
@@ -292,7 +289,8 @@ def standing(record: Record) -> list[bool]:
 def unmoved(records: Sequence[Record]) -> list[Flag]:
     """D10: over 5% of the standing examples that no gradient attack moved. The harness keeps the clean image where no proposal had a
     larger margin, so this is also the share whose loss never rose."""
-    movers = [r for r in gradient_attacks(records) if checks.inside(r).name not in RETURNS_CLEAN]
+    # An attack that returns the clean image where it fails says nothing by an unmoved image.
+    movers = [r for r in gradient_attacks(records) if not r.effective_traits.returns_clean]
     if not movers or not movers[0].cell.threat.eps:
         return []
     stands = [all(held) for held in zip(*(standing(record) for record in movers), strict=True)]
@@ -327,7 +325,7 @@ def proposals(records: Sequence[Record]) -> list[Flag]:
                 f"{name} proposed images that are not finite for {share:.1%} of the examples",
             )
         )
-    bound = [record for record in records if family(record.cell) != "decision"]
+    bound = [record for record in records if record.family != "decision"]
     share, name = max(
         ((fmean(s > 0 for s in r.strayed), r.cell.attack.name) for r in bound), default=(0.0, "")
     )
