@@ -21,6 +21,7 @@ FAMILIES = {
 ATTACKS: Mapping[str, AttackTraits] = {
     "none": AttackTraits(family="none"),
     "noise": AttackTraits(family="noise"),
+    "gaussian-noise": AttackTraits(family="noise"),
     "frozen": AttackTraits(family="check", stochastic_only=True),
     "planted": AttackTraits(family="check"),
     "signal": AttackTraits(family="check"),
