@@ -18,23 +18,21 @@ CUI100 = "robustbench:cifar100/Linf/Cui2023Decoupled_WRN-28-10"
 def on_cifar(
     defence: str, dataset: str = "cifar10[n=100]", eps: str = "8/255", norm: str = "linf"
 ) -> float | None:
-    found = match_published(load(), cell("none", defence, dataset=dataset, eps=eps, norm=norm))
-    return found and found.robust
+    asked = cell("none", defence, dataset=dataset, eps=eps, norm=norm)
+    result = match_published(load(), asked)
+    return result and result.robust
 
 
 def test_known_figures() -> None:
     assert on_cifar(f"at[classifier={CUI}]") == pytest.approx(0.6773)
     assert on_cifar(f"undefended[classifier={CUI}]") == pytest.approx(0.6773)
-    assert on_cifar(f"carso[classifier={CUI},samples=8]") == pytest.approx(
-        0.7613
-    )  # the lower of its two figures
-    assert on_cifar(f"at[classifier={CUI100}]", dataset="cifar100[n=100]") == pytest.approx(0.3918)
-    assert on_cifar(f"carso[classifier={CUI100}]", dataset="cifar100[n=100]") == pytest.approx(
-        0.6665
-    )
-    assert on_cifar(
-        "at[classifier=robustbench:cifar10/L2/Engstrom2019Robustness]", eps="1/2", norm="l2"
-    ) == pytest.approx(0.6924)
+    # The lower of its two figures.
+    assert on_cifar(f"carso[classifier={CUI},samples=8]") == pytest.approx(0.7613)
+    cifar100 = "cifar100[n=100]"
+    assert on_cifar(f"at[classifier={CUI100}]", cifar100) == pytest.approx(0.3918)
+    assert on_cifar(f"carso[classifier={CUI100}]", cifar100) == pytest.approx(0.6665)
+    engstrom = "at[classifier=robustbench:cifar10/L2/Engstrom2019Robustness]"
+    assert on_cifar(engstrom, eps="1/2", norm="l2") == pytest.approx(0.6924)
 
 
 @pytest.mark.parametrize(
@@ -44,19 +42,15 @@ def test_known_figures() -> None:
         (f"at[classifier={CUI}]", "cifar10[n=100]", "8/255", "l2"),
         (f"at[classifier={CUI}]", "cifar100[n=100]", "8/255", "linf"),
         (f"at[classifier={CUI100}]", "cifar10[n=100]", "8/255", "linf"),
-        (
-            "at[classifier=robustbench:Engstrom2019Robustness]",
-            "cifar10[n=100]",
-            "1/2",
-            "l2",
-        ),  # the bare name is another model
+        # The bare name is another model.
+        ("at[classifier=robustbench:Engstrom2019Robustness]", "cifar10[n=100]", "1/2", "l2"),
         (f"at[classifier={CUI}]", "cifar10-jpeg[n=100]", "8/255", "linf"),
         (f"jpeg[classifier={CUI}]", "cifar10[n=100]", "8/255", "linf"),
         ("carso[classifier=own:digits-at]", "cifar10[n=100]", "8/255", "linf"),
         ("carso[samples=8]", "tiny_imagenet[n=100]", "8/255", "linf"),
     ],
 )
-def test_what_is_not_the_same_question_has_no_published_figure(
+def test_another_question_has_no_published_figure(
     defence: str, dataset: str, eps: str, norm: str
 ) -> None:
     assert on_cifar(defence, dataset, eps, norm) is None
@@ -65,17 +59,18 @@ def test_what_is_not_the_same_question_has_no_published_figure(
 def test_every_figure_is_a_share_with_a_source() -> None:
     published = load()
     assert len(published) > 190
-    assert all(
-        0 <= p.robust < 1
-        and (p.clean is None or p.robust < p.clean < 1)
-        and p.source
-        and p.norm in ("linf", "l2")
-        for p in published
-    )
-    assert {p.defence for p in published} == {"at", "carso", "purification"}
-    here = published_for(published, cell("none", dataset="cifar10[n=3]", eps="8/255"))
-    assert {(p.dataset, p.eps) for p in here} == {("cifar10", Fraction(8, 255))}
-    assert here == sorted(here, key=lambda p: -p.robust)
+    for result in published:
+        assert 0 <= result.robust < 1
+        assert result.clean is None or result.robust < result.clean < 1
+        assert result.source
+        assert result.norm in ("linf", "l2")
+    assert {result.defence for result in published} == {"at", "carso", "purification"}
+
+
+def test_figures_for_a_threat_model_come_best_first() -> None:
+    results = published_for(load(), cell("none", dataset="cifar10[n=3]", eps="8/255"))
+    assert {(result.dataset, result.eps) for result in results} == {("cifar10", Fraction(8, 255))}
+    assert results == sorted(results, key=lambda result: -result.robust)
 
 
 @pytest.mark.parametrize(
