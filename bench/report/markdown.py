@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.questions.pins import unpinned
 from bench.report.provenance import provenance
 from bench.report.repeats import HEADINGS, MEANING, has_stochastic_row, under_headings
 from bench.report.tables import rests_on
 from bench.results.leaderboard import Leaderboard, Row
-from bench.results.names import unpinned
 from bench.results.statistics import Estimate
 
 AS_CODE = ("command", "commit", "defences", "attacks")  # of the provenance

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from bench.questions.pins import without_pins
 from bench.questions.spec import Spec
 from bench.report.boards import load_boards
 from bench.report.markdown import format_interval
 from bench.results.leaderboard import Row
-from bench.results.names import dataset_of, without_pins
+from bench.results.names import dataset_of
 from bench.results.store import Store
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"  # of a checkout

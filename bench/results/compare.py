@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from bench.errors import BadInput, did_you_mean
+from bench.questions.pins import unpinned
 from bench.questions.spec import Spec, format_value, parse_eps
 from bench.results.leaderboard import Leaderboard, Row
-from bench.results.names import unpinned
 from bench.results.statistics import (
     bootstrap,
     detectable,

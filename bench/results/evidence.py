@@ -144,7 +144,7 @@ def gather(cells: Sequence[Cell], data: BoardData) -> Evidence:
 def find_base(records: Sequence[Record]) -> Record | None:
     """The record whose examples are the row's: that of `none`, else the first."""
     for record in records:
-        if record.cell.attack.name == "none":
+        if record.family == "none":
             return record
     return records[0] if records else None
 

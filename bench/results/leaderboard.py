@@ -9,9 +9,10 @@ from fractions import Fraction
 from hashlib import sha256
 
 from bench.questions.facts import AttackTraits
+from bench.questions.pins import classifier_of
 from bench.questions.spec import NORMS, Cell, Spec
 from bench.results.evidence import AskedCells, Assess, Assessment, BoardData, Evidence, gather
-from bench.results.names import SAMPLING, classifier_of, dataset_of
+from bench.results.names import SAMPLING, dataset_of
 from bench.results.published import PublishedResult, published_for
 from bench.results.ranks import compute_ranks
 from bench.results.record import Certificate, Flag, Record

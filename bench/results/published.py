@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from bench.questions.pins import classifier_of
 from bench.questions.spec import Cell
-from bench.results.names import classifier_of, dataset_of
+from bench.results.names import dataset_of
 
 FOLDER = Path(__file__).parent / "published_figures"
 # A published adversarially trained model is one classifier, whichever of our names it is run under.
@@ -69,7 +70,7 @@ def zoo(folder: Path = FOLDER) -> dict[str, ZooEntry]:
 
 
 def load(folder: Path = FOLDER) -> tuple[PublishedResult, ...]:
-    """All published figures: of RobustBench (AutoAttack, as its leaderboard prints them), of CARSO."""
+    """All published figures, of RobustBench under AutoAttack and of CARSO."""
     robustbench = load_robustbench(folder / "robustbench.csv")
     return (*robustbench, *load_carso(folder / "carso.csv"))
 

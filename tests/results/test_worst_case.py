@@ -26,9 +26,7 @@ def test_a_deterministic_example_is_robust_only_if_it_resists_every_attack() -> 
     assert worst.gap == 0
 
 
-def test_deterministic_answers_that_differ_between_the_two_judgings_do_not_rescue_an_example() -> (
-    None
-):
+def test_selection_does_not_rescue_a_deterministic_example() -> None:
     # The second judging found the example broken under square, though the first did not.
     worst = worst_case(
         [
@@ -39,36 +37,39 @@ def test_deterministic_answers_that_differ_between_the_two_judgings_do_not_rescu
     assert worst.correct == (0, 1)
 
 
-def test_a_stochastic_example_is_chosen_on_the_selection_draws_and_scored_on_the_others() -> None:
+def test_the_attack_is_chosen_on_selection_draws_and_scored_on_evaluation_draws() -> None:
     pgd = record(cell("pgd", **NOISY), [9, 2, 5], selected=[1, 3, 2], margin=[0, 0, 0.5])
     spsa = record(cell("spsa", **NOISY), [1, 9, 6], selected=[2, 0, 2], margin=[0, 0, 0.7])
     worst = worst_case([pgd, spsa])
-    # The lucky low scores of the attacks that were not chosen (1 and 2 of 10) do not count; the third is tied, and has the larger margin.
+    # The lucky low scores of the attacks that were not chosen (1 and 2 of 10) do not count.
+    # The third example is tied: the attack with the larger margin is chosen.
     assert worst.chosen == (0, 1, 1)
     assert worst.correct == (9, 9, 6)
     assert worst.robust.mean == pytest.approx(24 / 30)
 
 
-def test_a_tie_to_the_last_goes_to_the_earlier_attack() -> None:
-    pgd, spsa = (
-        record(cell(name, **NOISY), correct, selected=[2], margin=[0.5])
-        for name, correct in (("pgd", [3]), ("spsa", [8]))
-    )
+def test_a_complete_tie_goes_to_the_earlier_attack() -> None:
+    pgd = record(cell("pgd", **NOISY), [3], selected=[2], margin=[0.5])
+    spsa = record(cell("spsa", **NOISY), [8], selected=[2], margin=[0.5])
     assert worst_case([pgd, spsa]).correct == (3,)
     assert worst_case([spsa, pgd]).correct == (8,)
 
 
 def test_useless_attacks_do_not_lower_the_score_of_a_random_defence() -> None:
-    """Ten attacks that all leave the same chance p of a right answer: the truth is mean p, a union over the scored draws claims far less."""
+    """Ten attacks that all leave the same chance p of a right answer: the truth is mean p.
+
+    A union over the scored draws claims far less.
+    """
     rng = random.Random(0)
     chances = [rng.betavariate(0.6 * 5, 0.4 * 5) for _ in range(400)]
 
     def useless(name: str) -> Record:
-        drawn = {k: [sum(rng.random() < p for _ in range(k)) for p in chances] for k in (4, 10)}
+        selected = [sum(rng.random() < p for _ in range(4)) for p in chances]
+        correct = [sum(rng.random() < p for _ in range(10)) for p in chances]
         return record(
             cell(f"pgd[seed={name}]", **NOISY),
-            drawn[10],
-            selected=drawn[4],
+            correct,
+            selected=selected,
             margin=[rng.random() for _ in chances],
         )
 
