@@ -40,6 +40,11 @@ def model_folder() -> Path:
     return Path(os.environ.get("BENCH_MODELS") or "models").expanduser()
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: in the user's folder for that."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "carso-bench"
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """The digest of the file's bytes, in hex."""
     with path.open("rb") as file:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 
 from bench.api import Settings, with_device
 from bench.cli.progress import describe_cells, describe_threat
+from bench.files import cache_folder, write_text
 from bench.questions.plan import Plan
 from bench.questions.spec import Cell
 
@@ -20,7 +23,8 @@ def show_costs(console: Console, plan: Plan, pending: Sequence[Cell], settings: 
 
     make_deterministic()
     device = with_device(settings).device
-    costs = forecast_costs(plan.cells, settings.data_dir, device)
+    with kept_times(device) as times:
+        costs = forecast_costs(plan.cells, settings.data_dir, device, times)
     names = {
         cell: f"{name} {describe_threat(cell)}" for cell, name in describe_cells(plan.cells).items()
     }
@@ -48,3 +52,22 @@ def show_costs(console: Console, plan: Plan, pending: Sequence[Cell], settings: 
             f"; {unknown} of unknown time are not counted in: their data or weights are not there"
         )
     console.print(f"{len(plan.cells)} cells, {len(waiting)} to answer, {total}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def kept_times(device: str) -> Iterator[dict[str, float]]:
+    """The times of predictions that earlier dry runs measured on such a device; new ones are kept."""
+    from bench.judging.environment import name_device, versions
+
+    path = cache_folder() / "prediction-times.json"
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    where = f"{name_device(device)}, {dict(versions())}"
+    times: dict[str, float] = kept.setdefault(where, {})
+    known = len(times)
+    yield times
+    if len(times) > known:
+        with contextlib.suppress(OSError):  # it is a convenience
+            write_text(path, json.dumps(kept, indent=1, sort_keys=True) + "\n")

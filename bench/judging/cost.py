@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from bench.judging.setup import load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.judging.target import to_device_channels_last
 from bench.questions import registry
-from bench.questions.spec import Cell, Spec
+from bench.questions.spec import Cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +40,21 @@ def time_prediction(model: nn.Module, x: Tensor, repeats: int = 5) -> float:
 
 
 def forecast_costs(
-    cells: Sequence[Cell], data_dir: Path, device: str = "cpu"
+    cells: Sequence[Cell],
+    data_dir: Path,
+    device: str = "cpu",
+    times: MutableMapping[str, float] | None = None,
 ) -> list[CostForecast]:
     """The cost of each cell if no example leaves an attack early.
 
-    The calls are an upper bound. The time is a guess for this machine's `device`.
+    The calls are an upper bound. The time is a guess for this machine's `device`. `times` are
+    predictions that were measured before; those that are measured now are added to them.
     """
-    return [forecast_cost(cell, data_dir, device) for cell in cells]
+    watch = Stopwatch(data_dir, device, {} if times is None else times)
+    return [forecast_cost(cell, watch) for cell in cells]
 
 
-def forecast_cost(cell: Cell, data_dir: Path, device: str) -> CostForecast:
+def forecast_cost(cell: Cell, watch: Stopwatch) -> CostForecast:
     """The cost of one cell; see `forecast_costs`."""
     entry = registry.find_question(cell.attack.name)
     count_calls = entry.facts.calls
@@ -58,9 +62,8 @@ def forecast_cost(cell: Cell, data_dir: Path, device: str) -> CostForecast:
     if count_calls:
         stochastic = registry.is_stochastic(cell.defence)
         calls = round(count_calls(entry.resolve(cell.attack.params), stochastic))
-    source = str(cell.attack.params["source"]) if cell.threat.access == "transfer" else ""
-    judging_ms = time_of(cell.dataset, cell.defence, "", cell.batch, data_dir, device)
-    attack_ms = time_of(cell.dataset, cell.defence, source, cell.batch, data_dir, device)
+    judging_ms = watch.time_defence(cell)
+    attack_ms = watch.time_surrogate(cell) if cell.threat.access == "transfer" else judging_ms
     if count_calls is None or judging_ms is None or attack_ms is None:
         return CostForecast(calls, None)
     judging_calls = 2 * cell.select + cell.draws
@@ -74,21 +77,32 @@ def count_examples(cell: Cell) -> int:
     return min(size, int(cell.attack.params.get("examples", size)))
 
 
-@functools.lru_cache
-def time_of(
-    dataset: Spec, defence: Spec, source: str, batch: int, data_dir: Path, device: str
-) -> float | None:
-    """Milliseconds per image of a prediction of the defence, or of the classifiers `source`.
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Milliseconds per image of predictions of batches; `times` holds those that are known."""
 
-    The faster of two predictions of one batch; None where data or weights are not there.
-    """
-    try:
-        model = build_surrogate(source) if source else registry.build_defence(defence)
-        model = to_device_channels_last(model, torch.device(device))
-        x = load_cached(dataset, str(data_dir)).x[:batch].to(device)
-        return time_prediction(model, x, repeats=2)
-    except BadInput:
-        return None
+    data_dir: Path
+    device: str
+    times: MutableMapping[str, float]
+
+    def time_defence(self, cell: Cell) -> float | None:
+        return self.time(cell, str(cell.defence), lambda: registry.build_defence(cell.defence))
+
+    def time_surrogate(self, cell: Cell) -> float | None:
+        source = str(cell.attack.params["source"])
+        return self.time(cell, source, lambda: build_surrogate(source))
+
+    def time(self, cell: Cell, name: str, build: Callable[[], nn.Module]) -> float | None:
+        """The faster of two predictions of one batch; None where data or weights are not there."""
+        key = f"{name} on {cell.dataset} by {cell.batch}"
+        if key not in self.times:
+            try:
+                model = to_device_channels_last(build(), torch.device(self.device))
+                x = load_cached(cell.dataset, str(self.data_dir)).x[: cell.batch]
+                self.times[key] = time_prediction(model, x.to(self.device), repeats=2)
+            except BadInput:
+                return None
+        return self.times[key]
 
 
 def format_duration(seconds: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.app import module_main
-from bench.judging.cost import forecast_costs, format_duration, time_of
+from bench.judging.cost import forecast_costs, format_duration
 from bench.questions.plan import Request, plan
 from bench.questions.spec import Spec
 from bench.results.store import Store
@@ -35,6 +36,12 @@ TOY = [
     "--attacks",
     "toy-exact",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_times(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dry run knows what another one measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -205,7 +212,6 @@ def test_a_dry_run_tells_what_is_in_the_store_and_counts_only_the_rest(
 ) -> None:
     """At 900 ms a prediction of 40 images: three calls of the attack, and three to select and judge, 216 s; without an attack half of that."""
     monkeypatch.setattr("bench.judging.cost.time_prediction", lambda model, x, repeats: 900.0)
-    time_of.cache_clear()
     assert main([*TOY, "--dry-run", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[-2:] for line in shown.splitlines()[1:3]] == [
@@ -219,7 +225,30 @@ def test_a_dry_run_tells_what_is_in_the_store_and_counts_only_the_rest(
     shown = capsys.readouterr().out
     assert [line.endswith("(in the store)") for line in shown.splitlines()[1:3]] == [True, False]
     assert "2 cells, 1 to answer, at most about 3.6 min" in shown
-    time_of.cache_clear()
+
+
+def test_a_second_dry_run_measures_nothing_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TOY, "--dry-run", "--out", str(tmp_path)]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr("bench.judging.cost.time_prediction", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr("bench.judging.cost.load_cached", lambda *_: pytest.fail("again"))
+    assert main(words) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_a_damaged_file_of_times_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cache" / "carso-bench" / "prediction-times.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main([*TOY, "--dry-run", "--out", str(tmp_path)]) == 0
+    (times,) = json.loads(file.read_text()).values()
+    assert len(times) == 1
 
 
 def test_an_ensemble_to_transfer_from_takes_the_time_of_its_members() -> None:
