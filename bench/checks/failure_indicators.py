@@ -10,6 +10,7 @@ from bench.attacks.losses import at_once, rows_at_once
 from bench.judging.norms import NORMS
 from bench.judging.randomness import random_stream
 from bench.judging.target import Target, is_correct, margin, predict_draws
+from bench.questions.registry import attacks
 from bench.questions.spec import Spec
 
 RADIUS, POINTS = (
@@ -173,7 +174,7 @@ def split(rows: Tensor, attack: Spec, norm: str, side: int, classes: int) -> lis
     """
     knobs = attack.params
     steps = int(knobs["steps"])
-    if attack.name.startswith("pgd"):
+    if not attacks.get(attack.name).facts.parallel_runs:
         return list(rows.split(steps))
     looks = steps + len(radii(norm, 1.0, steps, float(knobs.get("wide", 0))))
     found: list[Tensor] = []

@@ -18,6 +18,7 @@ from bench.judging.scoring import choose_strongest, minimum_distances, score
 from bench.judging.setup import Setup, batch_count, make_target, prepare
 from bench.judging.target import Target
 from bench.questions import registry
+from bench.questions.facts import CheckFacts
 from bench.questions.spec import Cell
 from bench.results.record import Cost, Env, Record, merge
 
@@ -39,7 +40,17 @@ def evaluate(
     """
     setup = prepare(cell, device, data_dir)
     indices = range(batch_count(cell, len(setup.data))) if batches is None else batches
-    return merge([evaluate_batch(cell, setup, index, env or Env()) for index in indices])
+    parts = [evaluate_batch(cell, setup, index, env or Env()) for index in indices]
+    return merge(parts) if batches is not None else merge_whole(parts)
+
+
+def merge_whole(parts: Sequence[Record]) -> Record:
+    """The whole answer from the batches of its grid, with the flags of a check's own audit."""
+    record = merge(parts)
+    facts = registry.find_question(record.cell.attack.name).facts
+    if not isinstance(facts, CheckFacts) or not facts.audit:
+        return record
+    return replace(record, flags=(*record.flags, *facts.audit(record)))
 
 
 def evaluate_batch(cell: Cell, setup: Setup, index: int, env: Env) -> Record:

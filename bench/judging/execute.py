@@ -18,13 +18,13 @@ from torch import nn
 from bench.data.sample import Dataset
 from bench.errors import BadInput
 from bench.judging.environment import environment, same_source
-from bench.judging.evaluate import evaluate
+from bench.judging.evaluate import evaluate, merge_whole
 from bench.judging.setup import batch_count, load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
 from bench.questions.pins import classifier_of
 from bench.questions.spec import Cell
-from bench.results.record import Env, Record, merge
+from bench.results.record import Env, Record
 from bench.results.store import Store
 
 
@@ -90,7 +90,7 @@ def answer_cell(cell: Cell, store: Store, run: Run, watch: Watch) -> Record:
         if count > 1:
             store.put_part(parts[index], index)
         watch.batch(cell, len(parts), count)
-    return merge([parts[index] for index in range(count)])
+    return merge_whole([parts[index] for index in range(count)])
 
 
 def kept_parts(cell: Cell, store: Store, run: Run) -> dict[int, Record]:

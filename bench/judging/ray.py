@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.entry_points import ROOT
 from bench.errors import BadInput
+from bench.judging.evaluate import merge_whole
 from bench.judging.execute import (
     Run,
     Watch,
@@ -22,7 +23,7 @@ from bench.judging.execute import (
 from bench.judging.setup import batch_count
 from bench.questions.registry import discover
 from bench.questions.spec import Cell
-from bench.results.record import Record, merge
+from bench.results.record import Record
 from bench.results.store import Store
 
 
@@ -132,7 +133,7 @@ def report(progress: Progress, store: Store, watch: Watch) -> None:
     if len(progress.parts) < progress.count:
         watch.batch(cell, len(progress.parts), progress.count)
         return
-    record = merge([progress.parts[index] for index in range(progress.count)])
+    record = merge_whole([progress.parts[index] for index in range(progress.count)])
     store.put(record)
     watch.answered(cell, record)
 

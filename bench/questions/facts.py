@@ -226,7 +226,12 @@ class QuestionFacts(AttackTraits):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttackFacts(QuestionFacts):
-    """The facts of an attack on the defence as it is."""
+    """The facts of an attack on the defence as it is.
+
+    `parallel_runs`: its runs ask the model side by side, so that its trace has them interleaved.
+    """
+
+    parallel_runs: bool = False
 
     @staticmethod
     def families() -> tuple[str, ...]:

@@ -14,13 +14,14 @@ def assess(evidence: Evidence) -> Assessment:
     check_flags, findings = check_results.audit(
         evidence.checks, evidence.worst, records, evidence.controls
     )
+    own_flags = [flag for check in evidence.checks for flag in check.flags]
     control_flags = positive_control.audit(records, evidence.controls)
     flags = audit(
         records,
         evidence.worst,
         evidence.published,
         evidence.other_eps,
-        [*check_flags, *control_flags],
+        [*check_flags, *own_flags, *control_flags],
     )
     lacking = missing_codes(records, evidence.other_eps, evidence.checks, evidence.controls)
     verdict, reasons = decide_verdict(
