@@ -33,7 +33,7 @@ class CheckOutcome:
 
     columns: dict[str, Tensor]
     planted: dict[str, Tensor] = field(default_factory=dict)
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     figures: dict[str, float] = field(default_factory=dict)
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""The four norms as a table: distance, projection, random start, steepest direction, ascent step. Used by attacks, harness and tests alike.
+"""The four norms as a table: distance, projection, random start, steepest direction, ascent step.
 
-Perturbations are tensors (B,C,H,W); distances are (B,). `linf`, `l2` and `l1` are in pixel units of [0,1]; `l0` counts pixels, and a
-pixel is changed if any of its channels is. Gradients must be finite (the caller zeroes the examples where they are not); a zero
-gradient gives a zero step, never a NaN.
+Attacks, harness and tests share the table. Perturbations are tensors (B,C,H,W); distances are (B,).
+`linf`, `l2` and `l1` are in pixel units of [0,1]. `l0` counts pixels, and a pixel is changed if any
+of its channels is. Gradients must be finite: the caller zeroes the examples where they are not. A
+zero gradient gives a zero step, never a NaN.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from torch import Tensor
 class Norm:
     """What an attack needs to know of a norm.
 
-    `distance(delta)` -> (B,). `project(delta, eps)`: the nearest point of the ball (for l0: the `floor(eps)` largest pixels are kept).
-    `random_start(x, eps)`: a perturbation uniform in the ball, from the global generator, not clipped to the box; for l0, the pixels
-    and their new values are uniform. `steepest(grad)`: the direction of unit norm along which a loss with this gradient rises fastest.
-    `ascend(x_adv, grad, x, eps, size)`: the image after one such step of length `size`, back in the ball around `x` and in the box;
-    coordinates that the box blocks take no part in it. For l1 the step fills the steepest coordinates one after the other up to the
-    box, for l0 it moves `size` pixels (at least one) to the corner of the box, each in the place of the least useful changed one.
+    - `distance(delta)` -> (B,).
+    - `project(delta, eps)`: the nearest point of the ball; for l0 the `floor(eps)` largest pixels
+      are kept.
+    - `random_start(x, eps)`: a perturbation uniform in the ball, from the global generator, not
+      clipped to the box. For l0 the pixels and their new values are uniform.
+    - `steepest(grad)`: the direction of unit norm along which a loss with this gradient rises
+      fastest.
+    - `ascend(x_adv, grad, x, eps, size)`: the image after one such step of length `size`, back in
+      the ball around `x` and in the box. Coordinates that the box blocks take no part in it. For l1
+      the step fills the steepest coordinates one after the other up to the box. For l0 it moves
+      `size` pixels (at least one) to the corner of the box, each in the place of the least useful
+      changed one.
     """
 
     distance: Callable[[Tensor], Tensor]
@@ -35,15 +42,17 @@ class Norm:
 
 
 def to_ball(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
-    """The image in the `norm` ball of radius `eps` around `x` and in [0,1]; images inside come back as they are.
+    """The image in the `norm` ball of radius `eps` around `x` and in [0,1].
 
-    Clipped to the box first, projected then: a projection moves every pixel towards `x`, which lies in the box, so it stays there, and
-    nothing of the ball is spent on what the box would cut. Rounded to float32 towards `x`, so that the distance, taken exactly, is at most eps.
+    Images inside come back as they are. The image is clipped to the box first, and projected then.
+    A projection moves every pixel towards `x`, which lies in the box: so the image stays there, and
+    nothing of the ball is spent on what the box would cut. The result is rounded to float32 towards
+    `x`: so the distance, taken exactly, is at most eps.
     """
     kind = NORMS[norm]
     centre = x.double()
     clipped = x_adv.double().clamp(0, 1)
-    delta = clipped - centre
+    delta = clipped - centre  # (B,C,H,W)
     outside = per_example(kind.distance(delta) > eps, x)
     exact = torch.where(outside, centre + kind.project(delta, eps), clipped).clamp(0, 1)
     rounded = exact.to(x.dtype)
@@ -85,29 +94,30 @@ def _linf_project(delta: Tensor, eps: float) -> Tensor:
 
 def _l2_project(delta: Tensor, eps: float) -> Tensor:
     length = _l2_distance(delta)
-    return delta * per_example(
-        torch.where(length > eps, eps / length.clamp_min(torch.finfo(delta.dtype).tiny), 1.0), delta
-    )
+    shrinking = eps / length.clamp_min(torch.finfo(delta.dtype).tiny)
+    return delta * per_example(torch.where(length > eps, shrinking, 1.0), delta)
 
 
 def _l1_project(delta: Tensor, eps: float) -> Tensor:
     """Soft threshold at the level that leaves the sum at `eps` (Duchi et al. 2008)."""
-    sizes = delta.abs().flatten(1)
-    ordered = sizes.sort(dim=1, descending=True)[0]
-    over = ordered.cumsum(1) - eps
+    sizes = delta.abs().flatten(1)  # (B,D)
+    ordered = sizes.sort(dim=1, descending=True)[0]  # (B,D)
+    over = ordered.cumsum(1) - eps  # (B,D)
     count = torch.arange(1, sizes.shape[1] + 1, device=delta.device, dtype=delta.dtype)
-    kept = (ordered * count > over).sum(1).clamp_min(1)
-    level = over.gather(1, kept.unsqueeze(1) - 1) / kept.unsqueeze(1)
-    return (delta.sign().flatten(1) * (sizes - level.clamp_min(0)).clamp_min(0)).view_as(delta)
+    kept = (ordered * count > over).sum(1, keepdim=True).clamp_min(1)  # (B,1)
+    level = over.gather(1, kept - 1) / kept  # (B,1)
+    shrunk = (sizes - level.clamp_min(0)).clamp_min(0)  # (B,D)
+    return (delta.sign().flatten(1) * shrunk).view_as(delta)
 
 
 def _l0_project(delta: Tensor, eps: float) -> Tensor:
-    return delta * largest((delta**2).sum(1), math.floor(eps)).unsqueeze(1)
+    kept = largest((delta**2).sum(1), math.floor(eps))  # (B,H,W)
+    return delta * kept.unsqueeze(1)
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
     """A mask (B,H,W) of the `k` pixels with the highest scores (B,H,W)."""
-    flat = scores.flatten(1)
+    flat = scores.flatten(1)  # (B,H*W)
     top = flat.topk(min(k, flat.shape[1]), dim=1)[1]
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, top, True).view_as(scores)
 
@@ -122,18 +132,20 @@ def _l2_start(x: Tensor, eps: float) -> Tensor:
 
 
 def _l1_start(x: Tensor, eps: float) -> Tensor:
-    """Exponential shares of d coordinates and one more that is thrown away are uniform in the simplex; the signs are free."""
-    shares = (
-        -torch.rand(len(x), x[0].numel() + 1, device=x.device, dtype=x.dtype).clamp_min(1e-30).log()
-    )
+    """Exponential shares of D+1 coordinates, of which one is dropped, are uniform in the simplex.
+
+    The signs are free.
+    """
+    uniform = torch.rand(len(x), x[0].numel() + 1, device=x.device, dtype=x.dtype)  # (B,D+1)
+    shares = -uniform.clamp_min(1e-30).log()
     shares = (shares / shares.sum(1, keepdim=True))[:, 1:].view_as(x)
     return shares * torch.where(torch.rand_like(x) < 0.5, -eps, eps)
 
 
 def _l0_start(x: Tensor, eps: float) -> Tensor:
-    return (torch.rand_like(x) - x) * largest(torch.rand_like(x[:, 0]), math.floor(eps)).unsqueeze(
-        1
-    )
+    delta = torch.rand_like(x) - x  # to a uniform value
+    pixels = largest(torch.rand_like(x[:, 0]), math.floor(eps))  # (B,H,W)
+    return delta * pixels.unsqueeze(1)
 
 
 def _linf_steepest(grad: Tensor) -> Tensor:
@@ -141,7 +153,7 @@ def _linf_steepest(grad: Tensor) -> Tensor:
 
 
 def _l2_steepest(grad: Tensor) -> Tensor:
-    # Scaled by the largest entry first: the squares of a saturated loss's gradient underflow in float32.
+    # Scaled by the largest entry first: else the squares of small gradients underflow in float32.
     scaled = grad / per_example(_linf_distance(grad), grad).clamp_min(torch.finfo(grad.dtype).tiny)
     return scaled / per_example(_l2_distance(scaled), grad).clamp_min(1e-12)
 
@@ -165,26 +177,29 @@ def _l2_ascend(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, size: float) 
 
 
 def _l1_ascend(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, size: float) -> Tensor:
-    slope = free(grad, x_adv)
-    room = torch.where(slope > 0, 1 - x_adv, x_adv).flatten(1)
-    steep, order = slope.abs().flatten(1).sort(dim=1, descending=True)
-    offered = room.gather(1, order) * (steep > 0)
-    before = offered.cumsum(1) - offered
-    taken = torch.minimum(offered, (size - before).clamp_min(0))
-    step = torch.zeros_like(room).scatter_(1, order, taken).view_as(x) * slope.sign()
+    gradient = free(grad, x_adv)  # (B,C,H,W)
+    room = torch.where(gradient > 0, 1 - x_adv, x_adv).flatten(1)  # (B,D), up to the box
+    steepness, order = gradient.abs().flatten(1).sort(dim=1, descending=True)  # (B,D)
+    offered = room.gather(1, order) * (steepness > 0)
+    spent_before = offered.cumsum(1) - offered
+    taken = torch.minimum(offered, (size - spent_before).clamp_min(0))
+    step = torch.zeros_like(room).scatter_(1, order, taken).view_as(x) * gradient.sign()
     return to_ball(x_adv + step, x, "l1", eps)
 
 
 def _l0_ascend(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, size: float) -> Tensor:
-    corner = torch.where(grad > 0, 1.0, torch.where(grad < 0, 0.0, x_adv))
+    corner = torch.where(grad > 0, 1.0, torch.where(grad < 0, 0.0, x_adv))  # (B,C,H,W)
     gain = (grad * (corner - x)).sum(1)  # (B,H,W), what the pixel is worth at its best value
-    held = (x_adv != x).any(1)
-    swaps = min(max(1, round(size)), math.floor(eps))
-    pool = held | largest(gain.masked_fill(held, -torch.inf), swaps) if swaps else held
-    kept = largest(gain.masked_fill(~pool, -torch.inf), math.floor(eps)) & pool
+    changed = (x_adv != x).any(1)  # (B,H,W)
+    pixels = math.floor(eps)
+    swaps = min(max(1, round(size)), pixels)
+    pool = changed
+    if swaps:
+        pool = changed | largest(gain.masked_fill(changed, -torch.inf), swaps)
+    kept = largest(gain.masked_fill(~pool, -torch.inf), pixels) & pool
     moved = torch.where(kept.unsqueeze(1), corner, x)
-    still = per_example((grad == 0).flatten(1).all(1), grad)
-    return torch.where(still, x_adv, moved)
+    is_flat = per_example((grad == 0).flatten(1).all(1), grad)
+    return torch.where(is_flat, x_adv, moved)
 
 
 NORMS = {

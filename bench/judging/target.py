@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CONVOLUTIONS = (
-    nn.Conv2d,
-    nn.ConvTranspose2d,
-)  # these exactly: a class derived from one may do what it likes with its weights
+# These exactly: a class derived from one may do what it likes with its weights.
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 PARTS = (
     "base",
     "purify",
@@ -27,7 +25,7 @@ PARTS = (
 )
 
 
-def to_device_channels_last(model: nn.Module, at: torch.device) -> nn.Module:
+def to_device_channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on that device. On a CPU the weights of its convolutions lie channels last.
 
     All images between the convolutions then lie so too. oneDNN's kernels for that order waste
@@ -35,8 +33,10 @@ def to_device_channels_last(model: nn.Module, at: torch.device) -> nn.Module:
     1.23 times as long on MNIST channels first, and 1.08 times as long on CIFAR-10 as JPEG. Other
     devices keep their order. The answers differ in the last digit.
     """
-    model = model.to(at)
-    for module in model.modules() if at.type == "cpu" else ():
+    model = model.to(device)
+    if device.type != "cpu":
+        return model
+    for module in model.modules():
         if isinstance(module, CONVOLUTIONS) and type(module) in CONVOLUTIONS:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return model
@@ -45,9 +45,13 @@ def to_device_channels_last(model: nn.Module, at: torch.device) -> nn.Module:
 class Target(nn.Module):
     """A defence as an attacker with `access` sees it. Images (B,C,H,W) in [0,1] to (B,K).
 
-    `white-box` gives logits with gradients and the parts that the defence declares; `score` gives logits without gradients;
-    `decision` gives the one-hot predicted label (a row of zeros where the logits hold a NaN, or abstain). For `transfer` the harness wraps the
-    surrogate, not the defence, with `white-box` access. The defence itself cannot be reached, so no attack can change it.
+    - `white-box`: logits with gradients, and the parts that the defence declares.
+    - `score`: logits without gradients.
+    - `decision`: the one-hot predicted label; a row of zeros where the logits hold a NaN, or
+      abstain.
+
+    For `transfer` the harness wraps the surrogate, not the defence, with `white-box` access. The
+    defence itself cannot be reached, so no attack can change it.
     """
 
     def __init__(
@@ -64,15 +68,13 @@ class Target(nn.Module):
         self.stochastic = stochastic
         self.classes = classes
         self.device = torch.device(device)
-        self.anchor = nn.Parameter(
-            torch.empty(0, device=device), requires_grad=False
-        )  # libraries ask the parameters for the device
+        # Libraries ask the parameters for the device.
+        self.anchor = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
         self.forwards = 0
         self.backwards = 0
-        self._bad = torch.zeros(2, dtype=torch.long, device=device)
-        self.__dict__["_hidden"] = lambda: (
-            defence
-        )  # a closure, not a submodule: no parameters(), no attribute leads to it
+        self._bad = torch.zeros(2, dtype=torch.long, device=device)  # nonfinite, zero
+        # A closure, not a submodule: neither parameters() nor an attribute leads to the defence.
+        self.__dict__["_hidden"] = lambda: defence
 
     @property
     def nonfinite(self) -> int:
@@ -102,7 +104,8 @@ class Target(nn.Module):
         if self.access == "score":
             return logits
         labels: Tensor = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-        return labels.masked_fill((logits.isnan().any(-1) | abstained(logits)).unsqueeze(-1), 0)
+        names_none = logits.isnan().any(-1) | abstained(logits)
+        return labels.masked_fill(names_none.unsqueeze(-1), 0)
 
     def _watched(self, x: Tensor, times: int) -> Tensor:
         """`x` behind a view whose gradient is counted when it arrives."""
@@ -112,9 +115,10 @@ class Target(nn.Module):
 
         def count(grad: Tensor) -> None:
             self.backwards += len(grad) * times
-            flat = grad.detach().flatten(1)
-            finite = flat.isfinite().all(1)
-            self._bad += torch.stack([(~finite).sum(), (flat == 0).all(1).sum()]) * times
+            flat = grad.detach().flatten(1)  # (B,D)
+            nonfinite = (~flat.isfinite().all(1)).sum()
+            zero = (flat == 0).all(1).sum()
+            self._bad += torch.stack([nonfinite, zero]) * times
 
         seen.register_hook(count)
         return seen
@@ -138,14 +142,17 @@ class Target(nn.Module):
 
 
 def predict_draws(defence: nn.Module, x: Tensor, k: int) -> Tensor:
-    """`k` independent predictions (B,k,K) of each of the images (B,C,H,W), in one batch, sharing what the defence can share."""
-    own = getattr(defence, "draws", None)
-    if own is not None:
-        shared: Tensor = own(x, k)
+    """`k` independent predictions (B,k,K) of each of the images (B,C,H,W), in one batch.
+
+    The draws share what the defence can share.
+    """
+    own_draws = getattr(defence, "draws", None)
+    if own_draws is not None:
+        shared: Tensor = own_draws(x, k)
         return shared
-    logits: Tensor = defence(x.repeat_interleave(k, 0) if k > 1 else x)
-    several: Tensor = logits.unflatten(0, (len(x), k))
-    return several
+    logits: Tensor = defence(x.repeat_interleave(k, 0) if k > 1 else x)  # (B*k,K)
+    draws: Tensor = logits.unflatten(0, (len(x), k))
+    return draws
 
 
 def abstained(logits: Tensor) -> Tensor:
@@ -154,12 +161,18 @@ def abstained(logits: Tensor) -> Tensor:
 
 
 def is_correct(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the prediction is `y`, for logits (...,K); an answer that holds a NaN is wrong, and so is an abstention, whatever the label is."""
+    """Whether the prediction is `y`, for logits (...,K).
+
+    An answer that holds a NaN is wrong, and so is an abstention, whatever the label is.
+    """
     return (logits.argmax(-1) == y) & ~logits.isnan().any(-1) & ~abstained(logits)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit less the true one, for logits (...,K): positive is misclassified; finite also for infinite logits, 1e30 for NaN."""
+    """The largest wrong logit less the true one, for logits (...,K): positive is misclassified.
+
+    Finite also for infinite logits; 1e30 for NaN.
+    """
     true = logits.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     wrong = logits.scatter(-1, y.unsqueeze(-1), -torch.inf).amax(-1)
     value = (wrong - true).nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30).clamp(-1e30, 1e30)

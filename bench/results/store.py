@@ -1,10 +1,13 @@
-"""A folder of answers: one JSON file per cell, written atomically; parts of unfinished cells, failures and plans beside them."""
+"""A folder of answers: one JSON file per cell, written atomically.
+
+Parts of unfinished cells, failures and plans lie beside them.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from bench.results.record import Record
 
 
 class Store:
-    """The folder `root` (normally results/). Reading never writes; a file is there whole or not at all."""
+    """The folder `root`, normally results/. Reading never writes; a file is whole or not there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,31 +38,31 @@ class Store:
         return self.path(cell).is_file()
 
     def get(self, cell: Cell) -> Record | None:
-        return Record.from_json(read(self.path(cell))) if self.has(cell) else None
+        return Record.from_json(read_json(self.path(cell))) if self.has(cell) else None
 
     def put(self, record: Record) -> None:
         """Keep the answer; its parts and an earlier failure go."""
-        write(self.path(record.cell), record.to_json())
+        write_json(self.path(record.cell), record.to_json())
         self.path(record.cell, ".failed").unlink(missing_ok=True)
         self.drop_parts(record.cell)
 
     def put_part(self, record: Record, index: int) -> None:
-        write(self.path(record.cell, f".part{index}"), record.to_json())
+        write_json(self.path(record.cell, f".part{index}"), record.to_json())
 
     def parts(self, cell: Cell) -> dict[int, Record]:
         """The batches of an unfinished cell that were already answered, by their index."""
-        found = self.path(cell).parent.glob(f"*-{cell.key}.part*.json")
-        return {
-            int(path.suffixes[-2].removeprefix(".part")): Record.from_json(read(path))
-            for path in sorted(found)
-        }
+        parts = {}
+        for path in self._part_files(cell):
+            index = int(path.suffixes[-2].removeprefix(".part"))
+            parts[index] = Record.from_json(read_json(path))
+        return parts
 
     def drop_parts(self, cell: Cell) -> None:
-        for path in self.path(cell).parent.glob(f"*-{cell.key}.part*.json"):
+        for path in self._part_files(cell):
             path.unlink()
 
     def fail(self, cell: Cell, message: str, trace: str) -> None:
-        write(
+        write_json(
             self.path(cell, ".failed"),
             {"cell": cell.to_json(), "key": cell.key, "message": message, "trace": trace},
         )
@@ -71,48 +74,48 @@ class Store:
         data: dict[str, Any] = {"name": name, "cells": [cell.to_json() for cell in cells]}
         if traits:
             data["attack_traits"] = {attack: value.to_json() for attack, value in traits.items()}
-        write(self.root / "plans" / f"{slug(name)}.json", data)
+        write_json(self.root / "plans" / f"{slug(name)}.json", data)
 
     def records(self) -> list[Record]:
         """Every whole answer, in the order of the file names."""
-        return [Record.from_json(read(path)) for path in self._files() if "." not in path.stem]
+        return [Record.from_json(read_json(path)) for path in self._files() if "." not in path.stem]
 
     def plans(self) -> dict[str, list[Cell]]:
         """Every plan that was run into this folder: what rows must hold to be complete."""
         return {
-            data["name"]: [Cell.from_json(cell) for cell in data["cells"]]
-            for data in self._plan_files()
+            data["name"]: [Cell.from_json(cell) for cell in data["cells"]] for data in self._plans()
         }
 
     def planned_traits(self) -> dict[str, AttackTraits]:
         """What the attacks of the plans are, by name, where a plan file says it."""
         return {
             attack: AttackTraits(**traits)
-            for data in self._plan_files()
+            for data in self._plans()
             for attack, traits in data.get("attack_traits", {}).items()
         }
 
     def failures(self) -> dict[str, str]:
         """Cell key -> what went wrong, of the cells whose last try failed."""
-        return {
-            data["key"]: data["message"]
-            for path in self._files()
-            if path.stem.endswith(".failed")
-            for data in [read(path)]
-        }
+        paths = [path for path in self._files() if path.stem.endswith(".failed")]
+        failures = map(read_json, paths)
+        return {failure["key"]: failure["message"] for failure in failures}
 
-    def _plan_files(self) -> Iterator[dict[str, Any]]:
-        return (read(path) for path in sorted((self.root / "plans").glob("*.json")))
+    def _plans(self) -> list[dict[str, Any]]:
+        return [read_json(path) for path in sorted((self.root / "plans").glob("*.json"))]
 
-    def _files(self) -> Iterator[Path]:
-        return iter(sorted((self.root / "records").glob("*/*/*/*.json")))
+    def _files(self) -> list[Path]:
+        return sorted((self.root / "records").glob("*/*/*/*.json"))
+
+    def _part_files(self, cell: Cell) -> list[Path]:
+        return sorted(self.path(cell).parent.glob(f"*-{cell.key}.part*.json"))
 
 
 def slug(name: str) -> str:
+    """The name with `_` for what a file name had better not hold."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -122,8 +125,8 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-def write(path: Path, data: dict[str, Any]) -> None:
-    """One key a line, keys sorted: small, and a change shows as a diff of the lines that it touches."""
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write one key a line, keys sorted: a change shows as a diff of the lines that it touches."""
     lines = (
         f" {json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}"
         for key, value in sorted(data.items())
