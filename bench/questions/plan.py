@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import weights
 from bench.errors import BadInput, did_you_mean
@@ -27,7 +27,9 @@ from bench.questions.registry import (
     split_scheme,
 )
 from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value, parse_eps
-from bench.results.store import Store
+
+if TYPE_CHECKING:
+    from bench.results.store import Store
 
 PLANS = Path(__file__).parent / "plans"
 PINNED = ("own:", "file:")
