@@ -143,6 +143,11 @@ class Cell:
         object.__setattr__(self, "key", hashlib.sha256(canonical.encode()).hexdigest()[:16])
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the defence is asked as a stochastic one: several draws of an answer."""
+        return self.select > 1 or self.draws > 1
+
+    @property
     def question(self) -> str:
         """The key of the cell less its attack: cells that share it are compared example by example."""
         return question_of(self)

@@ -72,7 +72,7 @@ class Row:
             classifier=classifier_of(cell.defence),
             cell=cell,
             n=len(evidence.records[0].ids) if evidence.records else planned_size(cell),
-            stochastic=cell.select > 1 or cell.draws > 1,
+            stochastic=cell.stochastic,
             clean=estimate(clean.correct, clean.cell.draws) if clean else None,
             robust=evidence.robust,
             strongest_attack=evidence.strongest_attack,

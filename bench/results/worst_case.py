@@ -38,10 +38,6 @@ class WorstCase:
         return sum(self.correct) / (n * self.draws) - sum(self.selected) / (n * self.select)
 
 
-def is_stochastic(record: Record) -> bool:
-    return record.cell.select > 1 or record.cell.draws > 1
-
-
 def worst_case(records: Sequence[Record]) -> WorstCase:
     """The worst of `records`, one per attack in plan order, on the same examples of one question.
 
@@ -79,7 +75,7 @@ def choose_strongest(records: Sequence[Record], i: int) -> int:
 
     def weakness(a: int) -> tuple[int, float]:
         record = records[a]
-        right = record.selected if is_stochastic(record) else record.correct
+        right = record.selected if record.cell.stochastic else record.correct
         return right[i], -record.margin[i]
 
     return min(range(len(records)), key=weakness)  # the first of several equal ones

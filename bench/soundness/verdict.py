@@ -16,7 +16,6 @@ from bench.results.names import classifier_of, unpinned
 from bench.results.published import PublishedResult
 from bench.results.record import Flag, Record
 from bench.results.statistics import Estimate
-from bench.results.worst_case import is_stochastic
 from bench.soundness.audits.curves import ran
 from bench.soundness.audits.positive_control import compared
 
@@ -108,7 +107,7 @@ def missing_codes(
         "D15": any(check.cell.attack.name == "frozen" for check in checks),
         **dict.fromkeys(ran(records, others), True),
     }
-    random = ("D14", "D15") if is_stochastic(records[0]) else ()
+    random = ("D14", "D15") if records[0].cell.stochastic else ()
     dynamic = DYNAMIC if any("P14" in dict(record.checks) for record in records) else ()
     required = (
         "A1",

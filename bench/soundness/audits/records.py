@@ -15,7 +15,7 @@ from bench.results.names import unpinned
 from bench.results.published import PublishedResult
 from bench.results.record import Flag, Record
 from bench.results.statistics import estimate, lower_limit
-from bench.results.worst_case import WorstCase, is_stochastic
+from bench.results.worst_case import WorstCase
 from bench.soundness.audits import check_results as checks
 from bench.soundness.audits import curves
 from bench.soundness.audits import positive_control as control
@@ -113,7 +113,7 @@ def gradient_attacks(records: Iterable[Record]) -> list[Record]:
 
 def nondeterminism(records: Sequence[Record]) -> list[Flag]:
     """P1: one draw each was to select and to judge; for a deterministic defence the two are the same answer."""
-    if not records or is_stochastic(records[0]):
+    if not records or records[0].cell.stochastic:
         return []
     share, name = max(
         (fmean(s != c for s, c in zip(r.selected, r.correct, strict=True)), r.cell.attack.name)
@@ -221,7 +221,7 @@ def black_box(records: Sequence[Record]) -> list[Flag]:
     """
     found = []
     union = gradient_attacks(records)
-    pure = [r for r in union if not r.effective_traits.ensemble or is_stochastic(r)]
+    pure = [r for r in union if not r.effective_traits.ensemble or r.cell.stochastic]
     for code, families in (
         ("D7", ("score", "decision")),
         ("D8", ("transfer",)),
