@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.questions.pins import unpinned
-from bench.report.provenance import provenance
-from bench.report.repeats import HEADINGS, MEANING, has_stochastic_row, under_headings
-from bench.report.tables import rests_on
+from bench.report.provenance import collect_provenance
+from bench.report.repeats import HEADINGS, MEANING, has_stochastic_row, shares_under_headings
+from bench.report.tables import describe_certificate
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.statistics import Estimate
 
@@ -94,7 +94,7 @@ def render_certificates(board: Leaderboard) -> list[str]:
     for row in board.rows:
         if row.certificate:
             certified = [format_interval(row.certified(radius)) for radius in board.radii]
-            lines.append([row.defence, row.classifier, *certified, rests_on(row)])
+            lines.append([row.defence, row.classifier, *certified, describe_certificate(row)])
     return [
         "## Certified accuracy by l2 radius",
         CERTIFIED_MEANING,
@@ -107,7 +107,7 @@ def render_repeats(board: Leaderboard) -> list[str]:
     if not has_stochastic_row(board):
         return []
     lines = [
-        [row.defence, *map(format_share, under_headings(row))]
+        [row.defence, *map(format_share, shares_under_headings(row))]
         for row in board.rows
         if row.stochastic
     ]
@@ -137,7 +137,7 @@ def render_transfers(board: Leaderboard) -> list[str]:
 
 def render_provenance(board: Leaderboard) -> str:
     lines = []
-    for name, values in provenance(board):
+    for name, values in collect_provenance(board):
         texts = [f"`{value}`" if name in AS_CODE else escape(value) for value in values]
         lines.append(f"- {name}: {', '.join(texts)}")
     return "\n".join(lines)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.report.markdown import CERTIFIED_MEANING, format_interval
-from bench.report.provenance import provenance
-from bench.report.repeats import HEADINGS, MEANING, under_headings
-from bench.report.tables import rests_on
+from bench.report.provenance import collect_provenance
+from bench.report.repeats import HEADINGS, MEANING, shares_under_headings
+from bench.report.tables import describe_certificate
 from bench.results.leaderboard import Leaderboard
 from bench.results.statistics import estimate
 from bench.soundness import verdict
@@ -43,11 +43,11 @@ def render_page(boards: Sequence[Leaderboard]) -> str:
     environment.globals |= {
         "certified_meaning": CERTIFIED_MEANING,
         "estimate": estimate,
-        "provenance": provenance,
+        "collect_provenance": collect_provenance,
         "repeats_headings": HEADINGS,
         "repeats_meaning": MEANING,
-        "repeats_under_headings": under_headings,
-        "rests_on": rests_on,
+        "shares_under_headings": shares_under_headings,
+        "describe_certificate": describe_certificate,
         "summary": summarise,
     }
     template = environment.get_template("page.html.j2")
@@ -60,7 +60,7 @@ def summarise(board: Leaderboard) -> list[str]:
     """The sizes of the rows, and the seeds, devices and commits of their records."""
     sizes = sorted({row.n for row in board.rows if row.n})
     facts = [f"n {', '.join(map(str, sizes))}"]
-    sources = dict(provenance(board))
+    sources = dict(collect_provenance(board))
     for name in ("seed", "device", "commit"):
         if name in sources:
             facts.append(f"{name} {', '.join(sources[name])}")

@@ -13,7 +13,7 @@ NAMES = (
 )
 
 
-def provenance(board: Leaderboard) -> list[tuple[str, list[str]]]:
+def collect_provenance(board: Leaderboard) -> list[tuple[str, list[str]]]:
     """Pairs of a name and its sorted values over all records of the leaderboard."""
     values: dict[str, set[str]] = {name: set() for name in NAMES}
     for row in board.rows:

@@ -40,7 +40,7 @@ def repeated_shares(counts: Sequence[int], draws: int) -> dict[str, float | None
     }
 
 
-def repeats_of_row(row: Row) -> dict[str, float | None]:
+def list_repeated_shares(row: Row) -> dict[str, float | None]:
     """The repeated shares on clean images and in the worst case, as `clean_all_10` and so on.
 
     None for what is not known.
@@ -58,9 +58,9 @@ def repeats_of_row(row: Row) -> dict[str, float | None]:
     return shares
 
 
-def under_headings(row: Row) -> list[float | None]:
+def shares_under_headings(row: Row) -> list[float | None]:
     """The shares of the row under `HEADINGS`."""
-    shares = repeats_of_row(row)
+    shares = list_repeated_shares(row)
     return [
         row.clean.mean if row.clean else None,
         shares["clean_all_10"],

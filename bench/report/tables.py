@@ -34,8 +34,8 @@ from bench.report.repeats import (
     IMAGES,
     REPEATS,
     has_stochastic_row,
+    list_repeated_shares,
     repeated_shares,
-    repeats_of_row,
 )
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.record import Record
@@ -88,27 +88,27 @@ def leaderboard_row(board: Leaderboard, row: Row) -> dict[str, str]:
         **question_columns(board, row),
         **interval_columns("clean_{}", row.clean),
         **interval_columns("robust_{}", row.robust),
-        "rank": number(row.rank, "d"),
+        "rank": format_number(row.rank, "d"),
         "strongest_attack": row.strongest_attack,
         "verdict": row.verdict,
         "reasons": "; ".join(row.reasons),
-        "complete": yes(row.complete),
-        "ms_per_image": number(row.ms_per_image, ".4f"),
-        "cost_ratio": number(row.cost_ratio, ".2f"),
-        "parameters": number(row.parameters, "d"),
-        "published_robust_acc": share(row.published.robust if row.published else None),
+        "complete": format_bool(row.complete),
+        "ms_per_image": format_number(row.ms_per_image, ".4f"),
+        "cost_ratio": format_number(row.cost_ratio, ".2f"),
+        "parameters": format_number(row.parameters, "d"),
+        "published_robust_acc": format_share(row.published.robust if row.published else None),
     }
     accuracies = row.accuracies
     for label in board.attacks:
-        line[f"acc_{label}"] = share(accuracies.get(label))
+        line[f"acc_{label}"] = format_share(accuracies.get(label))
     if has_stochastic_row(board):
-        line |= {name: share(value) for name, value in repeats_of_row(row).items()}
+        line |= {name: format_share(value) for name, value in list_repeated_shares(row).items()}
     for radius in board.radii:
         line |= interval_columns(f"certified_{{}}_{radius}", row.certified(radius))
     if row.certificate:
         seconds_per_image = row.certificate.seconds / len(row.certificate.radii)
-        line["certificate"] = rests_on(row)
-        line["certify_ms_per_image"] = number(1e3 * seconds_per_image, ".4f")
+        line["certificate"] = describe_certificate(row)
+        line["certify_ms_per_image"] = format_number(1e3 * seconds_per_image, ".4f")
     return line
 
 
@@ -119,9 +119,9 @@ def question_columns(board: Leaderboard, row: Row) -> dict[str, str]:
         "dataset": board.dataset,
         "norm": board.norm,
         "eps": board.eps,
-        "n": number(row.n, "d"),
+        "n": format_number(row.n, "d"),
         "seed": str(row.cell.seed),
-        "stochastic": yes(row.stochastic),
+        "stochastic": format_bool(row.stochastic),
     }
 
 
@@ -133,7 +133,7 @@ def cell_row(board: Leaderboard, row: Row, record: Record) -> dict[str, str]:
         **question_columns(board, row),
         **interval_columns("{}", estimate(record.correct, cell.draws)),
         "attack": str(cell.attack),
-        "clean_acc": share(estimate(record.clean, cell.select).mean),
+        "clean_acc": format_share(estimate(record.clean, cell.select).mean),
         "family": record.family,
         "access": cell.threat.access,
         "queries": f"{cost.forwards / n:.1f}",
@@ -154,9 +154,9 @@ def cell_row(board: Leaderboard, row: Row, record: Record) -> dict[str, str]:
         **nearest_columns(record),
     }
     for name, value in repeated_shares(record.correct, cell.draws).items():
-        line[name] = share(value)
+        line[name] = format_share(value)
     for name, value in repeated_shares(record.clean, cell.select).items():
-        line[f"clean_{name}"] = share(value)
+        line[f"clean_{name}"] = format_share(value)
     return line
 
 
@@ -176,12 +176,12 @@ def nearest_columns(record: Record) -> dict[str, str]:
     distances = [math.inf if distance < 0 else distance for distance in record.nearest]
     middle = median(distances)
     return {
-        "found": share(sum(map(math.isfinite, distances)) / len(distances)),
-        "median_distance": number(middle, ".6g") if math.isfinite(middle) else "",
+        "found": format_share(sum(map(math.isfinite, distances)) / len(distances)),
+        "median_distance": format_number(middle, ".6g") if math.isfinite(middle) else "",
     }
 
 
-def rests_on(row: Row) -> str:
+def describe_certificate(row: Row) -> str:
     """`l2, alpha=0.001, n=1000`; empty where the row does not certify."""
     if not row.certificate:
         return ""
@@ -193,18 +193,21 @@ def interval_columns(name: str, estimate: Estimate | None) -> dict[str, str]:
     if not estimate:
         return {}
     values = (estimate.mean, estimate.lo, estimate.hi)
-    return {name.format(limit): share(value) for limit, value in zip(INTERVAL, values, strict=True)}
+    return {
+        name.format(limit): format_share(value)
+        for limit, value in zip(INTERVAL, values, strict=True)
+    }
 
 
-def share(value: float | None) -> str:
-    return number(value, ".4f")
+def format_share(value: float | None) -> str:
+    return format_number(value, ".4f")
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def yes(value: bool) -> str:
+def format_bool(value: bool) -> str:
     return "yes" if value else "no"
 
 
