@@ -1,4 +1,4 @@
-"""Security curves: which points make which lines."""
+"""Figures: which points make which lines, and the same bytes each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from bench.report import build_leaderboards
-from bench.report.figures import collect_curves, draw_curves
+from bench.report.figures import collect_curves, draw_bars, draw_curves
 from bench.results.leaderboard import Leaderboard
 from tests.fake_records import cell, record
 
@@ -43,3 +43,10 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     first = path.read_bytes()
     draw_curves(three_eps, tmp_path)
     assert path.read_bytes() == first
+
+
+def test_a_leaderboard_without_an_attack_has_no_bars(tmp_path: Path) -> None:
+    assert draw_bars(build_leaderboards([record(cell("none"), [1, 1])], {}, {}), tmp_path) == []
+    (path,) = draw_bars(boards(at={"1/5": 2}), tmp_path)
+    assert path == tmp_path / "digits-linf-1_5.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
