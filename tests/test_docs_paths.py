@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from bench.cli.app import app
 from tests.pages import PAGES, ROOT, anchors, code_spans, links, page_name, read_prose
 
 FOLDERS = ("baselines", "bench", "benchmarks", "carso", "docs", "results", "tests", "weights")
+HISTORY = ROOT / "CHANGELOG.md"  # it names what is gone
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+GROUPS = tuple(PROJECT["entry-points"])
 COMMAND = re.compile(r"python -m ([a-z_]\w*(?:\.\w+)*)")
 
 
@@ -35,6 +42,14 @@ def is_written_by_runs(path: str) -> bool:
     return path.startswith("results/") and not path.startswith("results/reference")
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != HISTORY], ids=page_name)
+def test_names_in_code_resolve(page: Path) -> None:
+    for span in code_spans(read_prose(page)):
+        name = re.match(r"(bench|carso|baselines|benchmarks)(\.\w+)+(?=$|[(\[])", span)
+        if name and span not in GROUPS and not (ROOT / span).is_file():
+            assert pkgutil.resolve_name(name[0]) is not None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_name_modules_that_run(page: Path) -> None:
     for name in COMMAND.findall(page.read_text()):
@@ -42,6 +57,13 @@ def test_commands_name_modules_that_run(page: Path) -> None:
         assert spec, name
         if spec.submodule_search_locations:
             assert importlib.util.find_spec(f"{name}.__main__"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_of_the_application_exist(page: Path) -> None:
+    commands = typer.main.get_group(app).commands
+    for name in re.findall(r"carso-bench ([a-z]+)", page.read_text()):
+        assert name in commands
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
