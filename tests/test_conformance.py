@@ -1,9 +1,10 @@
-"""The battery that every registered defence and attack goes through; registering is enough to be in it."""
+"""The battery that every registered defence and attack goes through."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import product
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from tests.conftest import TOYS
 
 registry.discover((TOYS,))
 CPU = torch.device("cpu")
-# The fault that is planted in it: its logits are infinite on most images, and then say nothing of its randomness either.
+# A planted fault: the logits are infinite on most images. Such logits say nothing of
+# the randomness either.
 INFINITE = {"gallery-peel-naive"}
 SAMPLE = Spec.of("digits", {"n": 12})
 DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.startswith("toy"))
@@ -29,7 +31,8 @@ ATTACKS = sorted(
     entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy"))
 )
 CHECKS = sorted(entry.name for entry in registry.checks)
-# a few steps of everything: the battery asks whether an attack keeps the rules, the attack's own tests whether it is strong
+# A few steps of everything: the battery asks whether an attack keeps the rules. The attack's own
+# tests ask whether it is strong.
 SHORT = {
     "examples": 2,
     "steps": 3,
@@ -70,17 +73,17 @@ def answer(module: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0) -> Tens
     return logits
 
 
-def audible(spec: Spec, module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The defence, or what draws and decides as it does where its own logits drown that in infinities."""
+def finite_form(spec: Spec, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The defence; where its logits are infinite, its surrogate of the same draws."""
     return module.surrogates["lse"] if spec.name in INFINITE else module
 
 
-def near(one: Tensor, other: Tensor, within: float) -> bool:
-    """Whether logits agree to `within` of their size, or of 1 where they are smaller."""
-    return bool(((one - other).abs() <= within * other.abs().clamp_min(1)).all())
+def near(logits: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether logits agree to `tolerance` of their size, or of 1 where they are smaller."""
+    return bool(((logits - expected).abs() <= tolerance * expected.abs().clamp_min(1)).all())
 
 
-def test_logits_have_the_right_shape_type_and_are_finite(
+def test_logits_are_float32_finite_and_of_the_right_shape(
     built: tuple[Spec, nn.Module], data: Dataset
 ) -> None:
     spec, module = built
@@ -88,36 +91,36 @@ def test_logits_have_the_right_shape_type_and_are_finite(
     assert logits.shape == (len(data.x), data.classes)
     assert logits.dtype == torch.float32
     assert bool(logits.isfinite().all()) != (spec.name in INFINITE)
-    edges = torch.stack(
-        [torch.zeros_like(data.x[0]), torch.ones_like(data.x[0]), torch.full_like(data.x[0], 0.5)]
-    )
-    assert not answer(module, edges).isnan().any()
-    assert answer(module, edges).isfinite().all() or spec.name in INFINITE
+    uniform = torch.stack([torch.full_like(data.x[0], level) for level in (0.0, 1.0, 0.5)])
+    assert not answer(module, uniform).isnan().any()
+    assert answer(module, uniform).isfinite().all() or spec.name in INFINITE
 
 
-def test_it_is_as_random_as_it_says(built: tuple[Spec, nn.Module], data: Dataset) -> None:
+def test_a_defence_is_as_random_as_declared(built: tuple[Spec, nn.Module], data: Dataset) -> None:
     spec, module = built
-    one, again, other = (answer(audible(spec, module), data.x, seed) for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert torch.equal(one, other) != registry.is_stochastic(spec)
+    defence = finite_form(spec, module)
+    logits = answer(defence, data.x, seed=0)
+    assert torch.equal(logits, answer(defence, data.x, seed=0))
+    same = torch.equal(logits, answer(defence, data.x, seed=1))
+    assert same != registry.is_stochastic(spec)
 
 
 def test_randomness_is_fresh_for_each_example_and_call(
     built: tuple[Spec, nn.Module], data: Dataset
 ) -> None:
     spec, module = built
-    same, heard = data.x[:1].expand(4, -1, -1, -1).contiguous(), audible(spec, module)
+    copies = data.x[:1].expand(4, -1, -1, -1).contiguous()
+    defence = finite_form(spec, module)
     with random_stream(CPU, 0), torch.no_grad():
-        first, second = heard(same), heard(same)
-        several = predict_draws(heard, data.x[:3], 4)
-    assert several.shape == (3, 4, data.classes)
-    distinct = {tuple(row.tolist()) for row in torch.cat([first, second])}
+        calls = torch.cat([defence(copies), defence(copies)])  # (8,K)
+        draws = predict_draws(defence, data.x[:3], 4)
+    assert draws.shape == (3, 4, data.classes)
     if registry.is_stochastic(spec):
-        assert len(distinct) == 8
-        assert len({tuple(row.tolist()) for row in several.flatten(0, 1)}) == 12
+        assert len({tuple(row.tolist()) for row in calls}) == 8
+        assert len({tuple(row.tolist()) for row in draws.flatten(0, 1)}) == 12
     else:
-        assert near(torch.cat([first, second]), first[:1], 1e-4)
-        assert near(several, several[:, :1], 1e-4)
+        assert near(calls, calls[:1], 1e-4)
+        assert near(draws, draws[:, :1], 1e-4)
 
 
 def test_draws_have_the_same_distribution_as_calls(
@@ -127,12 +130,12 @@ def test_draws_have_the_same_distribution_as_calls(
     if not registry.is_stochastic(spec):
         assert near(predict_draws(module, data.x, 2)[:, 0], answer(module, data.x), 1e-4)
         return
-    heard = audible(spec, module)
+    defence = finite_form(spec, module)
     with random_stream(CPU, 3), torch.no_grad():
-        shared = predict_draws(heard, data.x, 64)
-        calls = torch.stack([heard(data.x) for _ in range(64)], 1)
-    spread = (shared.var(1) / 64 + calls.var(1) / 64).sqrt()
-    assert ((shared.mean(1) - calls.mean(1)).abs() < 6 * spread + 1e-4).all()
+        draws = predict_draws(defence, data.x, 64)
+        calls = torch.stack([defence(data.x) for _ in range(64)], 1)
+    error = (draws.var(1) / 64 + calls.var(1) / 64).sqrt()
+    assert ((draws.mean(1) - calls.mean(1)).abs() < 6 * error + 1e-4).all()
 
 
 def test_one_image_does_not_see_the_others(built: tuple[Spec, nn.Module], data: Dataset) -> None:
@@ -148,45 +151,44 @@ def test_an_empty_batch_gets_an_empty_answer(built: tuple[Spec, nn.Module], data
         assert predict_draws(built[1], data.x[:0], 3).shape == (0, 3, data.classes)
 
 
-def test_it_leaves_its_input_its_weights_and_the_random_state_alone(
+def test_a_prediction_changes_neither_input_weights_nor_random_state(
     built: tuple[Spec, nn.Module], data: Dataset
 ) -> None:
     spec, module = built
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    x, given = data.x.clone(), data.x.clone()
+    x = data.x.clone()
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    module(given)
-    assert torch.equal(given, x)
-    assert not given.requires_grad
+    module(x)
+    assert torch.equal(x, data.x)
+    assert not x.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert registry.is_stochastic(spec) or torch.equal(torch.get_rng_state(), state)
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_its_gradient_lives_or_a_surrogate_is_declared(
+def test_a_gradient_reaches_the_image_or_a_surrogate_is_declared(
     built: tuple[Spec, nn.Module], data: Dataset
 ) -> None:
     _, module = built
     x = data.x.clone().requires_grad_()
-    ways = [module, *getattr(module, "surrogates", {}).values()]
-    alive = []
-    for way in ways:
-        with random_stream(CPU, 0):
-            logits = way(x)
-        gap = logits.topk(2).values
-        grad = (
-            torch.autograd.grad((gap[:, 0] - gap[:, 1]).sum(), x, allow_unused=True)[0]
-            if logits.requires_grad
-            else None
-        )
-        alive.append(
-            grad is not None
-            and bool(grad.isfinite().all())
-            and bool((grad.flatten(1) != 0).any(1).float().mean() > 0.9)
-        )
-    assert any(alive)
-    assert all(alive[1:])
+    surrogates = getattr(module, "surrogates", {}).values()
+    through_surrogates = [has_gradient(surrogate, x) for surrogate in surrogates]
+    assert all(through_surrogates)
+    assert through_surrogates or has_gradient(module, x)
+
+
+def has_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether the gradient of the margin is finite, and not zero on over 90% of the images."""
+    with random_stream(CPU, 0):
+        logits = model(x)
+    if not logits.requires_grad:
+        return False
+    top = logits.topk(2).values
+    (grad,) = torch.autograd.grad((top[:, 0] - top[:, 1]).sum(), x, allow_unused=True)
+    if grad is None or not grad.isfinite().all():
+        return False
+    return bool((grad.flatten(1) != 0).any(1).float().mean() > 0.9)
 
 
 def test_declared_parts_are_what_the_contract_says(
@@ -209,19 +211,16 @@ def test_declared_parts_are_what_the_contract_says(
 
 
 def short_of(attack: str) -> Spec:
-    params = {
-        knob: min(value, SHORT[knob]) if knob in SHORT else value
-        for knob, value in registry.find_question(attack).resolve({}).items()
-    }
-    if "attack" in params:
-        params["attack"] = str(short_of(params["attack"]))
-    return Spec.of(
-        attack,
-        {
-            knob: "own:digits-standard" if value == "@standard" else value
-            for knob, value in params.items()
-        },
-    )
+    """The attack or the check at a few steps."""
+    params = registry.find_question(attack).resolve({})
+    for knob, value in params.items():
+        if knob in SHORT:
+            params[knob] = min(value, SHORT[knob])
+        elif knob == "attack":
+            params[knob] = str(short_of(value))
+        elif value == "@standard":
+            params[knob] = "own:digits-standard"
+    return Spec.of(attack, params)
 
 
 def short_cell(attack: str, norm: str, defence: str) -> Cell:
@@ -232,17 +231,16 @@ def short_cell(attack: str, norm: str, defence: str) -> Cell:
     return Cell(SAMPLE, spec, short_of(attack), ThreatModel(norm, eps, access), 0, count, count, 12)
 
 
-CASES = [
-    (name, norm, defence)
-    for name in (*ATTACKS, *CHECKS)
-    for norm in sorted(registry.find_question(name).facts.norms)
-    for defence in ("undefended", "carso")
-    if defence == "carso" or not registry.find_question(name).facts.stochastic_only
-]
+def cases() -> Iterator[tuple[str, str, str]]:
+    for name in (*ATTACKS, *CHECKS):
+        facts = registry.find_question(name).facts
+        defences = ("carso",) if facts.stochastic_only else ("undefended", "carso")
+        for norm, defence in product(sorted(facts.norms), defences):
+            yield name, norm, defence
 
 
-@pytest.mark.parametrize(("attack", "norm", "defence"), CASES)
-def test_an_attack_answers_within_the_rules_and_again_the_same(
+@pytest.mark.parametrize(("attack", "norm", "defence"), list(cases()))
+def test_an_attack_keeps_the_rules_and_repeats_its_answer(
     attack: str, norm: str, defence: str
 ) -> None:
     cell = short_cell(attack, norm, defence)
@@ -251,11 +249,9 @@ def test_an_attack_answers_within_the_rules_and_again_the_same(
     assert -1.0 not in record.strayed, "an attack of ours proposes finite images"
     assert max(record.distance) <= float(cell.threat.eps) * (1 + 1e-5) + 1e-6
     again = evaluate(cell)
-    assert (again.correct, again.margin, again.cost.forwards) == (
-        record.correct,
-        record.margin,
-        record.cost.forwards,
-    )
+    assert again.correct == record.correct
+    assert again.margin == record.margin
+    assert again.cost.forwards == record.cost.forwards
     if attack == "none":
         assert record.cost.forwards == 0
     else:
@@ -263,9 +259,10 @@ def test_an_attack_answers_within_the_rules_and_again_the_same(
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_says_what_it_costs_and_keeps_to_it(attack: str) -> None:
+def test_an_attack_costs_no_more_than_declared(attack: str) -> None:
     entry = registry.attacks.get(attack)
-    spec, data = short_of(attack), load(SAMPLE)
+    spec = short_of(attack)
+    data = load(SAMPLE)
     for stochastic in (True,) if entry.facts.stochastic_only else (False, True):
         model = registry.build_classifier("own:digits-standard")
         target = Target(
@@ -278,19 +275,18 @@ def test_an_attack_says_what_it_costs_and_keeps_to_it(attack: str) -> None:
         threat = ThreatModel(norm, Fraction(registry.datasets.get("digits").facts.eps[norm]))
         with random_stream(CPU, 0):
             entry.make(target, data.x.clone(), data.y.clone(), threat, **spec.params)
-        spent = (target.forwards + 2 * target.backwards) / len(data.x)
-        assert spent <= entry.facts.calls(spec.params, stochastic) + 1e-9
+        calls = (target.forwards + 2 * target.backwards) / len(data.x)
+        assert calls <= entry.facts.calls(spec.params, stochastic) + 1e-9
 
 
-def test_every_attack_beats_doing_nothing_on_the_undefended_classifier() -> None:
-    """At the budget `quick`, on the images that it gets right: an attack that breaks none of them is not one."""
+def test_every_attack_breaks_some_image_of_the_undefended_classifier() -> None:
+    """At the budget `quick`, on the images that the classifier gets right."""
     idle = []
     for name in ATTACKS:
         if name == "none" or registry.attacks.get(name).facts.stochastic_only:
             continue
-        clean, cell = plan(
-            [Request(defences=("undefended",), attacks=(name,), n=12, budget="quick")]
-        ).cells
+        request = Request(defences=("undefended",), attacks=(name,), n=12, budget="quick")
+        clean, cell = plan([request]).cells
         if evaluate(cell).accuracy >= evaluate(clean).accuracy:
             idle.append(name)
     assert not idle
