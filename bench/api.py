@@ -149,7 +149,7 @@ def with_device(settings: Settings) -> Settings:
 
 
 def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> None:
-    """See that every cell can be answered, then keep the plan; BadInput before anything is written."""
+    """See that every cell can be answered, then keep the plan; BadInput leaves nothing written."""
     from bench.judging import execute
 
     execute.make_deterministic()

@@ -16,7 +16,7 @@ from bench.results.store import Store
 
 
 def show_leaderboards(console: Console, plan: Plan, out: Path) -> None:
-    """Write all leaderboards of the folder; show those of the plan, and beside them the reference."""
+    """Write all leaderboards of the folder; show those of the plan, and the reference's word."""
     written = report.write(out)
     for board in boards_of(plan, Store(out)):
         console.print(make_table(board))

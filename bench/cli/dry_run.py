@@ -56,7 +56,7 @@ def show_costs(console: Console, plan: Plan, pending: Sequence[Cell], settings: 
 
 @contextlib.contextmanager
 def kept_times(device: str) -> Iterator[dict[str, float]]:
-    """The times of predictions that earlier dry runs measured on such a device; new ones are kept."""
+    """The times that earlier dry runs measured on such a device; new ones are kept after it."""
     from bench.judging.environment import name_device, versions
 
     path = cache_folder() / "prediction-times.json"

@@ -191,8 +191,9 @@ def test_what_reads_results_loads_no_torch(folder: Path) -> None:
     assert not loaded("report", "--out", str(folder), cache=folder) & {"torch", "scipy.stats"}
 
 
-def test_a_list_loads_torch_and_nothing_else_that_is_heavy(tmp_path: Path) -> None:
-    assert not loaded("list", "attacks", cache=tmp_path) & HEAVY
+@pytest.mark.parametrize("what", ["attacks", "classifiers"])
+def test_a_list_loads_torch_and_nothing_else_that_is_heavy(what: str, tmp_path: Path) -> None:
+    assert not loaded("list", what, cache=tmp_path) & HEAVY
 
 
 def test_a_dry_run_that_knows_its_times_loads_no_more_than_a_list(tmp_path: Path) -> None:
