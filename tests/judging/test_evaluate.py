@@ -11,13 +11,11 @@ import pytest
 import torch
 
 from bench.judging.evaluate import evaluate
-from bench.judging.execute import execute
 from bench.judging.proposals import AttackFailed
 from bench.judging.setup import make_target, prepare
 from bench.questions import registry
 from bench.questions.spec import Cell, Spec, ThreatModel
 from bench.results.record import Record, Routes, merge
-from bench.results.store import Store
 from bench.soundness.probes.probe import probe
 
 
@@ -263,47 +261,3 @@ def test_the_seed_changes_the_draws_and_repeating_does_not() -> None:
     base = cell("none", "toy-coin", draws=16)
     assert evaluate(base).correct == evaluate(base).correct
     assert evaluate(base).correct != evaluate(replace(base, seed=1)).correct
-
-
-def test_a_crash_is_a_failure_and_the_rest_goes_on(tmp_path: Path) -> None:
-    store, seen = Store(tmp_path), Seen()
-    cells = [cell("liar-crashes"), cell("none")]
-    failed = execute(cells, store, device="cpu", data_dir=tmp_path, command="test", watch=seen)
-    assert failed == 1
-    assert store.failures() == {cells[0].key: "RuntimeError: the attack fell over"}
-    assert [record.cell for record in store.records()] == [cells[1]]
-    assert seen.lines == [("failed", cells[0].key), ("answered", cells[1].key)]
-
-
-def test_an_interrupted_cell_goes_on_from_its_last_batch(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), cell("toy-exact", "toy-coin", draws=3)
-
-    class Interrupt(Seen):
-        def batch(self, cell: Cell, done: int, count: int) -> None:
-            if done == 3:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        execute([asked], store, device="cpu", data_dir=tmp_path, command="test", watch=Interrupt())
-    assert sorted(store.parts(asked)) == [0, 1, 2]
-    assert not store.has(asked)
-    first = store.parts(asked)[0]
-    execute([asked], store, device="cpu", data_dir=tmp_path, command="other", watch=Seen())
-    answer = store.get(asked)
-    assert answer is not None
-    assert store.parts(asked) == {}
-    assert answer.env.command == first.env.command == "test"
-    assert sum(answer.correct) == sum(evaluate(asked).correct)
-
-
-class Seen:
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
-
-    def batch(self, cell: Cell, done: int, count: int) -> None: ...
-
-    def answered(self, cell: Cell, record: Record) -> None:
-        self.lines.append(("answered", cell.key))
-
-    def failed(self, cell: Cell, message: str) -> None:
-        self.lines.append(("failed", cell.key))

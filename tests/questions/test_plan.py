@@ -11,7 +11,7 @@ from bench.questions.plan import Request, plan, read_budget, read_plan_file
 from bench.questions.registry import datasets, find_question
 from bench.results.names import unpinned
 from bench.results.store import Store
-from tests.results.test_store import record
+from tests.results.test_record import record
 
 
 def toy(**asked: object) -> Request:
