@@ -9,8 +9,11 @@ from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell, Spec, ThreatModel
 from bench.report import build_leaderboards
 from bench.results import legacy
+from bench.results.evidence import Evidence
 from bench.results.leaderboard import Row
+from bench.results.published import PublishedResult
 from bench.results.record import Certificate, Cost, Env, Flag, Record
+from bench.results.worst_case import WorstCase, worst_case
 
 ACCESS = {
     "square": "score",
@@ -84,3 +87,37 @@ def build_rows(
     """The rows of the one leaderboard that the cells are of."""
     (board,) = build_leaderboards(records, plans, failures)
     return board.rows
+
+
+def evidence(
+    records: Sequence[Record],
+    *,
+    checks: Sequence[Record] = (),
+    other_eps: Sequence[Record] = (),
+    controls: Sequence[Record] = (),
+    missing: Sequence[str] = (),
+    worst: WorstCase | None = None,
+    strongest_attack: str = "pgd",
+    published: PublishedResult | None = None,
+) -> Evidence:
+    """The evidence on the row of these records."""
+    if worst is None and any(r.family != "none" for r in records):
+        worst = worst_case(records)
+    return Evidence(
+        cell=records[0].cell if records else cell(),
+        records=tuple(records),
+        checks=tuple(checks),
+        missing=tuple(missing),
+        missing_checks=(),
+        other_eps=tuple(other_eps),
+        controls=tuple(controls),
+        worst=worst,
+        strongest_attack=strongest_attack,
+        published=published,
+    )
+
+
+def stands(share: float, n: int = 100) -> list[int]:
+    """One right answer for this share of `n` examples, and none for the rest."""
+    right = round(share * n)
+    return [1] * right + [0] * (n - right)

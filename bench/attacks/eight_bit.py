@@ -9,11 +9,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from bench.checks.registrations import passes
 from bench.judging.norms import to_ball
 from bench.judging.target import Target
 from bench.questions.registry import attack as register
-from bench.questions.registry import find_question, inner_attack
+from bench.questions.registry import find_question, inner_attack, inner_calls
 from bench.questions.spec import Spec, ThreatModel
 
 STEPS = 255  # from 0 to 1
@@ -28,7 +27,7 @@ ROUNDING = (
     access="white-box",
     family="gradient",
     rounds=True,
-    calls=lambda knobs, stochastic: passes("eight-bit", knobs, stochastic),
+    calls=inner_calls,
 )
 def eight_bit(
     model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, attack: str = "pgd"

@@ -1,21 +1,25 @@
-"""What a check has an attack run against in place of the defence, for one example, or what it measures of several."""
+"""What a check puts in the place of the defence, for one example or for several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from bench.judging.target import Target
+    from bench.judging.target import Target
 
 
 @dataclass(frozen=True, slots=True)
 class CheckTarget:
-    """A model whose answer to one example is known, the label (1,) that the attack is to change, and what the attack is told of the model.
+    """A model with a known answer, and what an attack is told of the model.
 
-    `random` says, where an adversarial example was planted, whether random points find one too. `measure` is called when all is judged, with the
-    target that the attack had and whether the examples still stand (B,), and gives figures by name; those of several trials are added up.
+    `y` is the label (1,) that the attack is to change. `random` says whether random points find
+    the planted adversarial example, where one was planted. `measure(target, survives)` is called
+    when all is judged: with the target that the attack had, and whether the examples survive (B,).
+    It gives figures by name. Figures of several examples are added up.
     """
 
     model: nn.Module

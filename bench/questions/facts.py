@@ -7,7 +7,7 @@ is: the record keeps them, so that a reader of records needs no registry and jud
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -239,17 +239,33 @@ class AttackFacts(QuestionFacts):
         return tuple(family for family in FAMILIES if family != "check")
 
 
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The code of a flag: the question that it asks, when it is hard or soft, and who looks."""
+
+    id: str
+    question: str
+    hard: str = ""
+    soft: str = ""
+    looks: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckFacts(QuestionFacts):
     """The facts of a check: it attacks something else than the defence, or measures.
 
-    `together`: its figures are of all of its examples together. `audit(record)` gives the flags
-    that the whole answer raises; they are kept in the record.
+    - `together`: its figures are of all of its examples together.
+    - `audit(record)` gives the flags that the whole answer raises. They are kept in the record.
+    - `audit_row(evidence)` gives findings on a row whenever the row is read, from a
+      `CheckEvidence` (`bench.checks.evidence`): for a check that compares the row's records.
+    - `codes`: of the flags that the audits raise.
     """
 
     family: str = "check"
     together: bool = False
     audit: Callable[[Any], Collection[Any]] | None = None
+    audit_row: Callable[[Any], Sequence[Any]] | None = None
+    codes: tuple[Code, ...] = ()
 
     @staticmethod
     def families() -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from bench.questions.facts import (
     DatasetFacts,
     DefenceFacts,
     Knob,
+    Knobs,
     QuestionFacts,
 )
 from bench.questions.spec import Cell, Spec, Value
@@ -309,6 +310,21 @@ def inner_attack(spec: Spec) -> Spec | None:
     """The attack, with all of its knobs, that the knob `attack` of a check or an attack names."""
     text = str(spec.params.get("attack", ""))
     return resolve_question(Spec.parse(text)) if text else None
+
+
+def inner_calls(knobs: Knobs, stochastic: bool) -> float:
+    """The calls per example of the attack that the knob `attack` names.
+
+    All draws of what is not stochastic are the same, and are asked for once.
+    """
+    inner = resolve_question(Spec.parse(str(knobs["attack"])))
+    calls = find_question(inner.name).facts.calls
+    if not calls:
+        return 0.0
+    params = dict(inner.params)
+    if "eot" in params and not stochastic:
+        params["eot"] = 1
+    return float(calls(params, stochastic))
 
 
 def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:

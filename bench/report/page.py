@@ -13,8 +13,8 @@ from bench.report.repeats import HEADINGS, MEANING, shares_under_headings
 from bench.report.tables import describe_certificate
 from bench.results.leaderboard import Leaderboard
 from bench.results.statistics import estimate
-from bench.soundness import verdict
-from bench.soundness.audits import records as audits
+from bench.soundness.codes import code_order, code_questions
+from bench.soundness.verdict import expand_ranges
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -70,9 +70,9 @@ def summarise(board: Leaderboard) -> list[str]:
 def explain_codes(boards: Sequence[Leaderboard]) -> list[tuple[str, str]]:
     """The codes that occur in the reasons of the rows, and what they mean."""
     reasons = " ".join(reason for board in boards for row in board.rows for reason in row.reasons)
-    used = set(re.findall(r"[A-Z]\d+", verdict.spelt(reasons)))
-    meanings = {**verdict.MEANING, **audits.MEANING}
-    return [(code, meanings[code]) for code in sorted(meanings, key=verdict.order) if code in used]
+    used = set(re.findall(r"[A-Z]\d+", expand_ranges(reasons)))
+    questions = code_questions()
+    return [(code, questions[code]) for code in sorted(questions, key=code_order) if code in used]
 
 
 def mark_breaks(label: str) -> Markup:

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import NormalDist, fmean, stdev, variance
 
 # With p near 0, n=100 and 8 draws the interval covers 88% without this rule and 96% with it
 # (tests/results/test_statistics.py).
@@ -156,6 +156,14 @@ def mcnemar_mid(b: int, c: int) -> float:
         return 1.0
     log_ways = math.lgamma(b + c + 1) - math.lgamma(b + 1) - math.lgamma(c + 1)
     return mcnemar(b, c) - math.exp(log_ways - (b + c) * math.log(2))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """The mean of a - b over the examples, and its standard error; infinite for one example."""
+    differences = [value_a - value_b for value_a, value_b in zip(a, b, strict=True)]
+    n = len(differences)
+    error = stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+    return fmean(differences), error
 
 
 def paired_interval(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

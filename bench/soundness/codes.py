@@ -7,19 +7,9 @@ checks, in bench/checks/.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """One code of a flag: the question that it asks, when it is hard or soft, and who looks."""
-
-    id: str
-    question: str
-    hard: str = ""
-    soft: str = ""
-    looks: str = ""
-
+from bench.checks.gradient_quality import NOISE
+from bench.questions.facts import Code
+from bench.questions.registry import checks
 
 # Probes.
 P2_SAME_COSINE = 0.999  # from which on two gradients are one
@@ -41,6 +31,7 @@ D12_ERROR = 0.5  # of the gradient, from differences
 D12_FLAT = 0.1  # differences that are exactly zero
 
 # Audits.
+STANDARD_ERRORS = 2  # of a paired difference, beyond which it is no chance
 P1_SHARE = 0.01  # answers that differ when the same image is judged twice
 BEATEN_SOFT = 0.002  # of the examples, broken by a weaker attack: AutoAttack's margin for Square
 BEATEN_HARD = 0.01
@@ -215,6 +206,14 @@ CODES = (
         looks="probe",
     ),
     Code(
+        "D14",
+        "twice the averaged draws must not find more",
+        hard="as D6",
+        soft="as D6; or single draws foretell that the attacks average too few, or show no mean at "
+        f"all on over {NOISE:.0%} of the examples",
+        looks="audit of effort, check `signal`",
+    ),
+    Code(
         "D16",
         "an attack must not find more for rescaled logits",
         soft=f"over {100 * D16_GAIN} points more than on the logits as they are, beyond two "
@@ -313,3 +312,14 @@ REQUIRED_ATTACKS = {
 def code_order(code: str) -> tuple[str, int]:
     """Where a code stands in a list: by its letter, then by its number."""
     return code[0], int(code[1:])
+
+
+def all_codes() -> list[Code]:
+    """Every code that a probe, an audit or a registered check raises, in order."""
+    of_checks = [code for entry in checks for code in entry.facts.codes]
+    return sorted([*CODES, *of_checks], key=lambda code: code_order(code.id))
+
+
+def code_questions() -> dict[str, str]:
+    """What each code asks, those of required attacks too."""
+    return REQUIRED_ATTACKS | {code.id: code.question for code in all_codes()}

@@ -1,4 +1,4 @@
-"""D11: each indicator fires on an attack that failed for its reason, and none on an honest one."""
+"""D11: each indicator fires on an attack that failed for its reason, and on no other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.checks.failure_indicators import NAMES, Traced, failures, split, unstable
+from bench.checks.attack_trace import Traced, failures, margin_change, split_runs
+from bench.checks.failure_indicators import INDICATORS
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.target import Target
@@ -47,7 +48,10 @@ def traced(
     random: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The indicators after gradients at the image moved by each of `steps` along the line to the other class, of length 0.3 (all in l2)."""
+    """The indicators after gradients at the image, moved by each of `steps` in l2.
+
+    The steps go along the line to the other class, which is 0.3 away.
+    """
     torch.manual_seed(seed)
     seen = Traced(model, X, Y, "l2", eps)
     for along in steps:
@@ -65,14 +69,14 @@ def moved(along: float) -> Tensor:
 
 def fires(found: dict[str, float]) -> set[str]:
     assert found["D11:survive"] == 1
-    return {name for name in NAMES if found[f"D11:{name}"]}
+    return {name for name in INDICATORS if found[f"D11:{name}"]}
 
 
 RISING, RISEN = [0.005 * i for i in range(40)], [min(0.2, 0.02 * i) for i in range(40)]
 PLAIN = Changed(lambda logits, x: logits)
 
 
-def test_a_run_that_still_rose_at_its_end_is_incomplete_and_one_that_had_risen_is_not() -> None:
+def test_a_run_that_still_rises_at_its_end_is_incomplete() -> None:
     assert fires(traced(PLAIN, RISING)) == {"incomplete"}
     assert fires(traced(PLAIN, RISEN)) == set()
     assert fires(traced(PLAIN, [*RISEN[:39], 0.0])) == set(), "it is the best so far that counts"
@@ -88,14 +92,14 @@ def test_the_run_that_came_farthest_counts() -> None:
     assert fires(traced(PLAIN, [*RISEN, *(1.3 * step for step in near)])) == {"incomplete"}
 
 
-def test_what_lies_outside_of_the_ball_is_no_part_of_it() -> None:
+def test_steps_outside_of_the_ball_do_not_count() -> None:
     """PGD in l2 starts in a ball that is three times as large."""
     assert fires(traced(PLAIN, [0.4] * 20 + RISEN[:20], eps=0.25)) == set()
     assert fires(traced(PLAIN, [0.4] * 20 + RISING[:20], eps=0.25)) == {"incomplete"}
     assert fires(traced(PLAIN, [0.4] * 20 + RISEN[:20], eps=0.5)) == {"silent"}
 
 
-def test_a_wrong_image_that_was_met_and_not_returned_is_a_silent_success() -> None:
+def test_a_wrong_image_that_was_not_returned_is_a_silent_success() -> None:
     assert fires(traced(PLAIN, [*RISEN[:20], 0.31, *RISEN[21:]])) == {"silent"}
     assert fires(traced(PLAIN, [*RISEN[:20], 0.31, *RISEN[21:]], eps=0.3)) == set()
 
@@ -116,7 +120,7 @@ def test_a_lucky_draw_of_a_stochastic_defence_is_no_success() -> None:
         lambda logits, x: logits.detach(),
     ],
 )
-def test_a_gradient_that_never_came_was_zero_or_not_finite_is_unavailable(
+def test_a_zero_or_nonfinite_gradient_is_unavailable(
     spoil: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     def change(logits: Tensor, x: Tensor) -> Tensor:
@@ -129,33 +133,34 @@ def test_a_gradient_that_never_came_was_zero_or_not_finite_is_unavailable(
     assert "unavailable" not in fires(traced(alive, RISEN)), "one good step is a gradient"
 
 
-def test_predictions_are_unstable_by_how_much_noise_changes_the_margin() -> None:
-    # margin -0.3 + d w with |w| = 1 and d uniform within 4/255: a standard deviation of 4/255/sqrt(3), normal by its 64 terms
+def test_predictions_are_unstable_where_noise_changes_the_margin() -> None:
+    # The margin is -0.3 + d w with |w| = 1 and d uniform within 4/255. So its standard deviation
+    # is 4/255/sqrt(3), and it is normal by its 64 terms.
     expected = (2 / torch.pi) ** 0.5 * 4 / 255 / 3**0.5 / 0.3
     torch.manual_seed(0)
     found = [
-        unstable(Target(PLAIN, classes=2), PROBLEM.x[i : i + 1], PROBLEM.y[i : i + 1])
+        margin_change(Target(PLAIN, classes=2), PROBLEM.x[i : i + 1], PROBLEM.y[i : i + 1])
         for i in range(4)
     ]
     assert sum(found) / 4 == pytest.approx(expected, rel=0.15)
     ripple = Changed(lambda logits, x: logits * (2 + torch.sin(3000 * x.sum((1, 2, 3))))[:, None])
     assert fires(traced(ripple, RISEN)) >= {"unstable"}
     assert (
-        unstable(
+        margin_change(
             Target(Changed(lambda logits, x: 1e9 * (logits - PROBLEM.model(X))), classes=2), X, Y
         )
         == 1
     ), "a margin of 0 is divided by 1"
     noisy = Changed(lambda logits, x: logits + torch.randn_like(logits) * 0.01)
-    assert unstable(Target(noisy, classes=2, stochastic=True), X, Y) == pytest.approx(
+    assert margin_change(Target(noisy, classes=2, stochastic=True), X, Y) == pytest.approx(
         expected, rel=0.4
     ), "both are under the same draws"
 
 
-def test_the_runs_of_apgd_go_side_by_side_and_have_a_step_more() -> None:
+def test_runs_of_apgd_go_side_by_side_with_a_step_more() -> None:
     knobs = {"loss": "ce+targeted", "steps": 2, "restarts": 3, "targets": 9}
     rows = torch.arange(3 * 3 + 6 * 3)
-    found = split(rows, Spec.of("apgd", knobs), "linf", 4, 3)
+    found = split_runs(rows, Spec.of("apgd", knobs), "linf", 4, 3)
     assert [one.tolist() for one in found[:3]] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]], (
         "three restarts"
     )
@@ -164,7 +169,7 @@ def test_the_runs_of_apgd_go_side_by_side_and_have_a_step_more() -> None:
     )
     assert [one.tolist() for one in found[7:]] == [[21, 23, 25], [22, 24, 26]]
     assert [
-        one.tolist() for one in split(rows[:9], Spec.of("pgd", {"steps": 4}), "linf", 4, 3)
+        one.tolist() for one in split_runs(rows[:9], Spec.of("pgd", {"steps": 4}), "linf", 4, 3)
     ] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
@@ -176,7 +181,7 @@ def test_the_runs_of_apgd_go_side_by_side_and_have_a_step_more() -> None:
         "apgd[steps=5,restarts=2,loss=ce+margin,wide=2]",
     ],
 )
-def test_a_trace_holds_the_steps_of_every_run_and_what_an_attack_is_handed_behaves_as_the_defence(
+def test_a_trace_holds_every_run_and_changes_no_answer(
     name: str,
 ) -> None:
     spec = registry.attacks.resolve(Spec.parse(name))
@@ -191,7 +196,7 @@ def test_a_trace_holds_the_steps_of_every_run_and_what_an_attack_is_handed_behav
             Target(PLAIN, classes=2), X, Y, threat, **spec.params
         )
     assert torch.equal(traced_one, plain)
-    runs = split(torch.cat(seen.margins), spec, "linf", 256, 2)
+    runs = split_runs(torch.cat(seen.margins), spec, "linf", 256, 2)
     assert [len(run) for run in runs] == [7 if spec.name == "pgd" else 8] * 4
 
 
@@ -221,7 +226,7 @@ def counts(check: str, defence: str, dataset: str = "digits") -> dict[str, float
     }
 
 
-def test_an_attack_that_stops_too_early_is_found_out_and_an_honest_one_is_not() -> None:
+def test_an_attack_that_stops_too_early_is_incomplete() -> None:
     weak, honest = (
         counts(f"indicators[attack=pgd[{knobs},loss=ce]]", "at")
         for knobs in ("steps=6,step=0.2", "steps=60")
@@ -233,18 +238,18 @@ def test_an_attack_that_stops_too_early_is_found_out_and_an_honest_one_is_not() 
         assert honest[name] == weak[name] == 0
 
 
-def test_a_masked_gradient_is_no_gradient() -> None:
+def test_a_masked_gradient_is_unavailable() -> None:
     found = counts("indicators", "toy-masked", "toy-grey")
     assert found == {"survive": 8, "unavailable": 8, "unstable": 0, "silent": 0, "incomplete": 0}, (
         "the net is right on half of them"
     )
 
 
-def test_nothing_is_counted_of_what_falls() -> None:
+def test_examples_that_fall_are_not_counted() -> None:
     assert counts("indicators", "undefended") == {}
 
 
-def test_its_columns_are_those_of_the_attack_on_the_defence() -> None:
+def test_the_columns_are_those_of_the_attack_on_the_defence() -> None:
     record = evaluate(cell("indicators[attack=pgd[steps=20]]", "at"))
     assert 0.4 < record.accuracy < 0.95
     assert dict(record.checks)["D11:survive"] == sum(record.correct)
@@ -257,7 +262,7 @@ def test_its_columns_are_those_of_the_attack_on_the_defence() -> None:
     )
 
 
-def test_the_parts_make_the_whole_also_where_the_defence_is_stochastic(tmp_path: Path) -> None:
+def test_parts_of_indicators_make_the_whole(tmp_path: Path) -> None:
     asked = cell("indicators[attack=pgd-eot[steps=12,eot=2],examples=4]", "tta", n=9, batch=3)
     whole, parts = evaluate(asked), [evaluate(asked, [i]) for i in (2, 0, 1)]
     assert [len(part.ids) for part in parts] == [0, 4, 0]
@@ -278,7 +283,7 @@ def test_the_parts_make_the_whole_also_where_the_defence_is_stochastic(tmp_path:
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "square", "adaptive", "autoattack"])
-def test_an_attack_whose_steps_cannot_be_followed_is_refused(attack: str) -> None:
+def test_an_attack_without_traceable_steps_is_refused(attack: str) -> None:
     with pytest.raises(
         BadInput,
         match=rf"attack={attack} takes no steps that could be followed; give pgd, pgd-eot, apgd or apgd-eot",

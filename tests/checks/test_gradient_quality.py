@@ -1,4 +1,4 @@
-"""D13 and D14's predictor: a true gradient agrees with the smoothed margin's, a false one does not, and noise in it is measured as what it is."""
+"""D13 and the forecast of D14: true gradients agree with the smoothed margin's, false do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.checks.gradient_quality import beside, predicted, rises, signal
+from bench.checks.smoothed_gradient import (
+    measure_gradient,
+    points_near,
+    predict_draws_needed,
+    sum_differences,
+)
 from bench.cli.app import main
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
@@ -29,7 +34,10 @@ SIZE = PROBLEM.x[0].numel()
 
 
 class Noisy(nn.Module):
-    """The linear model, whose margin has a gradient of length 1, with normal noise of standard deviation `size` on each of its coordinates."""
+    """The linear model, whose margin has a gradient of length 1, plus noise on that gradient.
+
+    The noise is normal, of standard deviation `size` on each coordinate.
+    """
 
     def __init__(
         self, size: float, surrogates: dict[str, Callable[[Tensor], Tensor]] | None = None
@@ -47,7 +55,7 @@ def figures(
     model: nn.Module, *, stochastic: bool = False, directions: int = 400, draws: int = 16
 ) -> dict[str, float]:
     torch.manual_seed(0)
-    return signal(
+    return measure_gradient(
         Target(model, stochastic=stochastic, classes=2),
         PROBLEM.x,
         PROBLEM.y,
@@ -66,7 +74,7 @@ def through(change: Callable[[Tensor], Tensor]) -> nn.Module:
     return Changed()
 
 
-def test_the_gradient_of_a_linear_model_is_that_of_its_smoothed_margin() -> None:
+def test_a_linear_model_agrees_with_its_smoothed_margin() -> None:
     found = figures(PROBLEM.model)
     assert found["D13"] == pytest.approx(1, abs=0.02)
     # g = t + noise with |noise|^2 = |t|^2 (D + 1) / K, and cos(g1,g2) = 1 / (1 + (D + 1) / K)
@@ -87,38 +95,39 @@ def test_a_false_gradient_agrees_with_nothing() -> None:
     )
 
 
-def test_the_surrogate_that_is_faithful_is_told_from_one_that_is_not() -> None:
+def test_a_faithful_surrogate_differs_from_a_false_one() -> None:
     other = Linear(torch.randn(2, SIZE, generator=torch.Generator().manual_seed(5)), torch.zeros(2))
     found = figures(Noisy(3.0, {"wrong": other, "right": PROBLEM.model, "noisy": Noisy(3.0)}))
     assert found["D13:right"] == pytest.approx(1, abs=0.02)
     assert abs(found["D13:wrong"]) < 0.3
-    # 16 draws of noise of length 3 sqrt(D) = 24 beside a gradient of 1: a mean of cosine 1 / sqrt(1 + 576/16)
+    # 16 draws of noise of length 3 sqrt(D) = 24 on a gradient of 1: the mean has the cosine
+    # 1 / sqrt(1 + 576/16).
     assert found["D13"] == pytest.approx(1 / (1 + 9 * SIZE / 16) ** 0.5, abs=0.06)
     assert found["D13:noisy"] == pytest.approx(found["D13"], abs=0.1)
 
 
 @pytest.mark.parametrize("need", [1.0, 6.0])
-def test_the_draws_that_it_takes_are_the_variance_over_the_squared_mean(need: float) -> None:
+def test_draws_needed_are_the_variance_over_the_squared_mean(need: float) -> None:
     found = figures(Noisy((need / SIZE) ** 0.5), draws=64)
     assert found["E.5"] == pytest.approx(need, rel=0.15)
     assert found["U<=0"] == 0
     assert found["D13"] == pytest.approx(1 / (1 + need / 64) ** 0.5, abs=0.03)
 
 
-def test_a_mean_that_noise_drowns_is_none_on_about_half_of_the_examples() -> None:
+def test_noise_hides_the_mean_on_about_half_of_the_examples() -> None:
     found = figures(Noisy(20.0))
     assert 0.2 < found["U<=0"] < 0.8
-    none = predicted(torch.tensor([[[1.0]], [[-1.0]]], dtype=torch.float64))
+    none = predict_draws_needed(torch.tensor([[[1.0]], [[-1.0]]], dtype=torch.float64))
     assert none == {"E.5": -1.0, "U<=0": 1.0}
-    # two draws (3, 1): their product 3 is the squared mean, the mean of the squares 5 less that the variance
-    assert predicted(torch.tensor([[[3.0]], [[1.0]]], dtype=torch.float64)) == {
+    # Two draws 3 and 1: their product 3 is the squared mean, the mean of squares 5 less 3 the variance.
+    assert predict_draws_needed(torch.tensor([[[3.0]], [[1.0]]], dtype=torch.float64)) == {
         "E.5": pytest.approx(2 / 3),
         "U<=0": 0.0,
     }
 
 
-def test_the_two_ends_of_a_pair_are_under_the_same_draw() -> None:
-    """Under draws of their own, noise of standard deviation 1 in the logits would drown differences of the order of EPS/6."""
+def test_both_ends_of_a_pair_are_under_the_same_draw() -> None:
+    """Under draws of their own, noise of 1 in the logits would hide differences of about EPS/6."""
     noisy = through(lambda x: x)
     plain = noisy.forward
     noisy.forward = lambda x: plain(x) + torch.randn(len(x), 2)  # type: ignore[method-assign]
@@ -127,10 +136,10 @@ def test_the_two_ends_of_a_pair_are_under_the_same_draw() -> None:
     )
 
 
-def test_more_directions_are_taken_only_where_two_estimates_have_nothing_in_common() -> None:
+def test_more_directions_are_taken_only_where_estimates_disagree() -> None:
     def asked(model: nn.Module) -> int:
         target = Target(model, classes=2)
-        signal(target, PROBLEM.x, PROBLEM.y, EPS, 40, 16)
+        measure_gradient(target, PROBLEM.x, PROBLEM.y, EPS, 40, 16)
         return target.forwards // len(PROBLEM.x)
 
     flat = Linear(torch.zeros(2, SIZE), torch.tensor([0.0, 1.0]))
@@ -139,25 +148,25 @@ def test_more_directions_are_taken_only_where_two_estimates_have_nothing_in_comm
     assert figures(flat)["cos(g1,g2)"] == 0
 
 
-def test_points_lie_beside_the_images_where_the_model_is_right_if_it_is_somewhere() -> None:
+def test_points_lie_near_the_images_where_the_model_is_right() -> None:
     torch.manual_seed(0)
-    points = beside(PROBLEM.model, PROBLEM.x, PROBLEM.y, EPS, EPS / 3)
+    points = points_near(PROBLEM.model, PROBLEM.x, PROBLEM.y, EPS, EPS / 3)
     assert (points - PROBLEM.x).abs().max() <= EPS + 1e-6
     assert (points != PROBLEM.x).all()
     close = two_classes(
         batch=400, gap=0.05
     )  # a random point is on the right side about four times in five
     assert (
-        is_correct(close.model(beside(close.model, close.x, close.y, EPS, EPS / 3)), close.y)
+        is_correct(close.model(points_near(close.model, close.x, close.y, EPS, EPS / 3)), close.y)
         .float()
         .mean()
         > 0.97
     )
-    edge = beside(PROBLEM.model, torch.zeros_like(PROBLEM.x), PROBLEM.y, EPS, EPS / 3)
+    edge = points_near(PROBLEM.model, torch.zeros_like(PROBLEM.x), PROBLEM.y, EPS, EPS / 3)
     assert edge.min() >= EPS / 3 - 1e-6
 
 
-def test_a_margin_that_is_even_about_a_point_has_no_gradient_there_however_curved() -> None:
+def test_a_margin_that_is_even_about_a_point_has_no_gradient() -> None:
     def curved(x: Tensor) -> Tensor:
         bend = 500 * (
             x - PROBLEM.x.repeat_interleave(len(x) // len(PROBLEM.x), 0)
@@ -165,15 +174,17 @@ def test_a_margin_that_is_even_about_a_point_has_no_gradient_there_however_curve
         return PROBLEM.model(x).double() + torch.stack([torch.zeros_like(bend), bend], 1)
 
     torch.manual_seed(0)
-    one = rises(curved, PROBLEM.x, PROBLEM.y, 0.01, 64)
+    one = sum_differences(curved, PROBLEM.x, PROBLEM.y, 0.01, 64)
     torch.manual_seed(0)
-    assert torch.allclose(one, rises(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, 64), atol=2e-2)
+    assert torch.allclose(
+        one, sum_differences(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, 64), atol=2e-2
+    )
 
 
 def test_twice_as_many_directions_make_a_sum_of_twice_the_length() -> None:
     torch.manual_seed(0)
     few, many = (
-        rises(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, count).norm(dim=1).mean()
+        sum_differences(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, count).norm(dim=1).mean()
         for count in (1000, 2000)
     )
     assert float(many / few) == pytest.approx(2, rel=0.05)
@@ -221,12 +232,12 @@ def test_on_digits_the_honest_agree_and_the_broken_do_not(
     assert ("E.5" in found) == (defence == "resize-pad")
 
 
-def test_of_bit_depth_and_the_ripple_a_surrogate_shows_the_way_round() -> None:
+def test_a_surrogate_of_bit_depth_and_the_ripple_agrees() -> None:
     assert max(value for code, value in answer("bit-depth").checks if code.startswith("D13:")) > 0.9
     assert dict(answer("gallery-shattered").checks)["D13:identity"] > 0.9
 
 
-def test_the_columns_are_those_of_the_images_as_they_are_and_calls_are_counted() -> None:
+def test_the_columns_are_those_of_the_clean_images() -> None:
     record = answer("at")
     assert set(record.distance) == {0.0}
     assert record.selected == record.clean == record.correct
@@ -236,7 +247,7 @@ def test_the_columns_are_those_of_the_images_as_they_are_and_calls_are_counted()
     assert 4 * 200 < spent <= entry.facts.calls(record.cell.attack.params, False)
 
 
-def test_only_the_first_examples_are_taken_all_at_once_and_the_parts_make_the_whole(
+def test_parts_of_signal_make_the_whole(
     tmp_path: Path,
 ) -> None:
     asked = cell("signal[directions=20,examples=5]", "resize-pad", n=8, batch=3)
@@ -257,7 +268,7 @@ def test_only_the_first_examples_are_taken_all_at_once_and_the_parts_make_the_wh
     assert store.get(asked) == whole
 
 
-def test_it_is_of_linf_and_a_dry_run_says_what_it_costs(
+def test_signal_is_of_linf_and_a_dry_run_forecasts_its_cost(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match="attack 'signal' has no l2 form; it has linf"):
@@ -275,5 +286,5 @@ def test_it_is_of_linf_and_a_dry_run_says_what_it_costs(
         "--out",
         str(tmp_path),
     ]
-    assert main(words) == 0
+    assert main(["run", *words]) == 0
     assert "signal" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.checks.known_randomness import Frozen
+from bench.checks.frozen_defence import Frozen
 from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.randomness import random_stream
@@ -60,7 +60,7 @@ def answer(attack: str) -> Record:
     return evaluate(cell)
 
 
-def test_where_randomness_alone_protects_who_knows_it_breaks_all_and_who_does_not_nothing() -> None:
+def test_known_randomness_breaks_a_defence_by_randomness_alone() -> None:
     known, unknown = answer("frozen[attack=pgd-eot]"), answer("pgd-eot")
     assert known.accuracy == 0
     assert unknown.accuracy > 0.99
@@ -70,7 +70,7 @@ def test_where_randomness_alone_protects_who_knows_it_breaks_all_and_who_does_no
     assert max(known.distance) <= 0.1 + 1e-6
 
 
-def test_a_fixed_draw_answers_alike_whatever_the_batch_and_as_the_defence_does_under_it() -> None:
+def test_a_frozen_draw_answers_alike_in_every_batch() -> None:
     torch.manual_seed(5)
     frozen, x = Frozen(Dice(), 7), images()
     whole = frozen(x)
@@ -83,7 +83,7 @@ def test_a_fixed_draw_answers_alike_whatever_the_batch_and_as_the_defence_does_u
     assert not torch.equal(Frozen(frozen.defence, 8)(x), whole)
 
 
-def test_its_parts_and_surrogates_are_under_the_same_draw() -> None:
+def test_parts_and_surrogates_are_under_the_same_draw() -> None:
     frozen, x = Frozen(Dice(), 7), images()
     assert torch.equal(frozen.purify(x), frozen.surrogates["noisy"](x))
     assert torch.equal(frozen.purify(x)[2:3], frozen.purify(x[2:3]))
@@ -91,13 +91,13 @@ def test_its_parts_and_surrogates_are_under_the_same_draw() -> None:
     assert not hasattr(frozen, "base"), "what the defence does not declare is not there"
 
 
-def test_its_gradient_is_that_of_the_fixed_draw() -> None:
+def test_the_gradient_is_that_of_the_frozen_draw() -> None:
     frozen = Frozen(Dice().double(), 7)
     x = images(2).double().requires_grad_()
     assert torch.autograd.gradcheck(frozen, x)
 
 
-def test_nobody_elses_random_numbers_move() -> None:
+def test_no_other_random_stream_moves() -> None:
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
@@ -109,7 +109,7 @@ def test_nobody_elses_random_numbers_move() -> None:
     assert (torch.rand(1), random.random(), np.random.rand()) == expected
 
 
-def test_the_record_of_parts_is_that_of_the_whole_and_survives_the_store(tmp_path: Path) -> None:
+def test_parts_of_frozen_make_the_whole(tmp_path: Path) -> None:
     (cell,) = cells("frozen[attack=pgd]", n=8, batch=3)
     whole, parts = evaluate(cell), [evaluate(cell, [i]) for i in (2, 0, 1)]
     together = merge(parts)
@@ -126,7 +126,7 @@ def test_the_record_of_parts_is_that_of_the_whole_and_survives_the_store(tmp_pat
     assert store.get(cell) == whole
 
 
-def test_draws_that_are_all_the_same_are_asked_for_once() -> None:
+def test_equal_draws_are_asked_for_once() -> None:
     """More of them change neither the answer nor the cost, and the bound on the calls says so."""
     one, many = (answer(f"frozen[attack=pgd-eot[eot={eot}]]") for eot in (1, 32))
     assert (one.correct, one.margin) == (many.correct, many.margin)
@@ -138,7 +138,7 @@ def test_draws_that_are_all_the_same_are_asked_for_once() -> None:
     )
 
 
-def test_images_get_keys_of_their_own() -> None:
+def test_each_image_has_a_draw_of_its_own() -> None:
     """One key for all would let one lucky draw speak for the whole row."""
     (cell,) = cells("frozen[attack=pgd]", n=8)
     entry = registry.checks.get("frozen")
@@ -168,16 +168,14 @@ def test_images_get_keys_of_their_own() -> None:
         ("frozen[attack=pgd[step=x]]", "attack 'pgd': step='x' is not a number; the default is 2"),
     ],
 )
-def test_an_attack_that_cannot_stand_inside_is_refused_in_one_line(attack: str, says: str) -> None:
+def test_an_unfit_inner_attack_is_refused_in_one_line(attack: str, says: str) -> None:
     with pytest.raises(BadInput) as caught:
         cells(attack)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_question_holds_all_knobs_of_the_attack_inside_and_a_deterministic_defence_is_not_asked() -> (
-    None
-):
+def test_the_question_holds_all_knobs_of_the_inner_attack() -> None:
     (cell,) = cells("frozen[attack=pgd[steps=7]]")
     inside = registry.inner_attack(cell.attack)
     assert inside

@@ -1,4 +1,4 @@
-"""D17: what is planted is there to be found, an attack with true gradients finds it, one without does not, and nor does chance."""
+"""D17: true gradients find what was planted; false gradients and chance do not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.checks.planted_examples import (
+from bench.checks.planted_head import (
+    PlantOptions,
     Unfit,
-    around,
-    corners,
     features,
-    head_of,
-    planting,
-    separator,
+    find_head,
+    plant,
+    planted_head,
+    random_corners,
+    random_points,
+    separate,
 )
 from bench.cli.app import main
 from bench.errors import BadInput
@@ -82,47 +84,47 @@ def test_a_separator_puts_all_points_on_their_sides(rows: int, wide: int) -> Non
     generator = torch.Generator().manual_seed(0)
     inner = torch.randn(rows, wide, generator=generator)
     outer = torch.randn(3, wide, generator=generator) + (0 if wide > rows else 8)
-    weight, bias, parted = separator(inner, outer)
-    assert parted
+    weight, bias, separated = separate(inner, outer)
+    assert separated
     assert (inner.double() @ weight + bias < 0).all()
     assert (outer.double() @ weight + bias > 0).all()
 
 
-def test_what_no_plane_separates_is_said() -> None:
+def test_points_that_no_plane_separates_are_reported() -> None:
     square = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert not separator(*square)[2]
-    assert not separator(square[0], square[0][:1])[2]
+    assert not separate(*square)[2]
+    assert not separate(square[0], square[0][:1])[2]
 
 
-def test_dead_and_constant_features_do_not_matter() -> None:
+def test_constant_features_get_no_weight() -> None:
     inner = torch.cat(
         [torch.randn(50, 5, generator=torch.Generator().manual_seed(0)), torch.full((50, 2), 7.0)],
         1,
     )
     outer = torch.tensor([[9.0, 0, 0, 0, 0, 7, 7]])
-    weight, bias, parted = separator(inner, outer)
-    assert parted
+    weight, bias, separated = separate(inner, outer)
+    assert separated
     assert (weight[5:] == 0).all()
     assert float(outer.double() @ weight + bias) > 0
 
 
-def test_what_overlaps_is_parted_along_the_line_between_the_two_whatever_their_numbers() -> None:
-    """Two normal clouds: the direction between their centres, and the plane in their middle, though one has a hundred times the points."""
+def test_overlapping_sets_are_separated_half_way() -> None:
+    """The plane between two normal clouds lies half way, though one has a hundred times the points."""
     generator = torch.Generator().manual_seed(0)
     inner, outer = (
         torch.randn(20000, 2, generator=generator),
         torch.randn(200, 2, generator=generator) + torch.tensor([2.0, 0]),
     )
-    weight, bias, parted = separator(inner, outer)
-    assert not parted
+    weight, bias, separated = separate(inner, outer)
+    assert not separated
     assert abs(float(weight[1] / weight[0])) < 0.1
     assert float(-bias / weight[0]) == pytest.approx(1, abs=0.15)
 
 
-def test_points_lie_where_they_should() -> None:
+def test_random_points_lie_in_the_ball_and_corners_at_its_edge() -> None:
     torch.manual_seed(0)
     x = torch.rand(1, 1, 8, 8)
-    far, near = corners(x, 50, EPS), around(x, 101, EPS)
+    far, near = random_corners(x, 50, EPS), random_points(x, 101, EPS)
     assert torch.equal(far, torch.where((far - x).abs() > EPS - 1e-6, far, far.round())), (
         "eps away, or at the edge of the box"
     )
@@ -135,14 +137,18 @@ def test_points_lie_where_they_should() -> None:
     assert (inside[50:].float().mean(1) > 0.9).all()
 
 
-def test_the_planted_model_has_the_image_on_one_side_and_logits_of_the_size_that_they_had() -> None:
+def test_a_planted_head_separates_and_keeps_the_size_of_logits() -> None:
     model, x = registry.build_classifier("toy:net"), grey()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     was = model(x)
-    with random_stream(CPU, 0), planting(model, x, EPS, 2, False, 300, 1) as random:
-        assert random is not None
-        with random_stream(CPU, 0):
-            near, far = torch.cat([x, around(x, 299, 0.95 * EPS)]), corners(x, 1, EPS)
+    options = PlantOptions(EPS, classes=2, stochastic=False, points=300, boundary=1)
+    with random_stream(CPU, 0):
+        head = plant(model, x, options)
+    assert head is not None
+    with random_stream(CPU, 0):
+        near = torch.cat([x, random_points(x, 299, 0.95 * EPS)])
+        far = random_corners(x, 1, EPS)
+    with planted_head(head):
         logits, planted = model(near), model(far)
         assert (logits[:, 0] > logits[:, 1]).all(), (
             "none of the points around it is of the other class"
@@ -153,8 +159,7 @@ def test_the_planted_model_has_the_image_on_one_side_and_logits_of_the_size_that
         ).max(), "but only just"
         moved = torch.cat([logits, planted])
         assert torch.allclose(moved[:, 0], -moved[:, 1], atol=1e-6)
-    head = head_of(model, x, 2)
-    _, old = features(model, head, torch.cat([near, far]))
+    _, old = features(model, find_head(model, x, 2), torch.cat([near, far]))
     assert float((moved[:, 1] - moved[:, 0]).abs().max()) == pytest.approx(
         float(old.max() - old.min()), rel=1e-3
     )
@@ -162,7 +167,7 @@ def test_the_planted_model_has_the_image_on_one_side_and_logits_of_the_size_that
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_true_gradients_find_all_chance_nothing_and_masked_gradients_nothing() -> None:
+def test_true_gradients_find_all_and_masked_gradients_nothing() -> None:
     assert rates("planted") == (1, 1, 0)
     assert rates("planted", "toy-masked") == (1, 0, 0)
     assert rates("planted", "toy-masked[leak=1]") == (1, 1, 0), "the same model with its gradient"
@@ -191,7 +196,7 @@ def test_the_columns_are_those_of_the_planted_models() -> None:
     assert max(record.distance) <= EPS + 1e-6
 
 
-def test_a_stochastic_defence_is_planted_and_found_by_the_majority_of_its_draws() -> None:
+def test_a_stochastic_defence_is_judged_by_the_majority_of_draws() -> None:
     """Noise in which the draws of the points and of the corner overlap."""
     noisy = "noise[sigma=0.05,classifier=toy:net]"
     valid, found, chance = rates("planted[attack=pgd-eot[steps=40],points=499]", noisy, 8)
@@ -199,7 +204,7 @@ def test_a_stochastic_defence_is_planted_and_found_by_the_majority_of_its_draws(
     assert rates("planted[attack=noise[tries=5],points=499]", noisy, 8)[1] == 0
 
 
-def test_only_the_first_examples_are_taken_and_the_parts_make_the_whole() -> None:
+def test_parts_of_planted_examples_make_the_whole() -> None:
     asked = cell("planted[examples=5,points=199]", n=8, batch=3)
     whole, parts = evaluate(asked), [evaluate(asked, [i]) for i in (2, 0, 1)]
     assert len(whole.ids) == 5
@@ -239,21 +244,19 @@ class Several(nn.Module):
         return logits
 
 
-def test_the_head_is_the_last_full_layer_that_runs_and_what_has_none_is_unfit() -> None:
+def test_the_head_is_the_last_full_layer_that_runs() -> None:
     x = grey()
     several = Several(4)
-    assert head_of(several, x, 4) is several.last
+    assert find_head(several, x, 4) is several.last
     with pytest.raises(
         Unfit, match=r"planted: the last full layer of this defence gives 4 values, not 7 logits"
     ):
-        head_of(several, x, 7)
+        find_head(several, x, 7)
     with pytest.raises(Unfit, match=r"planted: no full layer \(nn.Linear\) runs in this defence"):
-        head_of(nn.Flatten(), x, 64)
-    with (
-        pytest.raises(Unfit, match="cannot go on from two logits"),
-        planting(Fixed(), x, EPS, 4, False, 50, 1),
-    ):
-        pass
+        find_head(nn.Flatten(), x, 64)
+    options = PlantOptions(EPS, classes=4, stochastic=False, points=50, boundary=1)
+    with pytest.raises(Unfit, match="cannot go on from two logits"):
+        plant(Fixed(), x, options)
 
 
 class Fixed(Several):
@@ -266,7 +269,7 @@ class Fixed(Several):
         return super().forward(x) @ torch.eye(4)
 
 
-def test_what_cannot_be_planted_in_fails_as_a_cell_with_one_line_that_says_why(
+def test_a_defence_without_a_head_fails_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [
@@ -308,13 +311,13 @@ def test_what_cannot_be_planted_in_fails_as_a_cell_with_one_line_that_says_why(
         ("planted[examples=0]", "examples=0 is too small"),
     ],
 )
-def test_an_attack_that_cannot_stand_inside_is_refused(check: str, says: str) -> None:
+def test_an_attack_that_needs_three_classes_is_refused(check: str, says: str) -> None:
     with pytest.raises(BadInput) as caught:
         cell(check)
     assert says in str(caught.value)
 
 
-def test_it_costs_no_more_than_it_says() -> None:
+def test_planted_costs_no_more_than_its_forecast() -> None:
     record = answer("planted", "toy-masked")
     entry = registry.checks.get("planted")
     spent = (record.cost.forwards + 2 * record.cost.backwards) / len(record.ids)

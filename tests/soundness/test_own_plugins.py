@@ -17,9 +17,9 @@ from bench.questions.plan import Request, plan
 from bench.report import load_boards
 from bench.results.record import Flag, Record
 from bench.results.store import Store
-from bench.soundness.audits.records import audit
+from bench.soundness.assess import assess
 from bench.soundness.verdict import missing_codes
-from tests.fake_records import cell, record
+from tests.fake_records import cell, evidence, record
 
 PGD = AttackTraits(family="gradient", iterated=True)
 FGSM = AttackTraits(family="gradient", single_step=True)
@@ -42,21 +42,22 @@ def answer(attack: str, traits: AttackTraits, correct: int = 100) -> Record:
 )
 def test_an_own_attack_satisfies_what_ours_would(code: str, records: list[Record]) -> None:
     none = record(cell("none"), [1] * 100)
-    assert code in missing_codes([none])
-    assert code not in missing_codes([none, *records])
-    assert code in missing_codes([none, *(answer(r.cell.attack.name, PLAIN) for r in records)])
+    assert code in missing_codes(evidence([none]))
+    assert code not in missing_codes(evidence([none, *records]))
+    plain = [answer(r.cell.attack.name, PLAIN) for r in records]
+    assert code in missing_codes(evidence([none, *plain]))
 
 
 PLAIN = AttackTraits(family="gradient")
 
 
 def test_own_noise_that_beats_the_gradients_is_flagged_as_noise() -> None:
-    flags = audit([answer("my-pgd", PGD, 90), answer("my-noise", NOISE, 60)], None)
+    flags = assess(evidence([answer("my-pgd", PGD, 90), answer("my-noise", NOISE, 60)])).flags
     assert [(flag.id, flag.severity) for flag in flags] == [("D9", "hard")]
 
 
 def test_one_own_step_that_beats_own_iterations_is_flagged() -> None:
-    flags = audit([answer("my-pgd", PGD, 90), answer("my-fgsm", FGSM, 60)], None)
+    flags = assess(evidence([answer("my-pgd", PGD, 90), answer("my-fgsm", FGSM, 60)])).flags
     assert ("D5", "hard") in [(flag.id, flag.severity) for flag in flags]
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
 from bench.results.published import PublishedResult
-from bench.results.record import Flag, Routes
-from bench.results.statistics import Estimate, estimate
-from bench.soundness.verdict import decide_verdict, missing_codes, ranges, spelt
-from tests.fake_records import cell, record
+from bench.results.record import Flag, Record, Routes
+from bench.results.worst_case import WorstCase
+from bench.soundness import verdict
+from bench.soundness.verdict import expand_ranges, join_ranges
+from tests.fake_records import cell, evidence, record, stands
 
 CLAIM = PublishedResult(
     "cifar10",
@@ -27,42 +30,50 @@ CLAIM = PublishedResult(
 SOFT, HARD = Flag("V3", "soft", "strayed"), Flag("D2", "hard", "NaN")
 
 
-def at(share: float, n: int = 100) -> Estimate:
-    return estimate([1] * round(share * n) + [0] * (n - round(share * n)), 1)
+def decide(
+    flags: Sequence[Flag] = (),
+    missing: Sequence[str] = (),
+    lacking: Sequence[str] = (),
+    robust: float | None = 0.5,
+    n: int = 100,
+    **known: Any,
+) -> tuple[str, tuple[str, ...]]:
+    """The verdict on a row whose worst case leaves `robust` of `n` examples."""
+    worst = None
+    if robust is not None:
+        correct = tuple(stands(robust, n))
+        worst = WorstCase((0,) * n, correct, correct, draws=1, select=1)
+    row = evidence([], worst=worst, missing=missing, **known)
+    return verdict.decide_verdict(row, flags, lacking)
+
+
+def missing_codes(records: Sequence[Record], controls: Sequence[Record] = ()) -> tuple[str, ...]:
+    return verdict.missing_codes(evidence(records, controls=controls))
 
 
 def test_sound_needs_everything() -> None:
-    assert decide_verdict([], [], [], at(0.5), "pgd", None) == ("sound", ())
-    assert decide_verdict([SOFT, SOFT], [], [], at(0.5), "pgd", None)[0] == "sound"
-    assert decide_verdict([], ["spsa failed: x"], [], at(0.5), "pgd", None) == (
-        "incomplete",
-        ("spsa failed: x",),
-    )
-    assert decide_verdict([], [], ["A2", "D3"], at(0.5), "pgd", None) == (
-        "incomplete",
-        ("not run: A2, D3",),
-    )
-    assert decide_verdict([], [], [], None, "", None)[0] == "incomplete"
+    assert decide() == ("sound", ())
+    assert decide([SOFT, SOFT])[0] == "sound"
+    assert decide(missing=["spsa failed: x"]) == ("incomplete", ("spsa failed: x",))
+    assert decide(lacking=["A2", "D3"]) == ("incomplete", ("not run: A2, D3",))
+    assert decide(robust=None)[0] == "incomplete"
 
 
 def test_one_hard_flag_or_three_soft_ones_are_suspicious() -> None:
-    assert decide_verdict([HARD], ["x failed"], ["D3"], at(0.5), "pgd", None) == (
+    assert decide([HARD], ["x failed"], ["D3"]) == (
         "suspicious",
         ("D2 hard: NaN", "x failed", "not run: D3"),
     )
-    assert decide_verdict([SOFT] * 3, [], [], at(0.5), "pgd", None)[0] == "suspicious"
-    assert decide_verdict([SOFT] * 2, [], ["D3"], at(0.5), "pgd", None)[0] == "incomplete"
+    assert decide([SOFT] * 3)[0] == "suspicious"
+    assert decide([SOFT] * 2, lacking=["D3"])[0] == "incomplete"
 
 
-def test_what_no_attack_finds_though_it_was_planted_keeps_a_row_from_sound() -> None:
-    assert (
-        decide_verdict([Flag("D17", "soft", "pgd finds 90%")], [], [], at(0.5), "pgd", None)[0]
-        == "incomplete"
-    )
+def test_planted_examples_that_no_attack_finds_keep_a_row_from_sound() -> None:
+    assert decide([Flag("D17", "soft", "pgd finds 90%")])[0] == "incomplete"
 
 
 @pytest.mark.parametrize(
-    ("robust", "n", "verdict"),
+    ("robust", "n", "expected"),
     [
         (0.5, 100, "broken"),
         (0.6, 100, "sound"),
@@ -71,25 +82,23 @@ def test_what_no_attack_finds_though_it_was_planted_keeps_a_row_from_sound() -> 
         (0.9, 100, "sound"),
     ],
 )
-def test_a_claim_is_broken_outside_of_the_interval_and_by_three_points(
-    robust: float, n: int, verdict: str
+def test_a_claim_is_broken_beyond_the_interval_and_three_points(
+    robust: float, n: int, expected: str
 ) -> None:
-    assert decide_verdict([], [], [], at(robust, n), "pgd", CLAIM)[0] == verdict
+    assert decide(robust=robust, n=n, published=CLAIM)[0] == expected
 
 
 def test_broken_names_the_attack_and_outranks_flags() -> None:
-    verdict, reasons = decide_verdict([HARD], [], [], at(0.5), "square", CLAIM)
-    assert verdict == "broken"
+    word, reasons = decide([HARD], strongest_attack="square", published=CLAIM)
+    assert word == "broken"
     assert reasons[0].startswith(
         "by square: published 0.677 (AutoAttack), here 0.500 [0.404, 0.596]"
     )
 
 
 def test_a_model_that_is_not_the_published_one_breaks_no_claim() -> None:
-    assert (
-        decide_verdict([Flag("G1", "soft", "clean differs")], [], [], at(0.1), "pgd", CLAIM)[0]
-        == "sound"
-    )
+    flags = [Flag("G1", "soft", "clean differs")]
+    assert decide(flags, robust=0.1, published=CLAIM)[0] == "sound"
 
 
 def test_what_a_row_lacks_is_read_from_its_records() -> None:
@@ -122,7 +131,7 @@ def test_what_a_row_lacks_is_read_from_its_records() -> None:
     assert missing_codes(carso[:4])[0] == "A2"
 
 
-def test_the_adaptive_attack_stands_for_the_ways_around_where_it_had_the_bare_classifier() -> None:
+def test_the_adaptive_attack_needs_the_bare_classifier_as_a_way() -> None:
     noisy = {"defence": "carso[classifier=own:x@1a2b3c4d,samples=8]", "select": 2, "draws": 4}
     rest = [
         record(cell(name, **noisy), [4])
@@ -143,7 +152,7 @@ def test_the_adaptive_attack_stands_for_the_ways_around_where_it_had_the_bare_cl
     assert "A3" in missing_codes([*rest, single]), "one way alone is not the ensemble"
 
 
-def test_a_defence_that_optimises_asks_for_gradients_through_its_steps_and_past_them() -> None:
+def test_an_optimising_defence_asks_for_a8_and_a9() -> None:
     tried = record(cell("adaptive", defence="anti-adversary[classifier=own:x,steps=2]"), [1])
     assert not {"A8", "A9"} & set(
         missing_codes([replace(tried, routes=Routes(("classifier", "full"), (0,)))])
@@ -157,7 +166,7 @@ def test_a_defence_that_optimises_asks_for_gradients_through_its_steps_and_past_
         assert {"A8", "A9"} & set(missing_codes([seen])) == missing
 
 
-def test_ranges_are_short_and_can_be_spelt_out() -> None:
+def test_ranges_are_joined_and_expanded() -> None:
     codes = ("A2", "A3", "A4", "A5", "D3", "D5", "D6", "D12")
-    assert ranges(codes) == "A2-A5, D3, D5, D6, D12"
-    assert spelt(ranges(codes)).replace(",", "").split() == list(codes)
+    assert join_ranges(codes) == "A2-A5, D3, D5, D6, D12"
+    assert expand_ranges(join_ranges(codes)).replace(",", "").split() == list(codes)

@@ -1,4 +1,4 @@
-"""What the records of the checks say of a row: in its flags and reasons, and in none of its figures."""
+"""Checks speak in the flags and reasons of a row, and in none of its figures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bench.report import build_leaderboards
 from bench.results.leaderboard import Row
 from bench.results.record import Flag, Planted, Record
 from bench.results.worst_case import worst_case
-from bench.soundness.audits.check_results import audit
+from bench.soundness.assess import audit_checks
 from bench.soundness.verdict import missing_codes
-from tests.fake_records import cell, record
+from tests.fake_records import cell, evidence, record
 
 NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 10}
 
@@ -31,28 +31,34 @@ def planted(
     attack: str = "pgd",
     **how: str,
 ) -> Record:
-    """The check `planted` in which the attack found `found` of `of` examples, and random points `chance`."""
+    """The check `planted`: of `of` examples the attack finds `found`, random points `chance`."""
     asked = cell(f"planted[attack={attack},examples={of}]", **how)
-    fitted = of if valid is None else valid
-    columns = ([int(i < count) for i in range(of)] for count in (fitted, found, chance))
-    return replace(
-        record(asked, [int(i >= found) for i in range(of)]),
-        planted=Planted(*(tuple(column) for column in columns)),
-    )
+    counts = (of if valid is None else valid, found, chance)
+    columns = [tuple(int(i < count) for i in range(of)) for count in counts]
+    return replace(record(asked, [int(i >= found) for i in range(of)]), planted=Planted(*columns))
+
+
+def audit(
+    checks: Sequence[Record], row: Sequence[Record], controls: Sequence[Record] = ()
+) -> tuple[list[Flag], list[str]]:
+    findings = audit_checks(evidence(row, checks=checks, controls=controls))
+    flags = [flag for finding in findings for flag in finding.flags]
+    return flags, [note for finding in findings for note in finding.notes]
 
 
 def flags(
     checks: Sequence[Record], others: Sequence[Record] = (), met: Sequence[str] = ("pgd",)
 ) -> tuple[dict[str, str], list[str]]:
-    found, told = audit(checks, None, [record(cell(text), [1]) for text in met], [*checks, *others])
-    return {flag.id: flag.severity for flag in found}, told
+    row = [record(cell(text), [1]) for text in met]
+    raised, notes = audit(checks, row, [*checks, *others])
+    return {flag.id: flag.severity for flag in raised}, notes
 
 
 JPEG = {"defence": "jpeg[classifier=own:x,quality=75]"}
 BARE = {"defence": "undefended[classifier=own:x]"}
 
 
-def test_an_attack_that_finds_what_was_planted_is_told_and_not_flagged() -> None:
+def test_an_attack_that_finds_what_was_planted_is_noted() -> None:
     assert flags([planted(95)]) == (
         {},
         ["D17: pgd finds 95.0% of 100 planted examples, random points 0.0%"],
@@ -63,13 +69,13 @@ def test_an_attack_that_finds_what_was_planted_is_told_and_not_flagged() -> None
 @pytest.mark.parametrize(
     ("bare", "severity"), [(100, "hard"), (81, "hard"), (80, "soft"), (60, "soft")]
 )
-def test_it_is_hard_where_the_same_attack_finds_over_ten_points_more_on_the_bare_classifier(
+def test_d17_is_hard_where_the_bare_classifier_gives_ten_points_more(
     bare: int, severity: str
 ) -> None:
     assert flags([planted(70, **JPEG)], [planted(bare, **BARE)])[0] == {"D17": severity}
 
 
-def test_only_the_same_attack_on_the_same_classifier_and_threat_is_compared() -> None:
+def test_d17_compares_only_the_same_attack_classifier_and_threat() -> None:
     for other in (
         {"defence": "undefended[classifier=own:y]"},
         {**BARE, "eps": "1/10"},
@@ -79,7 +85,7 @@ def test_only_the_same_attack_on_the_same_classifier_and_threat_is_compared() ->
     assert flags([planted(70, **JPEG)], [planted(100, attack="apgd", **BARE)])[0] == {"D17": "soft"}
 
 
-def test_what_chance_finds_or_hardly_anything_was_planted_in_says_nothing() -> None:
+def test_planted_examples_that_are_few_or_easy_say_nothing() -> None:
     for one in (planted(10, chance=16), planted(10, valid=89)):
         raised, (says,) = flags([one])
         assert raised == {}
@@ -102,13 +108,13 @@ def test_one_good_attack_that_the_row_met_is_enough() -> None:
     )
 
 
-def test_an_attack_that_the_row_did_not_meet_does_not_speak_against_its_number() -> None:
+def test_an_attack_that_the_row_did_not_meet_raises_nothing() -> None:
     raised, (says,) = flags([planted(3, attack="fgsm")])
     assert raised == {}
     assert says.endswith("and the row did not meet it")
 
 
-def test_what_the_row_met_is_the_same_attack_whatever_its_loss() -> None:
+def test_d17_compares_attacks_without_their_loss() -> None:
     """Two classes leave no third for some losses."""
     strong = planted(99, attack="apgd[loss=ce,steps=100]")
     assert (
@@ -121,29 +127,33 @@ def test_what_the_row_met_is_the_same_attack_whatever_its_loss() -> None:
 def known(
     left: Sequence[int], robust: Sequence[int], **others: Sequence[int]
 ) -> tuple[list[Flag], list[str]]:
-    """D15 of a row whose pgd leaves `robust` of ten draws, and other attacks what is said, where the frozen defence stands as `left` says."""
+    """D15 where pgd leaves `robust` of ten draws, and `left` where it knows the randomness.
+
+    `others` says what other attacks leave.
+    """
     met = {"none": [10] * len(robust), "pgd": robust, **others}
     row = [record(cell(name, **NOISY), counts) for name, counts in met.items() if counts]
-    return audit([record(cell("frozen[attack=pgd]", **NOISY), left)], worst_case(row), row, [])
+    return audit([record(cell("frozen[attack=pgd]", **NOISY), left)], row)
 
 
-def test_an_attacker_who_knows_more_and_does_less_is_at_fault() -> None:
-    found, told = known([10] * 60 + [0] * 40, [10] * 50 + [0] * 50)
-    assert [(flag.id, flag.severity) for flag in found] == [("D15", "hard")]
-    assert "by 0.100" in found[0].message
-    assert told == []
+def test_an_attacker_who_knows_more_must_not_do_less() -> None:
+    raised, notes = known([10] * 60 + [0] * 40, [10] * 50 + [0] * 50)
+    assert [(flag.id, flag.severity) for flag in raised] == [("D15", "hard")]
+    assert "by 0.100" in raised[0].message
+    assert notes == []
 
 
-def test_what_is_owed_to_randomness_is_told() -> None:
-    found, told = known([0] * 100, [7] * 100)
-    assert found == []
-    assert told == [
-        "D15: 0.000 stand where pgd knows the randomness, 0.700 where it does not; owed to randomness: +0.700"
+def test_what_is_owed_to_randomness_is_noted() -> None:
+    raised, notes = known([0] * 100, [7] * 100)
+    assert raised == []
+    assert notes == [
+        "D15: 0.000 stand where pgd knows the randomness, 0.700 where it does not; "
+        "owed to randomness: +0.700"
     ]
     assert known([0] * 100, [0] * 100)[1][0].endswith("owed to randomness: +0.000")
 
 
-def test_it_is_the_same_attack_that_is_compared_where_the_row_met_it() -> None:
+def test_d15_compares_the_same_attack_where_the_row_met_it() -> None:
     frozen, stronger = [10] * 60 + [0] * 40, [10] * 40 + [0] * 60
     assert known(frozen, [10] * 62 + [0] * 38, fgsm=stronger)[0] == [], (
         "a short attack need not be the row's strongest"
@@ -153,11 +163,11 @@ def test_it_is_the_same_attack_that_is_compared_where_the_row_met_it() -> None:
     assert "0.600 stand where pgd knows the randomness, robust accuracy is 0.400" in flag.message
 
 
-def test_the_draws_alone_do_not_flag_it() -> None:
+def test_the_noise_of_draws_does_not_raise_d15() -> None:
     assert known([10] * 52 + [0] * 48, [9, 10] * 26 + [1, 0] * 24)[0] == []
 
 
-def test_other_images_are_not_compared() -> None:
+def test_d15_does_not_compare_other_images() -> None:
     assert known([10] * 50, [0] * 100) == ([], [])
 
 
@@ -165,25 +175,25 @@ def answers(defences: Sequence[str], attacks: Sequence[str]) -> list[Record]:
     asked = Request(
         dataset="toy-grey", defences=tuple(defences), attacks=tuple(attacks), n=12, budget="quick"
     )
-    return [evaluate(one) for one in plan([asked]).cells]
+    return [evaluate(asked_cell) for asked_cell in plan([asked]).cells]
 
 
 def rows(
     records: Sequence[Record], failures: Mapping[str, str] | None = None, cells: Sequence[Cell] = ()
 ) -> tuple[Row, ...]:
     (board,) = build_leaderboards(
-        records, {"main": [*cells, *(one.cell for one in records)]}, failures or {}
+        records, {"main": [*cells, *(r.cell for r in records)]}, failures or {}
     )
     assert not any(label.startswith(("frozen", "planted")) for label in board.attacks)
     return board.rows
 
 
-def test_a_row_with_checks_has_the_figures_and_columns_of_one_without() -> None:
-    held = answers(["toy-key"], ["pgd", "pgd-eot", "frozen[attack=pgd]"])
-    (row,), (plain,) = rows(held), rows([one for one in held if one.cell.attack.name != "frozen"])
+def test_checks_change_no_figure_of_a_row() -> None:
+    records = answers(["toy-key"], ["pgd", "pgd-eot", "frozen[attack=pgd]"])
+    (row,), (plain,) = rows(records), rows([r for r in records if r.cell.attack.name != "frozen"])
     for name in ("clean", "robust", "strongest_attack", "labels", "accuracies", "complete", "rank"):
         assert getattr(row, name) == getattr(plain, name), name
-    assert [one.cell.attack.name for one in row.records] == ["none", "pgd", "pgd-eot"]
+    assert [r.cell.attack.name for r in row.records] == ["none", "pgd", "pgd-eot"]
     assert any(
         "0.000 stand where pgd knows the randomness" in reason
         and "owed to randomness: +1.000" in reason
@@ -196,43 +206,42 @@ def test_a_row_with_checks_has_the_figures_and_columns_of_one_without() -> None:
     assert "D15" not in lacks
 
 
-def test_a_check_that_is_not_answered_leaves_the_row_complete_and_says_so() -> None:
-    held = answers(["toy-key"], ["pgd", "frozen[attack=pgd]"])
-    (check,) = (one.cell for one in held if one.cell.attack.name == "frozen")
-    (row,) = rows(
-        [one for one in held if one.cell != check], {check.key: "RuntimeError: no"}, [check]
-    )
+def test_an_unanswered_check_leaves_the_row_complete() -> None:
+    records = answers(["toy-key"], ["pgd", "frozen[attack=pgd]"])
+    (check,) = (r.cell for r in records if r.cell.attack.name == "frozen")
+    (row,) = rows([r for r in records if r.cell != check], {check.key: "RuntimeError: no"}, [check])
     assert row.complete
     assert any(
         "frozen" in reason and "failed: RuntimeError: no" in reason for reason in row.reasons
     )
 
 
-def test_a_masked_defence_is_suspicious_by_what_the_attack_does_not_find() -> None:
-    found = {
+def test_a_masked_defence_is_suspicious_by_d17() -> None:
+    rows_of = {
         row.defence: row for row in rows(answers(["toy-linear", "toy-masked"], ["pgd", "planted"]))
     }
-    (reason,) = (reason for reason in found["toy-masked"].reasons if reason.startswith("D17"))
+    (reason,) = (reason for reason in rows_of["toy-masked"].reasons if reason.startswith("D17"))
     assert reason.startswith("D17 hard: pgd finds 0.0% of 12 planted examples")
-    assert found["toy-masked"].verdict == "suspicious"
-    assert not any(reason.startswith("D17 hard") for reason in found["toy-linear"].reasons)
+    assert rows_of["toy-masked"].verdict == "suspicious"
+    assert not any(reason.startswith("D17 hard") for reason in rows_of["toy-linear"].reasons)
 
 
-def test_a_check_can_be_no_part_of_a_worst_case() -> None:
+def test_a_check_is_no_part_of_a_worst_case() -> None:
     with pytest.raises(ValueError, match="a check is no attack"):
         worst_case(
             [record(cell("pgd", **NOISY), [10]), record(cell("frozen[attack=pgd]", **NOISY), [0])]
         )
 
 
-def test_known_randomness_is_what_a_stochastic_row_can_be_sound_with() -> None:
+def test_a_stochastic_row_needs_the_check_of_known_randomness() -> None:
     row = [record(cell(name, **NOISY), [10]) for name in ("none", "pgd-eot")]
-    assert "D15" in missing_codes(row)
-    assert "D15" not in missing_codes(row, (), [record(cell("frozen[attack=pgd]", **NOISY), [10])])
-    assert "D15" in missing_codes(row, (), [planted(1, of=1)])
+    assert "D15" in missing_codes(evidence(row))
+    frozen = record(cell("frozen[attack=pgd]", **NOISY), [10])
+    assert "D15" not in missing_codes(evidence(row, checks=[frozen]))
+    assert "D15" in missing_codes(evidence(row, checks=[planted(1, of=1)]))
 
 
-def test_the_plan_soundness_asks_the_checks_where_they_can_be() -> None:
+def test_the_plan_soundness_asks_each_check_where_it_can() -> None:
     cells = [
         cell
         for cell in plan(read_plan_file(Path("soundness"))[1]).cells

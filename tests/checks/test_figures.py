@@ -1,4 +1,4 @@
-"""What the figures of `signal` and `indicators` mean for a row: where they flag it, how hard, and what is only told."""
+"""Which flags and notes the figures of `signal` and `indicators` give a row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from bench.judging.evaluate import evaluate
 from bench.questions.plan import Request, plan
 from bench.report import build_leaderboards
-from bench.results.record import Record
-from bench.soundness.audits.check_results import audit
+from bench.results.record import Flag, Record
+from bench.soundness.assess import audit_checks, audit_row
 from bench.soundness.verdict import missing_codes
-from tests.fake_records import cell, record
+from tests.fake_records import cell, evidence, record
 
 NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 10}
 
@@ -22,13 +22,21 @@ def checked(name: str, **figures: float) -> Record:
     return replace(record(cell(name), [1] * 40), checks=tuple(sorted(figures.items())))
 
 
-def found(check: Record, row: Sequence[Record] = ()) -> tuple[dict[str, str], list[str]]:
-    flags, told = audit([check], None, row, [])
-    return {flag.id: flag.severity for flag in flags}, told + [flag.message for flag in flags]
+def audit(checks: Sequence[Record], row: Sequence[Record] = ()) -> tuple[list[Flag], list[str]]:
+    known = evidence(row, checks=checks)
+    findings = audit_checks(known, audit_row(known))
+    flags = [flag for finding in findings for flag in finding.flags]
+    return flags, [note for finding in findings for note in finding.notes]
+
+
+def outcome(check: Record, row: Sequence[Record] = ()) -> tuple[dict[str, str], list[str]]:
+    """Code -> severity, and all that is said."""
+    flags, notes = audit([check], row)
+    return {flag.id: flag.severity for flag in flags}, notes + [flag.message for flag in flags]
 
 
 def slope(rho: float, cos: float = 0.9, **surrogates: float) -> tuple[dict[str, str], list[str]]:
-    return found(
+    return outcome(
         checked(
             "signal",
             **{
@@ -52,21 +60,21 @@ def test_a_gradient_is_flagged_by_how_little_it_agrees(
     assert f"the gradient agrees to {rho:.2f} with that of the smoothed margin" in says
 
 
-def test_a_declared_surrogate_that_agrees_softens_it_and_the_best_is_named() -> None:
+def test_a_surrogate_that_agrees_softens_d13() -> None:
     flags, (says,) = slope(0.1, lse=0.6, identity=0.8)
     assert flags == {"D13": "soft"}
     assert says.endswith("best of the surrogates that of identity, to 0.80")
     assert slope(0.1, lse=0.6, identity=0.79)[0] == {"D13": "hard"}
 
 
-def test_where_the_smoothed_gradient_is_not_to_be_had_nothing_is_flagged_and_it_is_said() -> None:
+def test_d13_is_inconclusive_without_a_smoothed_gradient() -> None:
     flags, (says,) = slope(0.0, cos=0.049)
     assert flags == {}
     assert says.startswith("D13: inconclusive")
     assert slope(0.0, cos=0.05)[0] == {"D13": "hard"}
 
 
-def foretold(
+def forecast(
     need: float, noise: float, attacks: Sequence[str], left: Sequence[Sequence[int]] = ()
 ) -> tuple[dict[str, str], list[str]]:
     asked = cell("signal[draws=16]", **NOISY)
@@ -76,7 +84,7 @@ def foretold(
         record(cell(name, **NOISY), left[i] if left else [10] * 40)
         for i, name in enumerate(attacks)
     ]
-    return found(check, row)
+    return outcome(check, row)
 
 
 @pytest.mark.parametrize(
@@ -84,28 +92,26 @@ def foretold(
     [(4.0, 0.1, False), (4.1, 0.0, True), (1.0, 0.11, True), (-1.0, 0.6, True)],
     ids=["enough", "need", "noise", "none"],
 )
-def test_too_few_draws_are_foretold_beside_the_most_that_an_attack_averages(
-    need: float, noise: float, flagged: bool
-) -> None:
+def test_too_few_averaged_draws_raise_d14(need: float, noise: float, flagged: bool) -> None:
     row = ("none", "pgd-eot[eot=2]", "adaptive[eot=4]", "square[eot=99]")
-    assert foretold(need, noise, row)[0] == ({"D14": "soft"} if flagged else {})
-    assert foretold(need, noise, ("none", "square[eot=99]"))[0] == {}, (
+    assert forecast(need, noise, row)[0] == ({"D14": "soft"} if flagged else {})
+    assert forecast(need, noise, ("none", "square[eot=99]"))[0] == {}, (
         "no attack averages gradients"
     )
 
 
-def test_the_doubling_of_the_draws_has_the_word() -> None:
+def test_doubled_draws_that_find_more_outrank_the_forecast() -> None:
     row = ("pgd-eot[eot=2]", "pgd-eot[eot=4]")
     drop = [[10] * 40, [10] * 20 + [0] * 20]
-    flags, told = foretold(9.0, 0.0, row, drop)
+    flags, notes = forecast(9.0, 0.0, row, drop)
     assert flags == {}, "the audit of the doubling flags it itself"
     assert any(
-        one.startswith(
+        note.startswith(
             "D14: a mean gradient takes 9 draws for a cosine of 1/2, and 16 of them show none on 0%"
         )
-        for one in told
+        for note in notes
     )
-    assert foretold(9.0, 0.0, row)[0] == {"D14": "soft"}
+    assert forecast(9.0, 0.0, row)[0] == {"D14": "soft"}
 
 
 def failed(
@@ -124,11 +130,11 @@ def failed(
         f"indicators[attack={attack},examples=40]",
         **{f"D11:{name}": float(count) for name, count in figures.items()},
     )
-    return found(check, [record(cell(met), [1] * 40)])
+    return outcome(check, [record(cell(met), [1] * 40)])
 
 
 @pytest.mark.parametrize("name", ["unavailable", "unstable", "silent", "incomplete"])
-def test_an_indicator_that_fires_on_over_a_tenth_of_what_survives_is_flagged_softly(
+def test_an_indicator_that_fires_on_over_a_tenth_raises_d11(
     name: str,
 ) -> None:
     assert failed(40, **{name: 5})[0] == {"D11": "soft"}
@@ -137,9 +143,10 @@ def test_an_indicator_that_fires_on_over_a_tenth_of_what_survives_is_flagged_sof
     assert failed(5, **{name: 1})[0] == {"D11": "soft"}
 
 
-def test_which_and_how_many_is_said() -> None:
+def test_d11_says_which_indicators_fire_and_how_often() -> None:
     assert failed(40, incomplete=12, unstable=5, silent=1)[1] == [
-        "of 40 examples that pgd leaves, predictions unstable under small noise on 5, still rising at the end on 12"
+        "of 40 examples that pgd leaves, predictions unstable under small noise on 5, "
+        "still rising at the end on 12"
     ]
     assert failed(40)[1] == [
         "D11: of 40 examples that pgd leaves, no indicator of its failure fires"
@@ -166,33 +173,32 @@ def test_one_attack_without_a_failure_is_enough() -> None:
 
     row = [record(cell(name), [1] * 40) for name in ("pgd", "pgd[steps=40]")]
     short, long = traced("pgd", 40, 12), traced("pgd[steps=40]", 30, 0)
-    flags, told = audit([short, long], None, row, [])
+    flags, notes = audit([short, long], row)
     assert flags == []
-    assert told[0] == "D11: of 40 examples that pgd leaves, still rising at the end on 12"
-    assert [flag.id for flag in audit([short, long], None, row[:1], [])[0]] == ["D11"], (
+    assert notes[0] == "D11: of 40 examples that pgd leaves, still rising at the end on 12"
+    assert [flag.id for flag in audit([short, long], row[:1])[0]] == ["D11"], (
         "the row did not meet the longer one"
     )
-    assert [
-        flag.id for flag in audit([short, traced("pgd[steps=40]", 30, 9)], None, row, [])[0]
-    ] == ["D11", "D11"]
-    assert audit([short, traced("pgd[steps=40]", 2, 2)], None, row, [])[0] == [], (
-        "it leaves next to nothing"
-    )
+    assert [flag.id for flag in audit([short, traced("pgd[steps=40]", 30, 9)], row)[0]] == [
+        "D11",
+        "D11",
+    ]
+    assert audit([short, traced("pgd[steps=40]", 2, 2)], row)[0] == [], "it leaves next to nothing"
 
 
-def test_an_attack_that_the_row_did_not_meet_says_nothing_of_it() -> None:
+def test_an_attack_that_the_row_did_not_meet_is_noted() -> None:
     flags, (says,) = failed(40, attack="pgd[steps=9]", incomplete=12)
     assert flags == {}
-    assert (
-        says
-        == "D11: of 40 examples that pgd leaves, still rising at the end on 12, and the row did not meet it"
+    assert says == (
+        "D11: of 40 examples that pgd leaves, still rising at the end on 12, and the row did not "
+        "meet it"
     )
     assert failed(40, attack="pgd[steps=9]", met="pgd[steps=9]", incomplete=12)[0] == {
         "D11": "soft"
     }
 
 
-def test_a_row_has_the_flags_and_the_words_of_its_checks_and_its_figures_are_as_they_were() -> None:
+def test_a_row_has_the_flags_and_notes_of_its_checks() -> None:
     asked = Request(
         dataset="toy-grey",
         defences=("toy-masked",),
@@ -200,13 +206,15 @@ def test_a_row_has_the_flags_and_the_words_of_its_checks_and_its_figures_are_as_
         n=12,
         budget="quick",
     )
-    held = [evaluate(one) for one in plan([asked]).cells]
-    (board,) = build_leaderboards(held, {"main": [one.cell for one in held]}, {})
-    (plain,) = build_leaderboards(held[:2], {"main": [one.cell for one in held[:2]]}, {})
+    records = [evaluate(asked_cell) for asked_cell in plan([asked]).cells]
+    (board,) = build_leaderboards(records, {"main": [r.cell for r in records]}, {})
+    (plain,) = build_leaderboards(records[:2], {"main": [r.cell for r in records[:2]]}, {})
     (row,), (bare,) = board.rows, plain.rows
     assert board.attacks == ("none", "pgd")
     assert "D11 soft: of 6 examples that pgd leaves, no gradient on 6" in row.reasons
     assert any(reason.startswith("D13 hard: the gradient agrees to 0.00") for reason in row.reasons)
     for name in ("clean", "robust", "strongest_attack", "labels", "accuracies", "complete", "rank"):
         assert getattr(row, name) == getattr(bare, name), name
-    assert missing_codes(held[:2]) == missing_codes(held[:2], (), held[2:]), "nothing needs them"
+    attacks, checks = records[:2], records[2:]
+    lacking = missing_codes(evidence(attacks, checks=checks))
+    assert missing_codes(evidence(attacks)) == lacking, "no verdict needs these checks"
