@@ -1,4 +1,7 @@
-"""`python -m bench.catalogue`: write docs/attacks.md from what is registered."""
+"""`python -m bench.catalogue`: write docs/attacks.md, and the table of codes in docs/soundness.md.
+
+Both come from what is registered and from `bench.soundness.codes`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,12 @@ from bench.questions.facts import QuestionFacts
 from bench.questions.plan import read_budget, resolve_inner_attack
 from bench.questions.registry import ROOT, Entry, discover, questions
 from bench.questions.spec import NORMS, format_value
+from bench.soundness.codes import all_codes
 
 PAGE = ROOT / "docs" / "attacks.md"
+CODES_PAGE = ROOT / "docs" / "soundness.md"
+CODES_BEGIN = "<!-- codes: written by `python -m bench.catalogue` from bench/soundness/codes.py -->"
+CODES_END = "<!-- end of codes -->"
 OURS = ("bench.attacks.", "bench.checks.")
 BUDGETS = ("quick", "standard", "full")
 COLUMNS = (
@@ -113,10 +120,25 @@ def make_section(entry: Entry[QuestionFacts]) -> list[str]:
     return [f"## {entry.name}", "", docstring_of(entry), "", f"{line}.", ""]
 
 
+def make_codes_page(text: str) -> str:
+    """The text of docs/soundness.md with the table of codes as it is today."""
+    before, _, rest = text.partition(CODES_BEGIN)
+    _, _, after = rest.partition(CODES_END)
+    return f"{before}{CODES_BEGIN}\n{make_codes_table()}\n{CODES_END}{after}"
+
+
+def make_codes_table() -> str:
+    """Every code of ours: what it asks, when its flag is hard or soft, and who looks."""
+    rows = [("code", "asks", "hard", "soft", "looked at by"), ("---",) * 5]
+    rows += [(code.id, code.question, code.hard, code.soft, code.looks) for code in all_codes()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> int:
-    return run_main(write_page, "bench.catalogue")
+    return run_main(write_pages, "bench.catalogue")
 
 
-def write_page() -> None:
+def write_pages() -> None:
     discover()
     PAGE.write_text(make_page())
+    CODES_PAGE.write_text(make_codes_page(CODES_PAGE.read_text()))

@@ -188,7 +188,7 @@ CODES = (
     Code(
         "D6",
         "twice the steps, or the restarts, must not find more",
-        hard=f"{100 * EFFORT_HARD:.0f} points more, beyond two paired standard errors",
+        hard=f"over {100 * EFFORT_HARD:.0f} points, beyond two paired standard errors",
         soft=f"over {100 * EFFORT_SOFT} points, likewise",
         looks="audit of effort",
     ),
