@@ -23,7 +23,7 @@ TORCH_FREE = (
     "bench.results.published",
     "bench.results.leaderboard",
     "bench.results.statistics",
-    "bench.soundness.audits.records",
+    "bench.soundness.assess",
     "bench.report",
     "bench.weights",
 )

@@ -7,9 +7,8 @@ from fractions import Fraction
 import pytest
 
 from bench.results.published import PublishedResult, load, match_published, published_for
-from bench.results.worst_case import worst_case
-from bench.soundness.audits.records import audit
-from tests.fake_records import cell, record
+from bench.soundness.assess import assess
+from tests.fake_records import cell, evidence, record
 
 CUI = "robustbench:Cui2023Decoupled_WRN-28-10"
 CUI100 = "robustbench:cifar100/Linf/Cui2023Decoupled_WRN-28-10"
@@ -92,4 +91,4 @@ def test_a_gap_of_more_than_a_point_at_a_thousand_examples(
     )
     right = 600 + more
     rows = [record(cell("pgd"), [1] * right + [0] * (n - right))]
-    assert ("G3" in {flag.id for flag in audit(rows, worst_case(rows), claim)}) is flagged
+    assert ("G3" in {flag.id for flag in assess(evidence(rows, published=claim)).flags}) is flagged
