@@ -7,11 +7,9 @@ from importlib.util import find_spec
 
 from benchmarks import apgd, attacks, carso_samples, training
 
-sys.argv = sys.argv[:1]
-carso_samples.main()
-training.main()
-apgd.main()
+benchmarks = [carso_samples, training, apgd]
 if find_spec("torchattacks") and find_spec("foolbox"):
-    attacks.main()
+    benchmarks.append(attacks)
 else:
     print(f"benchmarks.attacks is left out: {attacks.EXTRA}")
+sys.exit(max(benchmark.main([]) for benchmark in benchmarks))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.cli.main import run_main
 from bench.data.sample import Dataset, load
 from bench.errors import BadInput
 from bench.judging.execute import pick_device
@@ -237,15 +239,11 @@ def compare(args: argparse.Namespace) -> None:
             print_row(attack, classifier, row, ours)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = flag_parser(__doc__, DEFAULTS)
     parser.add_argument("--data-dir", type=Path)
-    args = parser.parse_args(argv)
-    try:
-        compare(args)
-    except BadInput as error:
-        parser.exit(2, f"benchmarks.apgd: {error}\n")
+    return run_main(lambda: compare(parser.read(words)), "benchmarks.apgd")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

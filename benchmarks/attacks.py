@@ -10,9 +10,11 @@ starting points, where it needs them, are ours.
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -23,7 +25,9 @@ import torch
 from torch import Tensor
 
 from bench.attacks.decision import BISECTIONS, bisect, start
+from bench.cli.main import run_main
 from bench.data.sample import Dataset, load
+from bench.errors import BadInput
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.spec import Spec, ThreatModel
@@ -216,10 +220,13 @@ def compare(contender: Contender, run: Run, norm: str, data: Dataset) -> None:
         print(f"{label:<30}{role:<12}{robust:>8.3f}{queries:>10.0f}{seconds:>9.2f}", flush=True)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = flag_parser(__doc__, {"n": 50, "dataset": "digits", "only": ""})
     parser.add_argument("--data-dir", type=Path)
-    args = parser.parse_args()
+    return run_main(lambda: compare_libraries(parser.read(words)), "benchmarks.attacks")
+
+
+def compare_libraries(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     registry.discover()
     only = set(filter(None, args.only.split(",")))
@@ -227,7 +234,7 @@ def main() -> None:
     try:
         runs = [(contender, contender.make()) for contender in chosen]
     except ModuleNotFoundError as error:
-        parser.exit(2, f"benchmarks.attacks: {error}; {EXTRA}\n")
+        raise BadInput(f"{error}; {EXTRA}") from None
     data = load(Spec.of(args.dataset, {"n": args.n}), data_dir=args.data_dir)
     print(f"{args.dataset} n={args.n}, torch {torch.__version__}, one thread")
     print(f"{'attack':<30}{'classifier':<12}{'robust':>8}{'queries':>10}{'seconds':>9}")
@@ -237,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,14 +14,17 @@ the CPU time, and on a GPU against the clock.
 
 from __future__ import annotations
 
+import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bench.cli.main import run_main
 from benchmarks.common import device_line, flag_parser
 from carso import CARSO, Layout, Purifier
 from carso.representation import shapes, taps
@@ -229,9 +232,12 @@ def digits_defence(images: int, samples: int) -> tuple[CARSO, Tensor]:
     return CARSO(build_classifier("own:digits-at"), purifier, samples), x
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = flag_parser(__doc__, {"samples": 8, "images": 32, "draws": 2, "repeats": 5})
-    args = parser.parse_args()
+    return run_main(lambda: measure(parser.read(words)), "benchmarks.carso_samples")
+
+
+def measure(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(device_line())
@@ -242,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from bench.cli.main import Parser
 from bench.data.sample import Dataset
 from bench.judging.norms import to_ball
 from bench.judging.target import Target, is_correct
@@ -16,9 +16,9 @@ from bench.questions.spec import ThreatModel
 NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # pyautoattack's
 
 
-def flag_parser(doc: str | None, defaults: Mapping[str, str | int]) -> argparse.ArgumentParser:
+def flag_parser(doc: str | None, defaults: Mapping[str, str | int]) -> Parser:
     """A parser of one flag for each default; the type of the default is that of the flag."""
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser = Parser(description=(doc or "").partition("\n")[0])
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser

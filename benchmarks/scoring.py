@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.via_autoattack import NAMES, Seen, seed
+from bench.cli.main import run_main
 from bench.errors import BadInput
 from bench.files import data_folder
 from bench.judging.execute import pick_device
@@ -241,17 +243,13 @@ def mean_and_spread(shares: Sequence[float]) -> str:
     return f"{float(values.mean()):.3f} ({spread:.3f})"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = flag_parser(__doc__, DEFAULTS)
     parser.add_argument("--norm")
     parser.add_argument("--eps")
     parser.add_argument("--data-dir", type=Path)
-    args = parser.parse_args(argv)
-    try:
-        compare(args)
-    except BadInput as error:
-        parser.exit(2, f"benchmarks.scoring: {error}\n")
+    return run_main(lambda: compare(parser.read(words)), "benchmarks.scoring")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

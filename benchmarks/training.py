@@ -9,16 +9,19 @@ adversaries, the representation, and forward, backward and update of the purifie
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bench.cli.main import run_main
 from benchmarks.carso_samples import resnet18
 from benchmarks.common import device_line, flag_parser
 from carso.adversary import Adversaries, fgsm, pgd
@@ -128,13 +131,16 @@ def print_times(head: str, times: dict[str, float]) -> None:
         print(f"  adversaries {name}: {milliseconds / attack:.2f} times as long")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    parser = flag_parser(__doc__, {"batch": 64, "width": 32, "repeats": 5})
+    return run_main(lambda: compare(parser.read(words)), "benchmarks.training")
+
+
+def compare(args: argparse.Namespace) -> None:
     from bench.data.sample import load
     from bench.questions.registry import build_classifier, discover
     from bench.questions.spec import Spec
 
-    parser = flag_parser(__doc__, {"batch": 64, "width": 32, "repeats": 5})
-    args = parser.parse_args()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(device_line())
@@ -151,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ from bench.errors import BadInput, did_you_mean
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are BadInput, one line."""
 
-    def read(self, words: Sequence[str]) -> argparse.Namespace:
+    def read(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """The flags that the words set; an unknown flag is refused with the nearest one."""
         parsed, unknown = self.parse_known_args(words)
         if unknown:

@@ -173,7 +173,7 @@ def test_a_parser_refuses_an_unknown_flag_with_the_nearest() -> None:
     parser = Parser()
     parser.add_argument("--seed", type=int)
     assert parser.read(["--seed", "3"]).seed == 3
-    with pytest.raises(BadInput, match="unknown flag --sede; did you mean '--seed'?"):
+    with pytest.raises(BadInput, match="unknown flag --sede; did you mean '--seed'"):
         parser.read(["--sede", "3"])
     with pytest.raises(BadInput, match="argument --seed: invalid int value: 'x'"):
         parser.read(["--seed", "x"])
