@@ -25,7 +25,8 @@ from bench.errors import BadInput, did_you_mean
 from bench.judging.environment import commit
 from bench.judging.execute import make_deterministic, pick_device
 from bench.judging.target import is_correct
-from bench.questions.registry import build_classifier, datasets, discover
+from bench.questions.discover import discover
+from bench.questions.registry import build_classifier, datasets
 from bench.questions.spec import Spec
 
 SHARES = (

@@ -77,21 +77,21 @@ def own_classifiers() -> list[str]:
     ]
 
 
-def ensure_own(argument: str) -> None:
-    weights.card(f"own:{argument}")
+def digest_own(name: str) -> str:
+    return weights.digest(weights.locate(f"own:{name}"))
 
 
-def ensure_file(argument: str) -> None:
-    weights.card(f"file:{argument}")
+def digest_file(path: str) -> str:
+    return weights.digest(weights.locate(f"file:{path}"))
 
 
-@classifier("own", names=own_classifiers, fetch=ensure_own)
+@classifier("own", names=own_classifiers, digest=digest_own)
 def own(argument: str) -> nn.Module:
     """A classifier of this project: weights/NAME.safetensors."""
     return build(f"own:{argument}")
 
 
-@classifier("file", fetch=ensure_file)
+@classifier("file", digest=digest_file)
 def file(argument: str) -> nn.Module:
     """A classifier in a safetensors file of yours, with a card beside it whose `arch` names one of the project's networks."""
     return build(f"file:{Path(argument)}")

@@ -23,7 +23,8 @@ from bench.data.sample import Dataset, load, stratified_order
 from bench.errors import BadInput
 from bench.judging.environment import commit
 from bench.judging.execute import make_deterministic, pick_device
-from bench.questions.registry import datasets, discover
+from bench.questions.discover import discover
+from bench.questions.registry import datasets
 from bench.questions.spec import Spec, parse_eps
 from carso.adversary import pgd
 from carso.devices import PRECISIONS

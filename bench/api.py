@@ -12,8 +12,9 @@ from bench import report
 from bench.errors import BadInput
 from bench.files import data_folder
 from bench.questions import plan as plans
-from bench.questions.plan import Plan, Request
-from bench.questions.registry import discover
+from bench.questions.discover import discover
+from bench.questions.plan import Plan
+from bench.questions.request import Request, parse_request, read_plan_file
 from bench.questions.spec import Cell, split_commas
 from bench.report.tables import cells_csv, leaderboard_csv
 from bench.results.leaderboard import Leaderboard
@@ -88,7 +89,7 @@ def run(
         if isinstance(question.get(name), str):
             question[name] = split_commas(question[name])
     file = Path(plan) if plan else None
-    request = plans.request_of(question, Path("bench.run"))
+    request = parse_request(question, Path("bench.run"))
     asked = make_plan(file, request)
     if pending_cells(asked, settings):
         settings = with_device(settings)
@@ -132,7 +133,7 @@ def make_plan(file: Path | None, request: Request) -> Plan:
     """The plan of the file, or, without one, of the request."""
     if file is None:
         return plans.plan([request])
-    name, requests = plans.read_plan_file(file)
+    name, requests = read_plan_file(file)
     return plans.plan(requests, name)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.questions import registry
+from bench.questions.discover import discover
 from bench.questions.registry import (
     Function,
     attacks,
@@ -20,7 +21,6 @@ from bench.questions.registry import (
     dataset,
     datasets,
     defences,
-    discover,
     is_stochastic,
 )
 

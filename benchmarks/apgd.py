@@ -36,6 +36,7 @@ from bench.errors import BadInput
 from bench.judging.execute import pick_device
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
+from bench.questions.discover import discover
 from bench.questions.spec import Spec, ThreatModel, parse_eps
 from benchmarks.common import NORM_NAMES, flag_parser, is_robust, run_autoattack
 
@@ -147,7 +148,7 @@ def warm_up(model: nn.Module, x: Tensor) -> None:
 def measure(job: Job) -> Outcome:
     torch.set_num_threads(1)
     logging.getLogger("auto-attack").addHandler(logging.NullHandler())
-    registry.discover()
+    discover()
     device = torch.device(job.device)
     data = load(Spec.of(job.args.dataset, {"n": job.args.n}), data_dir=job.args.data_dir)
     data = data.take(range(len(data))[job.rows])
@@ -213,7 +214,7 @@ def print_head(args: argparse.Namespace, threat: ThreatModel, device: str) -> No
 
 
 def compare(args: argparse.Namespace) -> None:
-    registry.discover()
+    discover()
     facts = registry.datasets.get(args.dataset).facts
     norm = args.norm or facts.norm
     threat = ThreatModel(norm, parse_eps(args.eps or facts.eps[norm]))

@@ -30,6 +30,7 @@ from bench.data.sample import Dataset, load
 from bench.errors import BadInput
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
+from bench.questions.discover import discover
 from bench.questions.spec import Spec, ThreatModel
 from benchmarks.common import flag_parser, is_robust, run_autoattack
 
@@ -228,7 +229,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def compare_libraries(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    registry.discover()
+    discover()
     only = set(filter(None, args.only.split(",")))
     chosen = [entry for entry in CONTENDERS if not only or entry.name.split()[0] in only]
     try:

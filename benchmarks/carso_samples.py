@@ -221,7 +221,8 @@ def resnet_defence(images: int, samples: int) -> tuple[CARSO, Tensor]:
 
 def digits_defence(images: int, samples: int) -> tuple[CARSO, Tensor]:
     from bench.data.sample import load
-    from bench.questions.registry import build_classifier, discover
+    from bench.questions.discover import discover
+    from bench.questions.registry import build_classifier
     from bench.questions.spec import Spec
     from bench.weights import locate
     from carso import checkpoint

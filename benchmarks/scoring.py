@@ -42,7 +42,9 @@ from bench.judging.scoring import choose_strongest, count_correct, score
 from bench.judging.setup import batch_count, prepare
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell, ThreatModel
 from bench.results.statistics import Estimate, estimate
 from benchmarks.common import flag_parser
@@ -199,7 +201,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
 def compare(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     logging.getLogger("auto-attack").addHandler(logging.NullHandler())
-    registry.discover()
+    discover()
     cells = cells_of(args)
     least = min(args.steps, args.eot, args.repeats)
     if least < 1:

@@ -138,7 +138,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace) -> None:
     from bench.data.sample import load
-    from bench.questions.registry import build_classifier, discover
+    from bench.questions.discover import discover
+    from bench.questions.registry import build_classifier
     from bench.questions.spec import Spec
 
     torch.manual_seed(0)

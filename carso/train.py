@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from bench.data.sample import load, stratified_order
 from bench.errors import BadInput
 from bench.judging.environment import commit
-from bench.questions.registry import build_classifier, datasets, discover
+from bench.questions.discover import discover
+from bench.questions.registry import build_classifier, datasets
 from bench.questions.spec import Spec
 from bench.weights import digest, locate, path_to_write
 from carso import checkpoint

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.questions import registry
+from bench.questions.discover import discover
 
 TOYS = Path(__file__).parent / "toys.py"
 
@@ -16,7 +16,7 @@ TOYS = Path(__file__).parent / "toys.py"
 @pytest.fixture(scope="session", autouse=True)
 def _plugins() -> None:
     torch.set_num_threads(1)
-    registry.discover((TOYS,))
+    discover((TOYS,))
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 import bench
-from bench.questions.plan import Request, plan
-from bench.questions.registry import defences, load_file
+from bench.questions.discover import load_file
+from bench.questions.plan import plan
+from bench.questions.registry import defences
+from bench.questions.request import Request
 from tests.conftest import TOYS
 
 ROOT = Path(__file__).parents[1]

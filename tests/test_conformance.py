@@ -16,11 +16,13 @@ from bench.judging.norms import NORMS
 from bench.judging.randomness import random_stream
 from bench.judging.target import PARTS, Target, predict_draws
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell, Spec, ThreatModel
 from tests.conftest import TOYS
 
-registry.discover((TOYS,))
+discover((TOYS,))
 CPU = torch.device("cpu")
 # A planted fault: the logits are infinite on most images. Such logits say nothing of
 # the randomness either.

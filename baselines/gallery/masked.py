@@ -18,7 +18,7 @@ class Detached(AntiAdversary):
         return super().purify(x).detach()
 
 
-@defence("gallery-reject")
+@defence("gallery-reject", broken=True)
 def reject(*, classifier: str = "@standard", least: float = 0.97) -> nn.Module:
     """Broken on purpose: abstains (a row of equal logits) where its largest probability is below `least`, and has no gradient there.
 
@@ -36,7 +36,7 @@ def reject(*, classifier: str = "@standard", least: float = 0.97) -> nn.Module:
     return Spoiled(build_classifier(classifier), spoil)
 
 
-@defence("gallery-detached")
+@defence("gallery-detached", broken=True)
 def detached(*, classifier: str = "@standard", steps: int = 5, step: float = 0.02) -> nn.Module:
     """Broken on purpose: signed steps towards the predicted class, as `anti-adversary`, whose result is cut out of the graph: no gradient.
 
@@ -46,7 +46,7 @@ def detached(*, classifier: str = "@standard", steps: int = 5, step: float = 0.0
     return Detached(build_classifier(classifier), steps, step)
 
 
-@defence("gallery-nan-gradient", bare=True)
+@defence("gallery-nan-gradient", broken=True, bare=True)
 def nan_gradient(*, classifier: str = "@standard") -> nn.Module:
     """Broken on purpose: the classifier's logits, bit for bit, plus zero times the root of zero, whose gradient is NaN.
 

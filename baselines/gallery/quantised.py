@@ -30,7 +30,7 @@ class Thermometer(nn.Module):
         return (4 * len(self.thresholds) * (x[..., None] - self.thresholds)).sigmoid().mean(-1)
 
 
-@defence("gallery-one-hot", bare=True)
+@defence("gallery-one-hot", broken=True, bare=True)
 def one_hot(*, classifier: str = "@standard") -> nn.Module:
     """Broken on purpose: answers 1 for the predicted class and 0 for the others; the gradient is zero, and a score says no more than a label.
 
@@ -44,7 +44,7 @@ def one_hot(*, classifier: str = "@standard") -> nn.Module:
     return Spoiled(build_classifier(classifier), spoil)
 
 
-@defence("gallery-rounded")
+@defence("gallery-rounded", broken=True)
 def rounded(*, classifier: str = "@standard", step: float = 5.0) -> nn.Module:
     """Broken on purpose: logits rounded to multiples of `step`; the gradient is zero, and most queries of a score see no change.
 
@@ -62,7 +62,7 @@ def rounded(*, classifier: str = "@standard", step: float = 5.0) -> nn.Module:
     return Spoiled(base, lambda logits, x: step * (logits / step).round(), {"identity": identity})
 
 
-@defence("gallery-thermometer")
+@defence("gallery-thermometer", broken=True)
 def thermometer(*, classifier: str = "@standard", levels: int = 10) -> nn.Module:
     """Broken on purpose: a thermometer code of `levels` comparisons for each value, read back by its mean; a comparison has no gradient.
 

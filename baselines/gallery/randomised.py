@@ -55,7 +55,7 @@ class NaivePeel(Augmented):
         return aggregation(self.per_draw(x))
 
 
-@defence("gallery-noisy-gradient")
+@defence("gallery-noisy-gradient", broken=True)
 def noisy_gradient(*, classifier: str = "@standard", times: float = 30.0) -> nn.Module:
     """Broken on purpose: the classifier itself, whose gradient arrives with noise `times` as large as it is; two of them at one image share nothing.
 
@@ -65,7 +65,7 @@ def noisy_gradient(*, classifier: str = "@standard", times: float = 30.0) -> nn.
     return NoisyGradient(build_classifier(classifier), times)
 
 
-@defence("gallery-peel-naive", stochastic=True)
+@defence("gallery-peel-naive", broken=True, stochastic=True)
 def peel_naive(*, classifier: str = "@standard", samples: int = 8, noise: float = 0.1) -> nn.Module:
     """Broken on purpose: PeeL as it is written, log(p/(1-p)) in float32, over noisy versions: its outputs are infinite, and the gradient is NaN.
 

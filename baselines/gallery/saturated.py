@@ -8,7 +8,7 @@ from baselines.gallery.spoiled import Spoiled
 from bench.questions.registry import build_classifier, defence
 
 
-@defence("gallery-scaled")
+@defence("gallery-scaled", broken=True)
 def scaled(*, classifier: str = "@standard", scale: float = 1e4) -> nn.Module:
     """Broken on purpose: logits times `scale`, so that the cross-entropy and its gradient round to zero in float32.
 
@@ -18,7 +18,7 @@ def scaled(*, classifier: str = "@standard", scale: float = 1e4) -> nn.Module:
     return Spoiled(build_classifier(classifier), lambda logits, x: scale * logits)
 
 
-@defence("gallery-softmax")
+@defence("gallery-softmax", broken=True)
 def softmax(*, classifier: str = "@standard", scale: float = 100.0) -> nn.Module:
     """Broken on purpose: answers the probabilities softmax(`scale` logits) in place of logits, which are 0 and 1 exactly on most images.
 

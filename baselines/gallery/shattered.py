@@ -95,7 +95,7 @@ class Shatter(nn.Module):
         return (x + self.size * (self.rate * x).sin()).clamp(0, 1)
 
 
-@defence("gallery-kwta")
+@defence("gallery-kwta", broken=True)
 def kwta(*, classifier: str = "@standard", keep: float = 0.2) -> nn.Module:
     """Broken on purpose: every layer keeps its largest activations, a share `keep` of them; the loss jumps wherever one takes another's place.
 
@@ -107,7 +107,7 @@ def kwta(*, classifier: str = "@standard", keep: float = 0.2) -> nn.Module:
     return KWinners(build_classifier(classifier), keep)
 
 
-@defence("gallery-shattered")
+@defence("gallery-shattered", broken=True)
 def shattered(
     *, classifier: str = "@standard", size: float = 0.02, rate: float = 2000.0
 ) -> nn.Module:

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.cli.main import run_main
+from bench.entry_points import ROOT
+from bench.questions.budgets import read_budget
+from bench.questions.discover import discover
 from bench.questions.facts import QuestionFacts
-from bench.questions.plan import read_budget, resolve_inner_attack
-from bench.questions.registry import ROOT, Entry, discover, questions
+from bench.questions.registry import Entry, questions
+from bench.questions.resolve import Context, resolve_inner_attack
 from bench.questions.spec import NORMS, format_value
 from bench.soundness.codes import all_codes
 
@@ -90,7 +93,8 @@ def count_calls(entry: Entry[QuestionFacts], budget_name: str) -> str:
         return "-"
     knobs: Mapping[str, Any] = entry.resolve(budget.get(entry.name, {}))
     if "attack" in knobs:
-        knobs = {**knobs, "attack": resolve_inner_attack(entry, str(knobs["attack"]), budget, {})}
+        inner = resolve_inner_attack(entry, str(knobs["attack"]), Context({}, budget))
+        knobs = {**knobs, "attack": inner}
     deterministic = f"{entry.facts.calls(knobs, False):,.0f}"
     stochastic = f"{entry.facts.calls(knobs, True):,.0f}"
     if entry.facts.stochastic_only or deterministic == stochastic:

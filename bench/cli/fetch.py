@@ -9,7 +9,7 @@ from typing import Any
 from bench.api import make_plan
 from bench.cli.run import read_request
 from bench.questions import plan as plans
-from bench.questions.registry import discover
+from bench.questions.discover import discover
 
 
 def fetch(

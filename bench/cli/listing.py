@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bench import weights
 from bench.questions import registry
+from bench.questions.discover import discover
 from bench.results import published
 
 KINDS = {
@@ -28,7 +29,7 @@ LEGEND = (
 
 def show_list(console: Console, what: str, plugins: tuple[Path, ...]) -> None:
     """The names of one kind, as a table."""
-    registry.discover(plugins)
+    discover(plugins)
     if what == "classifiers":
         show_classifiers(console)
         return

@@ -17,8 +17,9 @@ from bench.cli.boards import show_leaderboards
 from bench.cli.progress import Live
 from bench.errors import BadInput
 from bench.questions import plan as plans
-from bench.questions.plan import Plan, Request
-from bench.questions.registry import discover
+from bench.questions.discover import discover
+from bench.questions.plan import Plan
+from bench.questions.request import Request
 from bench.questions.spec import split_commas
 
 WIDTH = 140  # of what is printed where there is no terminal

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from bench import weights
 from bench.entry_points import checkout
-from bench.questions.pins import unpinned
-from bench.questions.plan import PINNED, knob_texts
+from bench.questions.pins import knob_texts, unpinned
+from bench.questions.registry import classifiers
 from bench.questions.spec import Cell
 from bench.results.record import Env
 
@@ -84,7 +83,10 @@ def digest_weights(cell: Cell) -> tuple[tuple[str, str], ...]:
 
 
 def digest_of(text: str) -> str:
-    """The SHA-256 of a weights file with a card; of other pinned names the pin itself."""
-    if text.startswith(PINNED):
-        return weights.digest(weights.locate(text))
-    return text.rpartition("@")[2]
+    """The digest of the files that a pinned text names; the pin itself where no scheme has one."""
+    name, _, pin = text.rpartition("@")
+    scheme, colon, argument = name.partition(":")
+    if not colon or scheme not in classifiers:
+        return pin
+    find_digest = classifiers.get(scheme).facts.digest
+    return (find_digest and find_digest(argument)) or pin

@@ -21,7 +21,7 @@ from bench.judging.execute import (
     make_deterministic,
 )
 from bench.judging.setup import batch_count
-from bench.questions.registry import discover
+from bench.questions.discover import discover
 from bench.questions.spec import Cell
 from bench.results.record import Record
 from bench.results.store import Store

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.questions.registry import build_classifier, split_classifiers
+from bench.questions.pins import split_classifiers
+from bench.questions.registry import build_classifier
 
 
 class MeanLogits(nn.Module):

@@ -164,7 +164,8 @@ class ClassifierFacts:
 class DefenceFacts(DefenceTraits):
     """`stochastic` may depend on the knobs, and need not speak of an inner defence.
 
-    - `opt_in`: it takes part only where it is named.
+    - `opt_in`: it takes long, and takes part only where it is named.
+    - `broken`: it is broken on purpose, and takes part only where it is named.
     - `no_inner` says why a defence has no knob `inner`.
     - `fetch(knobs)` and `pin(knobs)` are for files that no classifier names. The first fetches
       them, the second gives the knobs with a digest added.
@@ -175,6 +176,7 @@ class DefenceFacts(DefenceTraits):
 
     stochastic: bool | Callable[[Knobs], bool] = False
     opt_in: bool = False
+    broken: bool = False
     no_inner: str = "it wraps a classifier"
     fetch: Callable[[Knobs], None] | None = None
     pin: Callable[[Knobs], Mapping[str, str]] | None = None

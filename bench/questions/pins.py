@@ -1,4 +1,7 @@
-"""Pins: the digest of the weights in the name of a classifier, as in `own:digits-at@1a2b3c4d`."""
+"""Names of classifiers in the knobs of specs, and their pins.
+
+A pin is the digest of the weights in the name: `own:digits-at@1a2b3c4d`. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,25 @@ def classifier_of(spec: Spec) -> str:
     Empty where the defence names none.
     """
     return unpinned(str(spec.params.get("classifier") or spec.params.get("classifiers", "")))
+
+
+def split_classifiers(text: str) -> list[str]:
+    """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
+    parts = text.split("+")
+    are_classifiers = all(part.startswith("@") or re.match(r"\w+:", part) for part in parts)
+    return parts if are_classifiers else [text]
+
+
+def knob_texts(spec: Spec) -> set[str]:
+    """The values of a spec's knobs as text, and those of the defences inside of it."""
+    texts: set[str] = set()
+    for part in with_inner_defences(spec):
+        for value in part.params.values():
+            texts.update(split_classifiers(str(value)))
+    return texts
+
+
+def with_inner_defences(spec: Spec) -> list[Spec]:
+    """The spec, and the defences inside of it."""
+    inner = str(spec.params.get("inner", ""))
+    return [spec, *with_inner_defences(Spec.parse(inner))] if inner else [spec]

@@ -9,19 +9,11 @@ place of a classifier: `jpeg[quality=75,inner=carso[samples=4]]`.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import pkgutil
-import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from bench.entry_points import declared
 from bench.errors import BadInput, did_you_mean
 from bench.questions.facts import (
     AttackFacts,
@@ -37,8 +29,6 @@ from bench.questions.spec import Cell, Spec, Value
 
 if TYPE_CHECKING:
     from torch import nn
-
-ROOT = Path(__file__).resolve().parents[2]
 
 Facts = TypeVar("Facts", covariant=True)
 Kind = TypeVar("Kind", DatasetFacts, ClassifierFacts, DefenceFacts, AttackFacts, CheckFacts)
@@ -337,14 +327,6 @@ def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:
     return classifiers.get(scheme), argument
 
 
-def split_classifiers(value: str) -> list[str]:
-    """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
-    parts = value.split("+")
-    return (
-        parts if all(part.startswith("@") or re.match(r"\w+:", part) for part in parts) else [value]
-    )
-
-
 def build_classifier(text: str) -> nn.Module:
     """The classifier named `text`, an `nn.Module` in eval mode on the CPU, its parameters frozen."""
     entry, argument = split_scheme(text)
@@ -365,31 +347,3 @@ def build_inner(classifier: str, inner: str) -> nn.Module:
         if inner
         else build_classifier(classifier)
     )
-
-
-def discover(extra: tuple[Path, ...] = ()) -> None:
-    """Import the entry points of the group `bench.plugins` (of a package, every public module in it) and the files in `extra`."""
-    for point in declared("bench.plugins"):
-        name = point.value
-        module = importlib.import_module(name)
-        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            if not found.ispkg and not found.name.startswith("_"):
-                importlib.import_module(f"{name}.{found.name}")
-    for path in extra:
-        load_file(path)
-
-
-def load_file(path: Path) -> ModuleType:
-    name = f"bench_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise BadInput(f"plug-in file '{path}' does not exist or is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise BadInput(
-            f"plug-in file '{path}' cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    return module

@@ -26,8 +26,9 @@ from bench.judging.randomness import random_stream
 from bench.judging.setup import prepare
 from bench.judging.target import is_correct, margin, predict_draws
 from bench.questions import plan as plans
-from bench.questions.plan import Plan, Request
-from bench.questions.registry import discover
+from bench.questions.discover import discover
+from bench.questions.plan import Plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell, split_commas
 from carso.model import CARSO
 from carso.representation import taps

@@ -27,8 +27,9 @@ from bench.judging.scoring import choose_strongest, score
 from bench.judging.setup import load_cached, make_target, prepare
 from bench.judging.target import is_correct
 from bench.questions import plan as plans
-from bench.questions.plan import Plan, Request
-from bench.questions.registry import discover
+from bench.questions.discover import discover
+from bench.questions.plan import Plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell
 from bench.results import names as labels
 from carso.analysis.sheet import MARKS, Tile, png

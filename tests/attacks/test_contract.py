@@ -16,7 +16,7 @@ from bench.errors import BadInput
 from bench.judging.norms import to_ball
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
-from bench.questions.plan import PLANS
+from bench.questions.budgets import PLANS
 from bench.questions.spec import Spec
 from tests.attacks.linear import (
     TINY,

@@ -14,7 +14,8 @@ from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.target import margin
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from tests.attacks.linear import Problem, Wrapped, candidates, fooled, many_classes, two_classes
 

@@ -13,8 +13,10 @@ from baselines.anti_adversary import AntiAdversary, log_odds
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.target import Target
-from bench.questions.plan import Request, plan
-from bench.questions.registry import build_defence, discover, is_stochastic
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.registry import build_defence, is_stochastic
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 
 discover()

@@ -12,8 +12,10 @@ from baselines.ensemble import Ensemble, mean_prob
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.target import predict_draws
-from bench.questions.plan import Request, plan
-from bench.questions.registry import build_classifier, build_defence, discover
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.registry import build_classifier, build_defence
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 
 discover()

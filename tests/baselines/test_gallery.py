@@ -18,15 +18,16 @@ from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
 from bench.judging.target import Target, abstained, is_correct, predict_draws
-from bench.questions.plan import Request, plan, read_plan_file
+from bench.questions.discover import discover
+from bench.questions.plan import plan
 from bench.questions.registry import (
     attacks,
     build_classifier,
     build_defence,
     defences,
-    discover,
     is_stochastic,
 )
+from bench.questions.request import Request, read_plan_file
 from bench.questions.spec import Spec, ThreatModel
 from bench.soundness.probes.probe import probe
 

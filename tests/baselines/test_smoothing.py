@@ -15,8 +15,10 @@ from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
 from bench.judging.target import abstained, is_correct
-from bench.questions.plan import Request, plan
-from bench.questions.registry import build_classifier, build_defence, defences, discover
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.registry import build_classifier, build_defence, defences
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from carso.model import FLAT
 

@@ -13,7 +13,8 @@ from baselines.own import make
 from baselines.recipes import RECIPES, Recipe
 from baselines.train import attack, augment, every, fit, main, measure, rounded
 from bench.data.sample import dataset_of, load
-from bench.questions.registry import build_classifier, datasets, discover
+from bench.questions.discover import discover
+from bench.questions.registry import build_classifier, datasets
 from bench.questions.spec import Spec
 
 

@@ -17,8 +17,9 @@ from baselines.noise import Noisy
 from baselines.transform import Transformed, inside, mirrored, soft_round
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
 from bench.questions.registry import build_classifier, build_defence, defences, is_stochastic
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from carso.model import FLAT
 

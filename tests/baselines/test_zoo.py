@@ -15,8 +15,9 @@ import torch
 
 from baselines import zoo
 from bench import weights
+from bench.entry_points import ROOT
 from bench.errors import BadInput
-from bench.questions.registry import ROOT, build_classifier
+from bench.questions.registry import build_classifier
 from tests.baselines.zoo_fakes import SMALL, put, random_state, refused
 
 

@@ -7,8 +7,9 @@ import torch
 
 from bench.data.sample import load
 from bench.errors import BadInput
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
 from bench.questions.registry import build_defence, defences
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from carso.defence import follows, last_layer
 from carso.model import CARSO

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.judging.evaluate import evaluate
-from bench.questions.plan import Request, plan, read_plan_file
+from bench.questions.plan import plan
+from bench.questions.request import Request, read_plan_file
 from bench.questions.spec import Cell
 from bench.report import build_leaderboards
 from bench.results.leaderboard import Row

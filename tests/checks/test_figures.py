@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from bench.judging.evaluate import evaluate
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.report import build_leaderboards
 from bench.results.record import Flag, Record
 from bench.soundness.assess import audit_checks, audit_row

@@ -26,7 +26,8 @@ from bench.errors import BadInput
 from bench.judging.evaluate import evaluate
 from bench.judging.randomness import random_stream
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell
 from bench.results.record import Record, merge
 from bench.results.store import Store

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.judging.cost import forecast_costs, format_duration
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from tests.cli.commands import TOY, run
 

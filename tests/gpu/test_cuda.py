@@ -18,14 +18,16 @@ from bench.judging.execute import make_deterministic
 from bench.judging.norms import NORMS
 from bench.judging.randomness import random_stream, seed_of
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from bench.results.record import Record
 from carso.train import main as train_purifier
 from tests.attacks.linear import TINY, Problem, candidates, fooled, many_classes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-registry.discover()
+discover()
 DEFENCES = [
     entry.name for entry in registry.defences if not entry.name.startswith(("toy", "diffpure"))
 ]

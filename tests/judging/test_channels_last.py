@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from bench.data.sample import load
 from bench.judging.setup import prepare
 from bench.judging.target import to_device_channels_last
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
 from bench.questions.registry import build_defence
+from bench.questions.request import Request
 from carso.model import CARSO
 
 CPU = torch.device("cpu")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bench.questions.plan import Request, plan
-from bench.questions.registry import defences, discover
+from bench.questions.discover import discover
+from bench.questions.plan import plan
+from bench.questions.registry import defences
+from bench.questions.request import Request
 
 discover()
 

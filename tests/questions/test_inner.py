@@ -11,15 +11,16 @@ from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
 from bench.judging.target import predict_draws
-from bench.questions.plan import Request, fetch_missing, plan
+from bench.questions.discover import discover
+from bench.questions.plan import fetch_missing, plan
 from bench.questions.registry import (
     build_classifier,
     build_defence,
     classifiers,
-    discover,
     inner_defence,
     is_stochastic,
 )
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from bench.results.names import classifier_of, short_names
 

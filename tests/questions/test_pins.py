@@ -12,7 +12,8 @@ from torch import nn
 from bench.errors import BadInput
 from bench.judging.environment import environment
 from bench.questions import registry
-from bench.questions.plan import Plan, Request, fetch_missing, plan
+from bench.questions.plan import Plan, fetch_missing, plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell, Value
 
 asked: list[str] = []

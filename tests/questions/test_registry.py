@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BadInput
+from bench.questions.discover import discover, load_file
 from bench.questions.facts import AttackFacts
-from bench.questions.registry import Registry, attacks, defences, discover, load_file
+from bench.questions.registry import Registry, attacks, defences
 from bench.questions.spec import Spec
 
 

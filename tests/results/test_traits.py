@@ -9,7 +9,8 @@ import pytest
 
 from bench.judging.evaluate import evaluate
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Cell, Spec
 from bench.results import legacy
 from bench.results.record import Record

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.judging.evaluate import evaluate
-from bench.questions.plan import plan, read_plan_file
+from bench.questions.plan import plan
+from bench.questions.request import read_plan_file
 from bench.report import build_leaderboards
 from bench.results.leaderboard import Row
 from bench.results.record import Record

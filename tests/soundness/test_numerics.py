@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bench.data.sample import load
 from bench.judging.randomness import random_stream
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from bench.soundness.codes import P8_GAP
 from bench.soundness.probes.numerics import (

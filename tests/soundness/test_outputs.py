@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bench.data.sample import load
 from bench.judging.randomness import random_stream
 from bench.questions import registry
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.questions.spec import Spec
 from bench.soundness.probes.gradients import has_surrogate
 from bench.soundness.probes.outputs import probe_outputs

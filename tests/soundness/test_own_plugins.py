@@ -13,7 +13,8 @@ from bench.checks.target import CheckTarget
 from bench.judging.evaluate import evaluate
 from bench.questions import registry
 from bench.questions.facts import AttackTraits
-from bench.questions.plan import Request, plan
+from bench.questions.plan import plan
+from bench.questions.request import Request
 from bench.report import load_boards
 from bench.results.record import Flag, Record
 from bench.results.store import Store
