@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from carso.model import in_parts
+from carso.model import split_batch
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -113,7 +113,7 @@ class Smoothing(nn.Module):
         """Votes and log-sum of probabilities over `size` noisy copies of each image, whose noise is drawn in one batch."""
         noise = torch.randn(len(x), size, *x.shape[1:], device=x.device, dtype=x.dtype)
         logits = torch.cat(
-            [answer(part) for part in in_parts((x[:, None] + self.sigma * noise).flatten(0, 1))]
+            [answer(part) for part in split_batch((x[:, None] + self.sigma * noise).flatten(0, 1))]
         ).unflatten(0, (len(x), size))
         named = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
         votes = named.masked_fill(logits.isnan().any(-1, keepdim=True), 0).sum(1)

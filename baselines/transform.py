@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judging.target import predict_draws
-from carso.model import in_parts
+from carso.model import split_batch
 
 Answer = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ class Transformed(nn.Module):
         if not self.random:
             return predict_draws(self.inner, self.purify(x), k)
         several: Tensor = torch.cat(
-            [self(part) for part in in_parts(x.repeat_interleave(k, 0))]
+            [self(part) for part in split_batch(x.repeat_interleave(k, 0))]
         ).unflatten(0, (len(x), k))
         return several
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from baselines.ensemble import mean_named
 from bench.errors import BadInput
 from bench.questions.registry import build_inner, defence
-from carso.model import in_parts
+from carso.model import split_batch
 
 
 class Augmented(nn.Module):
@@ -83,7 +83,7 @@ class Augmented(nn.Module):
         """Logits (B,n,K) of n versions of each image; the flat batch of all of them goes through in parts of bounded size."""
         flat = x[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
         logits: Tensor = torch.cat(
-            [answer(self.purify(part)) for part in in_parts(flat)]
+            [answer(self.purify(part)) for part in split_batch(flat)]
         ).unflatten(0, (len(x), n))
         return logits
 

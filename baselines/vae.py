@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from bench.questions.registry import defence
+from bench.questions.spec import Value
 from carso.aggregate import AGGREGATIONS
-from carso.defence import around, build
+from carso.defence import Sampling, build_defence, classifier_suffix
 from carso.model import VAE
+
+
+def default_purifier(knobs: Mapping[str, Value]) -> dict[str, str]:
+    """The purifier for the classifier that the other knobs name, where no purifier is named."""
+    return {"weights": f"@vae{classifier_suffix(knobs)}"} if knobs["weights"] == "@vae" else {}
 
 
 @defence(
     "vae",
     stochastic=lambda knobs: int(knobs["samples"]) > 0,
-    dependent_defaults=lambda knobs: (
-        {"weights": f"@vae{around(knobs)}"} if knobs["weights"] == "@vae" else {}
-    ),
+    dependent_defaults=default_purifier,
     choices={"aggregation": AGGREGATIONS},
 )
 def vae(
@@ -27,7 +33,8 @@ def vae(
 ) -> nn.Module:
     """Encode the image by a VAE, and classify `samples` reconstructions from its posterior.
 
-    What CARSO is without the classifier's representation. Its samples come from the posterior: those of the prior, which CARSO uses, would
-    not depend on the image at all here. 0 samples: the posterior's mean, deterministic. Trained on the same perturbed images.
+    It is what CARSO is without the classifier's representation, trained on the same perturbed
+    images. Its samples come from the posterior: those of the prior, which CARSO uses, would not
+    depend on the image at all here. 0 samples: the posterior's mean, deterministic.
     """
-    return build(VAE, "vae", classifier, weights, samples, aggregation)
+    return build_defence(VAE, "vae", classifier, weights, Sampling(samples, aggregation))

@@ -68,7 +68,7 @@ def robustbench(argument: str) -> nn.Module:
             contextlib.redirect_stdout(io.StringIO()),
             weights_only(),
         ):
-            net: nn.Module = package("utils").load_model(
+            net: nn.Module = import_robustbench("utils").load_model(
                 name, model_dir=model_folder(), dataset=dataset, threat_model=threat
             )
     except (
@@ -153,7 +153,7 @@ def sources(argument: str) -> list[str]:
 def address(argument: str) -> str:
     """Of the weights of a model of timm, which RobustBench's loader knows by such a name."""
     dataset, threat, name = parts(argument)
-    package("utils")  # registers the names
+    import_robustbench("utils")  # registers the names
     import timm
 
     known = timm.get_pretrained_cfg(f"{name.lower().replace('-', '_')}_{dataset}_{threat.lower()}")
@@ -164,7 +164,7 @@ def address(argument: str) -> str:
 @functools.cache
 def dicts() -> dict[str, dict[str, dict[str, Any]]]:
     """RobustBench's table: dataset -> threat -> name -> facts, of the CIFAR sets."""
-    table = package("model_zoo.models").model_dicts
+    table = import_robustbench("model_zoo.models").model_dicts
     return {
         d.value: {t.value: dict(models) for t, models in threats.items()}
         for d, threats in table.items()
@@ -173,7 +173,7 @@ def dicts() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 @functools.cache
-def package(module: str) -> ModuleType:
+def import_robustbench(module: str) -> ModuleType:
     """A module of robustbench. It imports an `autoattack` that no index has and a `pkg_resources` that setuptools dropped; neither is used here."""
     for needed in ("robustbench", "pyautoattack"):
         if find_spec(needed) is None:

@@ -120,8 +120,8 @@ def download(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder, because some downloaders leave other files beside the one that they write.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            temporary = Path(folder) / path.name
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
+            temporary = Path(aside) / path.name
             (downloader or http_downloader())(url, str(temporary), None)
             check_digest(temporary, digest)
             if check:

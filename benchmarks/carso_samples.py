@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bench.cli.main import run_main
 from benchmarks.common import device_line, flag_parser
 from carso import CARSO, Layout, Purifier
-from carso.representation import shapes, taps
+from carso.representation import tap_shapes, taps
 
 # What a prediction may cost, as a multiple of the classifier's passes and the purifier's own.
 BOUND = 1.15
@@ -209,7 +209,7 @@ def resnet_defence(images: int, samples: int) -> tuple[CARSO, Tensor]:
     layers = tuple(f"{i}.conv2" for i in range(1, 7))
     layout = Layout(
         (3, 32, 32),
-        shapes(base, (3, 32, 32), layers),
+        tap_shapes(base, (3, 32, 32), layers),
         (0.5,) * 3,
         (0.25,) * 3,
         bottleneck=128,
@@ -228,7 +228,7 @@ def digits_defence(images: int, samples: int) -> tuple[CARSO, Tensor]:
     from carso import checkpoint
 
     discover()
-    purifier, _ = checkpoint.load(locate("own:digits-carso"))
+    purifier, _ = checkpoint.load_purifier(locate("own:digits-carso"))
     x = load(Spec("digits", (("n", images),))).x
     return CARSO(build_classifier("own:digits-at"), purifier, samples), x
 

@@ -28,7 +28,7 @@ from carso.adversary import Adversaries, fgsm, pgd
 from carso.fit import new_purifier
 from carso.loss import elbo
 from carso.optimiser import Lookahead
-from carso.recipe import Recipe, read
+from carso.recipe import Recipe, read_recipe
 from carso.representation import taps
 
 
@@ -82,17 +82,17 @@ def measure(
 ) -> None:
     """Print the times of a training step on the images `x` (B,C,H,W) of a frozen classifier."""
     model = model.eval().requires_grad_(False)
-    settings = Adversaries.of(recipe)
+    settings = Adversaries.from_recipe(recipe)
     shape = (x.shape[1], x.shape[2], x.shape[3])
     purifier = new_purifier(model, shape, recipe).to(x.device).train()
     optimiser = Lookahead(purifier.parameters(), recipe.lr_start)
     trainable = copy.deepcopy(model).requires_grad_(True)
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    mixed = settings.deal(model, x, y)
+    mixed = settings.attack_batch(model, x, y)
 
     def attack_in_bfloat16() -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
-            return settings.deal(model, x, y)
+            return settings.attack_batch(model, x, y)
 
     def represent() -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -107,10 +107,10 @@ def measure(
         optimiser.step()
 
     attacks: dict[str, Callable[[], object]] = {
-        "as trained": lambda: settings.deal(model, x, y),
+        "as trained": lambda: settings.attack_batch(model, x, y),
         "four adversaries one by one": lambda: attack_one_by_one(settings, model, x, y),
         "with gradients of the parameters": lambda: attack_by_backward(settings, trainable, x, y),
-        "classifier in channels_last": lambda: settings.deal(channels_last, x, y),
+        "classifier in channels_last": lambda: settings.attack_batch(channels_last, x, y),
         "in bfloat16": attack_in_bfloat16,
     }
     times = median_times({**attacks, "representation": represent, "purifier": update}, repeats)
@@ -146,11 +146,11 @@ def compare(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(device_line())
     discover()
-    recipe = read("digits")
+    recipe = read_recipe("digits")
     data = load(Spec("digits", (("n", recipe.batch),)), split="train")
     model = build_classifier("own:digits-at").to(device)
     measure("digits", model, recipe, data.x.to(device), data.y.to(device), 4 * args.repeats)
-    jpeg = replace(read("cifar10-jpeg"), layers=tuple(f"{i}.conv2" for i in range(1, 7)))
+    jpeg = replace(read_recipe("cifar10-jpeg"), layers=tuple(f"{i}.conv2" for i in range(1, 7)))
     x = torch.rand(args.batch, 3, 32, 32, device=device)
     y = torch.randint(10, (args.batch,), device=device)
     name = f"ResNet-18 of width {args.width}"

@@ -1,18 +1,20 @@
-"""From the logits of several samples to one prediction: (B, samples, K) -> (B, K), K >= 2.
+"""From the logits of several samples to one prediction: (B,samples,K) -> (B,K), K >= 2.
 
-All but `peel-naive` give finite values and finite gradients for finite float32 logits up to +-50 (where the sum of exponentials, 4e22 for
-eight samples, still fits). `count` and `vote` are piecewise constant: their gradient is zero, by definition.
+All but `peel-naive` give finite values and finite gradients for finite float32 logits up to +-50.
+There the sum of exponentials, 4e22 for eight samples, still fits into float32. `count` and `vote`
+are piecewise constant: their gradient is zero by definition.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
+
+from bench.errors import BadInput, did_you_mean
 
 
 def logit(logits: Tensor) -> Tensor:
@@ -26,20 +28,26 @@ def lse(logits: Tensor) -> Tensor:
 
 
 def prob(logits: Tensor) -> Tensor:
-    """Log-odds of the mean over the samples of sigmoid(l[k,e]), per class; as a difference of log-sum-exps, so that nothing rounds to 0 or 1."""
+    """Log-odds of the mean over the samples of sigmoid(l[k,e]), per class.
+
+    The log-odds are a difference of log-sum-exps, so that no value rounds to 0 or 1.
+    """
     return logsigmoid(logits).logsumexp(1) - logsigmoid(-logits).logsumexp(1)
 
 
 def peel(logits: Tensor) -> Tensor:
-    """Log-odds of softmax_k(s), s_k = sum_e exp(l[k,e]): exactly s_k - log sum_{j != k} exp(s_j), without cancellation.
+    """Log-odds of softmax_k(s), s_k = sum_e exp(l[k,e]): s_k - log sum_{j != k} exp(s_j).
 
-    For all k but the largest s, p_k <= 1/2 and log sum_{j != k} exp(s_j) = lse(s) + log1p(-p_k) is accurate, also among ties; for the
-    largest itself the others are summed directly. p is a softmax, not exp(s - lse(s)), which rounds to 1 for tied large s. Where all
-    logits lie below about -15 the s are too small to be told apart beside log(K-1), and the values (not the gradients) tie, in any
-    float32 form; `lse` does not.
+    The form is exact and has no cancellation. For every k but that of the largest s, p_k <= 1/2,
+    and log sum_{j != k} exp(s_j) = lse(s) + log1p(-p_k) is accurate, also among ties. For the
+    largest s the others are summed directly. p is a softmax: exp(s - lse(s)) rounds to 1 for tied
+    large s.
+
+    Where all logits lie below about -15, the values (not the gradients) tie in any float32 form:
+    the s are too small to be told apart beside log(K-1). `lse` does not tie there.
     arXiv 2306.06081, "PeeL".
     """
-    s = logits.exp().sum(1)
+    s = logits.exp().sum(1)  # (B,K)
     top = s.argmax(1, keepdim=True)
     is_top = torch.zeros_like(s, dtype=torch.bool).scatter(1, top, True)
     others = s.masked_fill(is_top, -math.inf).logsumexp(1, keepdim=True)
@@ -48,30 +56,40 @@ def peel(logits: Tensor) -> Tensor:
 
 
 def peel_naive(logits: Tensor) -> Tensor:
-    """PeeL as the authors' code computes it, for the record: infinite as soon as p rounds to 0 or 1, and then every gradient is NaN."""
+    """PeeL as the authors' code computes it, for the record.
+
+    It is infinite as soon as p rounds to 0 or 1, and then every gradient is NaN.
+    """
     p = logits.exp().sum(1).softmax(1)
     return (p / (1 - p)).log()
 
 
 def count(logits: Tensor) -> Tensor:
-    """sum_e floor(l[k,e] / max_j l[j,e]), the authors' `count`: not a vote (negative logits count at most -1, and less without bound).
+    """sum_e floor(l[k,e] / max_j l[j,e]), the authors' `count`, which is not a vote.
 
-    Where a sample's maximum is exactly 0 the limit from above is taken: 1 for the maximum itself, a very low value for the others.
+    Negative logits count at most -1, and less without bound. Where the maximum of a sample is
+    exactly 0, the limit from above is taken: 1 for the maximum itself, a very low value for the
+    others.
     """
     values = logits.detach()
     ratio = (values / values.amax(2, keepdim=True)).floor()
     lowest = torch.finfo(values.dtype).min / values.shape[1]
-    return _flat(ratio.nan_to_num(nan=1.0, neginf=lowest, posinf=lowest).sum(1), logits)
+    return with_zero_gradient(
+        ratio.nan_to_num(nan=1.0, neginf=lowest, posinf=lowest).sum(1), logits
+    )
 
 
 def vote(logits: Tensor) -> Tensor:
     """Plurality: the number of samples whose largest logit is that of class k."""
     votes = one_hot(logits.detach().argmax(2), logits.shape[2]).sum(1)
-    return _flat(votes.to(logits.dtype), logits)
+    return with_zero_gradient(votes.to(logits.dtype), logits)
 
 
-def _flat(values: Tensor, logits: Tensor) -> Tensor:
-    """`values`, attached to the graph with a gradient of exactly zero: an attack that asks for it is answered rather than crashed."""
+def with_zero_gradient(values: Tensor, logits: Tensor) -> Tensor:
+    """`values` (B,K) in the graph of `logits`, with a gradient of exactly zero.
+
+    An attack that asks for the gradient gets an answer and does not crash.
+    """
     return values + 0.0 * logits.mean(1)
 
 
@@ -86,10 +104,8 @@ AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def named(name: str) -> Callable[[Tensor], Tensor]:
-    """The aggregation of that name; ValueError with the nearest one for a name that does not exist."""
+def find_aggregation(name: str) -> Callable[[Tensor], Tensor]:
+    """The aggregation of that name. BadInput names the nearest one where there is none."""
     if name not in AGGREGATIONS:
-        near = difflib.get_close_matches(name, AGGREGATIONS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(AGGREGATIONS)}"
-        raise ValueError(f"aggregation '{name}' is unknown; {hint}")
+        raise BadInput(f"aggregation '{name}' is unknown{did_you_mean(name, AGGREGATIONS)}")
     return AGGREGATIONS[name]

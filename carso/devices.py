@@ -1,4 +1,4 @@
-"""Where training runs: on one device, in plain PyTorch, or in one process per device under Lightning Fabric."""
+"""Where training runs: on one device in plain PyTorch, or one process per device under Fabric."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BadInput
 from carso.purifier import Purifier
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ STRATEGIES = ("auto", "ddp")
 class Devices:
     """One process on one device in float32. `half`: the adversaries alone in bfloat16."""
 
-    rank, count = 0, 1
+    rank = 0
+    count = 1
 
     def __init__(self, device: torch.device, *, half: bool = False) -> None:
-        self.device, self.half = device, half
+        self.device = device
+        self.half = half
 
     def launch(self) -> None:
         """Start the other processes, and meet them."""
@@ -36,9 +39,11 @@ class Devices:
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def attacking(self) -> AbstractContextManager[Any]:
+    def adversary_precision(self) -> AbstractContextManager[Any]:
         """The precision of the adversaries."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.half else self.autocast()
+        if self.half:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return self.autocast()
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the sum of the processes' losses."""
@@ -54,22 +59,29 @@ class Devices:
 
 
 class Processes(Devices):
-    """DistributedDataParallel, or one device in another precision. The classifier is no part of it: it is frozen, and each process has its own."""
+    """DistributedDataParallel, or one device in another precision.
+
+    The classifier is no part of it: the classifier is frozen, and each process has its own.
+    """
 
     def __init__(self, fabric: Fabric, count: int, *, half: bool = False) -> None:
         super().__init__(fabric.device, half=half)
-        self.fabric, self.count = fabric, count
+        self.fabric = fabric
+        self.count = count
 
     def launch(self) -> None:
         self.fabric.launch()
-        self.device, self.rank = self.fabric.device, self.fabric.global_rank
+        self.device = self.fabric.device
+        self.rank = self.fabric.global_rank
 
     def wrap(self, purifier: Purifier) -> nn.Module:
-        # PyTorch synchronises the statistics of batches on GPUs only; processes on CPUs (for tests) have each their own.
+        # PyTorch synchronises the statistics of batches on GPUs only. Processes on CPUs, which
+        # tests use, have each their own.
         if self.count > 1 and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(purifier)
-        # A sigmoid in bfloat16 rounds to exactly 1 from 0.998 on, where the cross-entropy has no gradient.
-        purifier.decoder[-1].register_forward_pre_hook(_in_float32)
+        # A sigmoid in bfloat16 rounds to exactly 1 from 0.998 on. The cross-entropy has no
+        # gradient there.
+        purifier.decoder[-1].register_forward_pre_hook(to_float32)
         return self.fabric.setup_module(purifier)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -79,7 +91,9 @@ class Processes(Devices):
         self.fabric.backward(loss * self.count)  # DDP takes the mean of the processes' gradients
 
     def sum(self, value: Tensor) -> Tensor:
-        total = self.fabric.all_reduce(value.clone(), reduce_op="sum") if self.count > 1 else value
+        if self.count == 1:
+            return value
+        total = self.fabric.all_reduce(value.clone(), reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
 
@@ -87,11 +101,12 @@ class Processes(Devices):
         return bool(self.sum(torch.as_tensor(flag, device=self.device).float()) > 0)
 
 
-def _in_float32(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(v.float() for v in inputs)
+def to_float32(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook before a module: it makes the inputs float32."""
+    return tuple(value.float() for value in inputs)
 
 
-def choose(
+def choose_devices(
     kind: str = "auto",
     *,
     devices: str = "1",
@@ -100,29 +115,19 @@ def choose(
     precision: str = "32-true",
     half: bool = False,
 ) -> Devices:
-    """What the command's flags ask for; ValueError where it is not there. Fabric only where one device in float32 is not all.
+    """What the command's flags ask for. BadInput where it is not there.
 
-    kind `auto|cpu|cuda`; devices: a number per node, or `auto`, all GPUs; precision `32-true|tf32|bf16-mixed`; half: adversaries in bfloat16.
+    `kind` is auto, cpu or cuda; `devices` is a number per node, or auto, all GPUs; `precision` is
+    one of PRECISIONS; `half`: the adversaries in bfloat16. Lightning Fabric is loaded only where
+    one device in float32 is not all.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and not gpus:
-        raise ValueError(
-            "device 'cuda' was asked for, but there is no GPU; use --device cpu or auto"
-        )
     on_gpu = kind != "cpu" and gpus > 0
-    count = (
-        (gpus if on_gpu else 1) if devices == "auto" else int(devices) if devices.isdecimal() else 0
-    )
-    if count < 1 or nodes < 1:
-        raise ValueError(
-            f"--devices {devices} and --nodes {nodes} must be numbers above 0 (or --devices auto)"
-        )
-    if on_gpu and count > gpus:
-        raise ValueError(
-            f"--devices {count} were asked for, but there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'} here"
-        )
+    if kind == "cuda" and not gpus:
+        raise BadInput("device 'cuda' was asked for, but there is no GPU; use --device cpu or auto")
+    count = count_devices(devices, nodes, gpus if on_gpu else 0)
     if precision == "tf32" and not on_gpu:
-        raise ValueError("--precision tf32 needs a GPU; use 32-true or bf16-mixed")
+        raise BadInput("--precision tf32 needs a GPU; use 32-true or bf16-mixed")
     if on_gpu:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -130,20 +135,33 @@ def choose(
         return Devices(torch.device("cuda" if on_gpu else "cpu"), half=half)
     from lightning.fabric import Fabric
 
-    for package in (
-        "lightning.fabric",
-        "lightning.pytorch",
-    ):  # the second carries what the first has to say
+    for package in ("lightning.fabric", "lightning.pytorch"):  # both log what Fabric does
         logging.getLogger(package).setLevel(logging.WARNING)
-    mixed: Literal["bf16-mixed", "32-true"] = (
-        "bf16-mixed" if precision == "bf16-mixed" else "32-true"
-    )
-    way = "ddp" if count * nodes > 1 else strategy
+    mixed: Literal["bf16-mixed", "32-true"] = "32-true"
+    if precision == "bf16-mixed":
+        mixed = "bf16-mixed"
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=count,
         num_nodes=nodes,
-        strategy=way,
+        strategy="ddp" if count * nodes > 1 else strategy,
         precision=mixed,
     )
     return Processes(fabric, count * nodes, half=half)
+
+
+def count_devices(devices: str, nodes: int, gpus: int) -> int:
+    """The number of devices per node that the text asks for; `gpus` 0 means the CPU."""
+    count = 0
+    if devices == "auto":
+        count = gpus or 1
+    elif devices.isdecimal():
+        count = int(devices)
+    if count < 1 or nodes < 1:
+        raise BadInput(
+            f"--devices {devices} and --nodes {nodes} must be numbers above 0 (or --devices auto)"
+        )
+    if gpus and count > gpus:
+        here = "is 1 GPU" if gpus == 1 else f"are {gpus} GPUs"
+        raise BadInput(f"--devices {count} were asked for, but there {here} here")
+    return count

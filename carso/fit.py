@@ -1,10 +1,9 @@
-"""Train a purifier around a frozen classifier: reconstruct the clean image from the perturbed one."""
+"""Train a purifier around a frozen classifier: reconstruct the clean image from the perturbed."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,121 +11,174 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from carso.adversary import Adversaries
-from carso.batches import batches, check, pixels
+from bench.errors import BadInput
+from carso.adversary import Adversaries, pgd, summed_margin
+from carso.batches import batch_indices, check_images, unpack_images
 from carso.clock import Clock
 from carso.devices import Devices
-from carso.loss import beta_at, divergence, elbo
+from carso.loss import beta_at, elbo, kl_divergence
 from carso.model import CARSO, VAE
-from carso.optimiser import PLAIN, Lookahead, learning_rate
+from carso.optimiser import UNSCALED_STEPS, Lookahead, learning_rate
 from carso.purifier import Purifier
 from carso.recipe import Recipe
-from carso.representation import shapes, taps
+from carso.representation import tap_shapes, taps
 from carso.resume import Checkpoint, Epoch, State
 
 
 def new_purifier(classifier: nn.Module, image: tuple[int, int, int], recipe: Recipe) -> Purifier:
-    """An untrained purifier for the classifier; ValueError for a layer that does not exist, or is too small for the recipe's compressors."""
-    found = shapes(classifier, image, recipe.layers)
-    return Purifier(recipe.layout(image, found), recipe.layers)
+    """An untrained purifier for the classifier.
+
+    BadInput for a layer that does not exist, or is too small for the recipe's compressors.
+    """
+    shapes = tap_shapes(classifier, image, recipe.layers)
+    return Purifier(recipe.layout(image, shapes), recipe.layers)
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """`measure` gives (clean, attacked) accuracy of a purifier, after every `every` epochs (0: never) and after the last."""
+    """`measure` gives the (clean, attacked) accuracy of a purifier.
+
+    It is called after every `every` epochs (0: never) and after the last.
+    """
 
     measure: Callable[[Purifier], tuple[float, float]]
     every: int = 0
 
-    def due(self, epoch: int, epochs: int) -> bool:
+    def is_due(self, epoch: int, epochs: int) -> bool:
         return epoch + 1 == epochs or bool(self.every and (epoch + 1) % self.every == 0)
 
 
-def fit(
+def ignore_epoch(_: Epoch) -> None:
+    """The report of a training that nobody watches."""
+
+
+def fit_purifier(
     purifier: Purifier,
     classifier: nn.Module,
     x: Tensor,
     y: Tensor,
     recipe: Recipe,
-    report: Callable[[Epoch], None] = lambda _: None,
+    report: Callable[[Epoch], None] = ignore_epoch,
     *,
     validation: Validation | None = None,
     checkpoint: Checkpoint | None = None,
     devices: Devices | None = None,
 ) -> list[Epoch]:
-    """Train in place, and return the losses of every epoch; purifier in evaluation mode at the end, with the slow weights.
+    """Train in place, and return the losses of every epoch.
 
-    x (N,C,H,W) in [0,1], or packed (carso.batches), y (N,) int64, on the device of both modules. The classifier's parameters are frozen for
-    good. No augmentation; the first steps, which RAdam takes unscaled along the summed loss, keep `lr_start` also where an epoch is shorter than
-    they. Goes on where `checkpoint` ends, to the weights of an uninterrupted run.
+    At the end the purifier is in evaluation mode, with the slow weights. x (N,C,H,W) in [0,1], or
+    packed (carso.batches), and y (N,) int64 lie on the device of both modules. The classifier's
+    parameters are frozen for good. There is no augmentation. The first steps, which RAdam takes
+    unscaled along the summed loss, keep `lr_start` also where an epoch is shorter than they.
+    Training goes on where `checkpoint` ends, to the weights of an uninterrupted run.
 
-    Randomness: one number of torch's global generator; every epoch, with its validation, has a stream of its own that follows from it.
-    ValueError where the data are not finite, or give no batch, or the checkpoint is of another run; FloatingPointError where training diverges;
-    OSError where the checkpoint cannot be written.
+    Randomness is one number of torch's global generator. Every epoch, with its validation, has a
+    stream of its own that follows from it.
+
+    BadInput where the data are not finite, or give no batch, or the checkpoint is of another run;
+    FloatingPointError where training diverges; OSError where the checkpoint cannot be written.
     """
-    check(x)
+    check_images(x)
     devices = devices or Devices(x.device)
-    if not batches(len(x), recipe.batch, seed=0, count=devices.count):
-        raise ValueError(
-            f"{len(x)} training images in batches of {recipe.batch} on {devices.count} device(s) give no batch of 2 images each"
+    if not batch_indices(len(x), recipe.batch, seed=0, count=devices.count):
+        raise BadInput(
+            f"{len(x)} training images in batches of {recipe.batch} "
+            f"on {devices.count} device(s) give no batch of 2 images each"
         )
     classifier.requires_grad_(False).eval()
-    state = checkpoint.load() if checkpoint and checkpoint.epochs() else None
+    state = checkpoint.load() if checkpoint and checkpoint.count_epochs() else None
     seed = int(torch.randint(2**62, ()).item())
-    model = devices.wrap(purifier.train())
-    run = _Run(
+    run = Run(
         purifier,
-        model,
+        devices.wrap(purifier.train()),
         classifier,
         x,
         y,
         recipe,
-        devices,
-        state.seed if state else seed,
-        Lookahead(purifier.parameters(), recipe.lr),
+        devices=devices,
+        seed=state.seed if state else seed,
+        optimiser=Lookahead(purifier.parameters(), recipe.lr),
     )
     if state:
         run.restore(state)
         state = None  # as large as four purifiers
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        for epoch in range(len(run.history), recipe.epochs):
-            done = run.epoch(epoch)
-            if validation and validation.due(epoch, recipe.epochs):
-                clean, attacked = validation.measure(run.kept())
-                done = replace(done, clean_acc=clean, pgd_acc=attacked)
-            run.history.append(done)
+        for index in range(len(run.history), recipe.epochs):
+            epoch = run.train_epoch(index)
+            if validation and validation.is_due(index, recipe.epochs):
+                clean, attacked = validation.measure(run.copy_with_slow_weights())
+                epoch = replace(epoch, clean_acc=clean, pgd_acc=attacked)
+            run.history.append(epoch)
             if checkpoint:
                 run.save(checkpoint)
-            report(done)
-    run.optimiser.finish()
+            report(epoch)
+    run.optimiser.load_slow_weights()
     purifier.eval()
     return run.history
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """All that changes during training, and what it is made from."""
 
     purifier: Purifier
     model: nn.Module  # the purifier as the devices call it
     classifier: nn.Module
-    x: Tensor
-    y: Tensor
+    x: Tensor  # (N,C,H,W)
+    y: Tensor  # (N,)
     recipe: Recipe
     devices: Devices
     seed: int
     optimiser: Lookahead
     history: list[Epoch] = field(default_factory=list)
 
-    def stream(self, purpose: str, epoch: int, rank: int | None = None) -> int:
-        """The seed of what is random in one epoch; of this process alone, unless a rank is given."""
-        text = f"{self.seed}/{purpose}/{epoch}/{self.devices.rank if rank is None else rank}"
+    def seed_of(self, purpose: str, epoch: int, rank: int | None = None) -> int:
+        """The seed of what is random in one epoch; of this process, unless a rank is given."""
+        rank = self.devices.rank if rank is None else rank
+        text = f"{self.seed}/{purpose}/{epoch}/{rank}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
-    def epoch(self, epoch: int) -> Epoch:
-        recipe, devices, optimiser = self.recipe, self.devices, self.optimiser
-        started, clock = time.perf_counter(), Clock(self.x.device)
-        lr = learning_rate(
+    def train_epoch(self, epoch: int) -> Epoch:
+        started = time.perf_counter()
+        clock = Clock(self.x.device)
+        adversaries = Adversaries.from_recipe(self.recipe)
+        lr = self.learning_rate(epoch)
+        beta = self.recipe.beta * beta_at(epoch, self.recipe.epochs, self.recipe.lag)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.x.device)
+        images = 0
+        torch.manual_seed(self.seed_of("training", epoch))
+        for indices in self.batches(epoch):
+            clean = unpack_images(self.x[indices])  # (B,C,H,W)
+            with clock, self.devices.adversary_precision():
+                attacked = adversaries.attack_batch(self.classifier, clean, self.y[indices])
+            sums += self.train_step(epoch, clean, attacked, lr, beta)
+            images += len(indices)
+        total_images = self.devices.sum(sums.new_tensor(images))
+        reconstruction, kl = (self.devices.sum(sums) / total_images).tolist()
+        return Epoch(
+            epoch,
+            lr,
+            beta,
+            reconstruction,
+            kl,
+            seconds=round(time.perf_counter() - started, 3),
+            adversaries=round(clock.seconds(), 3),
+        )
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """The indices (B,) of every step of this process, on the device of the images."""
+        batches = batch_indices(
+            len(self.x),
+            self.recipe.batch,
+            seed=self.seed_of("order", epoch, 0),
+            rank=self.devices.rank,
+            count=self.devices.count,
+        )
+        return [indices.to(self.x.device, non_blocking=True) for indices in batches]
+
+    def learning_rate(self, epoch: int) -> float:
+        recipe = self.recipe
+        return learning_rate(
             epoch,
             recipe.epochs,
             start=recipe.lr_start,
@@ -134,51 +186,31 @@ class _Run:
             final=recipe.lr_final,
             warmup=recipe.warmup,
         )
-        beta = recipe.beta * beta_at(epoch, recipe.epochs, recipe.lag)
-        adversaries = Adversaries.of(recipe)
-        sums, images = torch.zeros(2, dtype=torch.float64, device=self.x.device), 0
-        torch.manual_seed(self.stream("training", epoch))
-        for chosen in batches(
-            len(self.x),
-            recipe.batch,
-            seed=self.stream("order", epoch, 0),
-            rank=devices.rank,
-            count=devices.count,
-        ):
-            chosen = chosen.to(self.x.device, non_blocking=True)
-            clean, labels = pixels(self.x[chosen]), self.y[chosen]
-            with clock, devices.attacking():
-                mixed = adversaries.deal(self.classifier, clean, labels)
-            with torch.no_grad(), devices.autocast():
-                representation = taps(self.classifier, mixed, self.purifier.layers)
-            rec, mu, logvar = self.model(mixed, representation)
-            # Before the loss, which on a GPU would end the process at a NaN.
-            if devices.any(
-                ~torch.isfinite(rec.detach().sum() + divergence(mu.detach(), logvar.detach()))
-            ):
-                raise FloatingPointError(
-                    f"training diverged in epoch {epoch}: the loss is not finite; lower lr (now {recipe.lr:g})"
-                )
-            total, reconstruction, kl = elbo(rec, clean, mu, logvar, beta)
-            optimiser.set_lr(recipe.lr_start if optimiser.steps < PLAIN else lr)
-            optimiser.zero_grad()
-            devices.backward(total)
-            optimiser.step()
-            sums += torch.stack([reconstruction, kl]).detach()
-            images += len(chosen)
-        reconstruction, kl = (devices.sum(sums) / devices.sum(sums.new_tensor(images))).tolist()
-        return Epoch(
-            epoch,
-            lr,
-            beta,
-            reconstruction,
-            kl,
-            round(time.perf_counter() - started, 3),
-            round(clock.seconds(), 3),
-        )
 
-    def kept(self) -> Purifier:
-        """A copy with the slow weights, as training would leave it here."""
+    def train_step(
+        self, epoch: int, clean: Tensor, attacked: Tensor, lr: float, beta: float
+    ) -> Tensor:
+        """One step of the optimiser; the sums (2,) of reconstruction and KL over the batch."""
+        with torch.no_grad(), self.devices.autocast():
+            representation = taps(self.classifier, attacked, self.purifier.layers)
+        x_rec, mu, logvar = self.model(attacked, representation)
+        # Before the loss, which on a GPU would end the process at a NaN.
+        probe = x_rec.detach().sum() + kl_divergence(mu.detach(), logvar.detach())
+        if self.devices.any(~torch.isfinite(probe)):
+            raise FloatingPointError(
+                f"training diverged in epoch {epoch}: the loss is not finite; "
+                f"lower lr (now {self.recipe.lr:g})"
+            )
+        total, reconstruction, kl = elbo(x_rec, clean, mu, logvar, beta)
+        unscaled = self.optimiser.steps < UNSCALED_STEPS
+        self.optimiser.set_lr(self.recipe.lr_start if unscaled else lr)
+        self.optimiser.zero_grad()
+        self.devices.backward(total)
+        self.optimiser.step()
+        return torch.stack([reconstruction, kl]).detach()
+
+    def copy_with_slow_weights(self) -> Purifier:
+        """A copy of the purifier as training would leave it here."""
         twin = copy.deepcopy(self.purifier)
         with torch.no_grad():
             for parameter, slow in zip(twin.parameters(), self.optimiser.slow, strict=True):
@@ -186,47 +218,42 @@ class _Run:
         return twin.eval()
 
     def restore(self, state: State) -> None:
-        """ValueError where the tensors are not this run's."""
+        """Go on from the state. BadInput where its tensors are not this run's."""
+        prefix = "purifier."
         weights = {
-            name.removeprefix("purifier."): value
+            name.removeprefix(prefix): value
             for name, value in state.tensors.items()
-            if name.startswith("purifier.")
+            if name.startswith(prefix)
         }
         try:
             self.purifier.load_state_dict(weights)
             self.optimiser.restore(state.tensors, state.steps)
         except (RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"the checkpoint does not fit the purifier: {' '.join(str(error).split())[:200]}"
-            ) from None
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"the checkpoint does not fit the purifier: {reason}") from None
         self.history.extend(state.history)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """By the first process; where it cannot, all of them stop."""
-        failed: Exception | None = None
+        """Written by the first process. Where that fails, all processes stop."""
+        failure: Exception | None = None
         if self.devices.rank == 0:
-            weights = {
-                f"purifier.{name}": value for name, value in self.purifier.state_dict().items()
-            }
+            tensors = {f"purifier.{k}": v for k, v in self.purifier.state_dict().items()}
+            tensors |= self.optimiser.state()
+            state = State(tensors, self.optimiser.steps, self.seed, self.history)
             try:
-                state = State(
-                    {**weights, **self.optimiser.state()},
-                    self.optimiser.steps,
-                    self.seed,
-                    self.history,
-                )
                 checkpoint.save(state, self.recipe.epochs)
             except (OSError, FloatingPointError) as error:
-                failed = error
-        if self.devices.any(failed is not None):
-            raise failed or OSError("the first process could not write the checkpoint")
+                failure = error
+        if self.devices.any(failure is not None):
+            raise failure or OSError("the first process could not write the checkpoint")
 
 
 def wrap(
     classifier: nn.Module, purifier: Purifier, samples: int = 8, aggregation: str = "peel"
 ) -> CARSO:
     """The defence that a purifier is for: CARSO, or the unconditional VAE where it has no taps."""
-    return (CARSO if purifier.layers else VAE)(classifier, purifier, samples, aggregation)
+    defence = CARSO if purifier.layers else VAE
+    return defence(classifier, purifier, samples, aggregation)
 
 
 def validate(
@@ -239,26 +266,26 @@ def validate(
     draws: int = 4,
     batch: int = 256,
 ) -> tuple[float, float]:
-    """(clean, attacked) accuracy of the whole defence, in [0,1]: a quick check, not the bench's number.
+    """(clean, attacked) accuracy of the whole defence, in [0,1]: a quick check.
 
-    The attack is linf PGD on the margin of the `lse` surrogate, with fresh samples at every step; accuracies are means of `draws` fresh draws.
+    It is not the bench's number. The attack is linf PGD on the margin of the `lse` surrogate, with
+    fresh samples at every step. Accuracies are means of `draws` fresh draws.
     """
     right = x.new_zeros(2)
-    for xs, ys in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
-        for i, tried in enumerate((xs, _margin_pgd(defence, xs, ys, eps, steps) if eps else xs)):
+    for x_batch, y_batch in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+        x_adv = attack_surrogate(defence, x_batch, y_batch, eps, steps)
+        for i, images in enumerate((x_batch, x_adv)):
             with torch.no_grad():
-                right[i] += (defence.draws(tried, draws).argmax(2) == ys[:, None]).sum() / draws
+                answers = defence.draws(images, draws).argmax(2)  # (B,draws)
+            right[i] += (answers == y_batch[:, None]).sum() / draws
     clean, attacked = (right / len(x)).tolist()
     return clean, attacked
 
 
-def _margin_pgd(defence: CARSO, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
-    for _ in range(steps):
-        adv.requires_grad_()
-        logits = defence.surrogates["lse"](adv)
-        true = logits.gather(1, y[:, None])[:, 0]
-        wrong = logits.scatter(1, y[:, None], -math.inf).amax(1)
-        (ascent,) = torch.autograd.grad((wrong - true).sum(), adv)
-        adv = (adv.detach() + 2.5 * eps / steps * ascent.sign()).clamp(x - eps, x + eps).clamp(0, 1)
-    return adv
+def attack_surrogate(defence: CARSO, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    """The images after linf PGD on the margin of `lse`; unchanged at eps 0."""
+    if not eps:
+        return x
+    box = x.new_full((len(x), 1, 1, 1), eps)
+    model = defence.surrogates["lse"]
+    return pgd(model, x, y, box, steps=steps, step=2.5 * eps / steps, loss=summed_margin)

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-EVERY = 6
-PLAIN = 5  # RAdam's first steps, which are not divided by the gradient's size
+SYNC_EVERY = 6  # steps from one meeting of fast and slow weights to the next
+UNSCALED_STEPS = 5  # RAdam's first steps, which are not divided by the gradient's size
 MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names for RAdam's m and v
-FAST = 0.8  # the share of the fast weights where both meet
+FAST_SHARE = 0.8  # of the fast weights where both meet
 
 
 class Lookahead:
-    """Every 6 steps of RAdam: theta <- 0.8 theta + 0.2 slow, slow <- theta; the inner moments are left alone.
+    """Every 6 steps of RAdam: theta <- 0.8 theta + 0.2 slow, slow <- theta.
 
-    `finish` loads the slow weights, which are those of the last meeting. M. Zhang et al., "Lookahead optimizer", arXiv 1907.08610.
+    The inner moments are left alone. `load_slow_weights` loads the slow weights, which are those
+    of the last meeting. M. Zhang et al., "Lookahead optimizer", arXiv 1907.08610.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
@@ -36,43 +37,49 @@ class Lookahead:
     def step(self) -> None:
         self.inner.step()
         self.steps += 1
-        if self.steps % EVERY == 0:
+        if self.steps % SYNC_EVERY == 0:
             fast = [p.detach() for p in self.parameters]
-            torch._foreach_lerp_(fast, self.slow, 1 - FAST)
+            torch._foreach_lerp_(fast, self.slow, 1 - FAST_SHARE)
             torch._foreach_copy_(self.slow, fast)
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs besides parameters and number of steps: the slow weights and RAdam's moments, numbered as the parameters are."""
-        kept = {f"slow.{i}": slow for i, slow in enumerate(self.slow)}
+        """What `restore` needs besides the parameters and the number of steps.
+
+        That is the slow weights and RAdam's moments, numbered as the parameters are.
+        """
+        state = {f"slow.{i}": slow for i, slow in enumerate(self.slow)}
         for i, parameter in enumerate(self.parameters):
-            kept |= {
-                f"{name}.{i}": value
-                for name, value in self.inner.state[parameter].items()
-                if name != "step"
-            }
-        return kept
+            for name, value in self.inner.state[parameter].items():
+                if name != "step":
+                    state[f"{name}.{i}"] = value
+        return state
 
     @torch.no_grad()
-    def restore(self, kept: Mapping[str, Tensor], steps: int) -> None:
-        """Go on after `steps` steps from the very `state`; KeyError where a tensor is missing."""
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Go on after `steps` steps from the very `state`. KeyError where a tensor is missing."""
         self.steps = steps
         for i, (parameter, slow) in enumerate(zip(self.parameters, self.slow, strict=True)):
-            slow.copy_(kept[f"slow.{i}"])
+            slow.copy_(state[f"slow.{i}"])
             if steps:
                 moments = {
-                    name: torch.empty_like(parameter).copy_(kept[f"{name}.{i}"]) for name in MOMENTS
+                    name: torch.empty_like(parameter).copy_(state[f"{name}.{i}"])
+                    for name in MOMENTS
                 }
                 self.inner.state[parameter] = {"step": torch.tensor(float(steps)), **moments}
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def load_slow_weights(self) -> None:
         torch._foreach_copy_([p.detach() for p in self.parameters], self.slow)
 
 
 def learning_rate(
     epoch: int, epochs: int, *, start: float, base: float, final: float, warmup: float
 ) -> float:
-    """Linear from `start` to `base` in the first `warmup` share of the epochs, constant for as long, then linear to `final` after the last."""
+    """The rate of `epoch` (from 0): it rises, stays and falls.
+
+    It is linear from `start` to `base` in the first `warmup` share of the epochs, constant for as
+    long, then linear to `final` after the last epoch.
+    """
     rise = int(warmup * epochs)
     if epoch < rise:
         return start + (base - start) * epoch / rise

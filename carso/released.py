@@ -1,8 +1,10 @@
-"""What the paper's authors released: for which classifier, in which files of which keys and shapes, and how they come here. arXiv 2306.06081."""
+"""What the paper's authors released: for which classifiers, in which files, and how they come here.
+
+arXiv 2306.06081.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,27 +14,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bench.errors import BadInput, did_you_mean
 from bench.files import DownloadFailed, download, model_folder
-from carso import recipe
 from carso.purifier import Layout, Purifier
+from carso.recipe import read_recipe
 
 BASE = "https://bucket.ballarin.cc/aimldl/carso2024cnn/"
 PARTS = ("repr_compressors", "repr_fcn_compressor", "decoder")
-TRAINING = ("input_compressor", "joint_fcn_compressor", "neck")
+TRAINING_PARTS = ("input_compressor", "joint_fcn_compressor", "neck")
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A classifier of the paper, and the purifier around it. All classifiers are WRN-28-10; files are named from `BASE` on."""
+    """A classifier of the paper, and the purifier around it.
+
+    All classifiers are WRN-28-10. Files are named from `BASE` on.
+    """
 
     recipe: str  # of carso/recipes: layers, sizes, scaling of the image
     classes: int
     classifier: str
-    purifier: str = (
-        ""  # what the names of its three files have in common; empty where none was released
-    )
+    purifier: str = ""  # the common beginning of its three files; empty: none was released
     robustbench: str = ""  # what that library calls the same classifier
 
 
@@ -81,130 +85,136 @@ SCENARIOS = {
 }
 
 
-def scenario(name: str, options: Iterable[str] = SCENARIOS) -> Scenario:
-    """The scenario of that name; ValueError names the nearest one of `options` for a name that is none of them."""
+def find_scenario(name: str, options: Iterable[str] = SCENARIOS) -> Scenario:
+    """The scenario of that name. BadInput names the nearest of `options` for another name."""
     options = list(options)
     if name not in options:
-        near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(options)}"
-        raise ValueError(f"the authors released no '{name}'; {hint}")
+        raise BadInput(f"the authors released no '{name}'{did_you_mean(name, options)}")
     return SCENARIOS[name]
 
 
 def with_purifier() -> list[str]:
-    return [name for name, one in SCENARIOS.items() if one.purifier]
+    """The names of the scenarios that have a purifier."""
+    return [name for name, scenario in SCENARIOS.items() if scenario.purifier]
 
 
 def layers(name: str) -> tuple[str, ...]:
     """The classifier's layers that the purifier reads."""
-    return recipe.read(scenario(name).recipe).layers
+    return read_recipe(find_scenario(name).recipe).layers
 
 
 def layout(name: str) -> Layout:
-    """Of the released purifier: all sizes, without an encoder, which only training needs, and which was not released."""
-    told = recipe.read(scenario(name).recipe)
-    side = 64 if told.last_kernel == 3 else 32
-    groups = [int(layer.split(".")[1]) for layer in told.layers]
-    return replace(
-        told.layout((3, side, side), tuple((160 << g, side >> g, side >> g) for g in groups)),
-        encoder=(),
-    )
+    """All sizes of the released purifier.
+
+    It has no encoder: only training needs one, and it was not released.
+    """
+    recipe = read_recipe(find_scenario(name).recipe)
+    side = 64 if recipe.last_kernel == 3 else 32
+    groups = [int(layer.split(".")[1]) for layer in recipe.layers]
+    taps = tuple((160 << group, side >> group, side >> group) for group in groups)
+    return replace(recipe.layout((3, side, side), taps), encoder=())
 
 
-def modules(purifier: Purifier) -> dict[str, nn.Module]:
+def purifier_parts(purifier: Purifier) -> dict[str, nn.Module]:
     """A purifier's parts by the authors' names for them, each with their key names."""
     parts: dict[str, nn.Module | None] = {
         "repr_compressors": purifier.compressors,
         "repr_fcn_compressor": purifier.bottleneck,
+        "decoder": purifier.decoder,
     }
-    parts["decoder"] = purifier.decoder
     if purifier.layout.encoder:
-        parts |= {"input_compressor": purifier.encoder, "joint_fcn_compressor": purifier.joint}
+        parts["input_compressor"] = purifier.encoder
+        parts["joint_fcn_compressor"] = purifier.joint
         parts["neck"] = nn.ModuleDict({"x_to_mu": purifier.mu, "x_to_log_var": purifier.logvar})
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {key: tuple(value.shape) for key, value in tensors.items()}
 
 
 def folder() -> Path:
-    """Where the files lie: in the folder that the environment variable BENCH_MODELS names, else in `models`."""
+    """Where the files lie: in the folder `carso2024cnn` of the folder of models."""
     return model_folder() / "carso2024cnn"
 
 
-def files(name: str) -> dict[str, str]:
+def purifier_files(name: str) -> dict[str, str]:
     """The purifier's files, from `BASE` or `folder` on, by part."""
-    stem = scenario(name, with_purifier()).purifier
+    stem = find_scenario(name, with_purifier()).purifier
     return {part: f"{stem}_{part}.safetensors" for part in PARTS}
 
 
-def ensure(name: str) -> None:
-    """Have the purifier's three files here: fetched where they are missing, their keys and shapes checked.
+def fetch_purifier(name: str) -> None:
+    """Have the purifier's three files here: fetched where missing, keys and shapes checked.
 
-    ValueError, one line: where each file belongs and where it is from, if it cannot be fetched; what is wrong with one that is here.
+    BadInput, one line, says where each file belongs and where it is from, if it cannot be fetched,
+    or what is wrong with a file that is here.
     """
-    found = files(name)
+    files = purifier_files(name)
     with torch.device("meta"):
-        parts = modules(Purifier(layout(name), layers(name)))
-    obtain(
-        f"purifier 'released:{name}'",
-        {found[part]: shapes(parts[part].state_dict()) for part in PARTS},
-    )
+        parts = purifier_parts(Purifier(layout(name), layers(name)))
+    shapes = {files[part]: shapes_of(parts[part].state_dict()) for part in PARTS}
+    fetch_files(f"purifier 'released:{name}'", shapes)
 
 
-def obtain(what: str, wanted: Mapping[str, Shapes]) -> None:
-    """Have files here that hold tensors of these shapes; `what` they are names them in errors. ValueError as of `ensure`."""
-    for file, want in wanted.items():
+def fetch_files(what: str, shapes: Mapping[str, Shapes]) -> None:
+    """Have files here that hold tensors of these shapes. BadInput as of `fetch_purifier`.
+
+    `what` they are names them in errors.
+    """
+    for file, expected in shapes.items():
         path = folder() / file
         if path.is_file():
-            check(path, want)
+            check_file(path, expected)
             continue
         try:
-            download(BASE + file, path, check=partial(check, want=want))
+            download(BASE + file, path, check=partial(check_file, expected=expected))
         except DownloadFailed as error:
-            raise missing(
-                what,
-                wanted,
-                folder(),
-                f" (the download of {path.name} failed: {error.reason})",
-            ) from None
+            why = f" (the download of {path.name} failed: {error.reason})"
+            raise missing(what, shapes, folder(), why) from None
 
 
-def missing(what: str, wanted: Iterable[str], top: Path, why: str = "") -> ValueError:
-    places = [f"{BASE}{file} at {top / file}" for file in wanted if not (top / file).is_file()]
-    return ValueError(f"the files of {what} are not there: put {', '.join(places)}{why}")
+def missing(what: str, files: Iterable[str], top: Path, why: str = "") -> BadInput:
+    """The error that says which file to put where."""
+    places = [f"{BASE}{file} at {top / file}" for file in files if not (top / file).is_file()]
+    return BadInput(f"the files of {what} are not there: put {', '.join(places)}{why}")
 
 
-def check(path: Path, want: Shapes) -> None:
-    """ValueError unless the file is a safetensors file of exactly these tensors; reads nothing but its header."""
+def check_file(path: Path, expected: Shapes) -> None:
+    """BadInput unless the file is a safetensors file of exactly these tensors.
+
+    Only its header is read.
+    """
     try:
         with safe_open(path, "pt") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"'{path}' is not a safetensors file, or is damaged: {error}") from None
-    compare(f"'{path}'", found, want)
+        raise BadInput(f"'{path}' is not a safetensors file, or is damaged: {error}") from None
+    compare_shapes(f"'{path}'", shapes, expected)
 
 
-def compare(what: str, found: Shapes, want: Shapes) -> None:
-    """ValueError, one line, that names what is missing, left over, or of another shape."""
+def compare_shapes(what: str, shapes: Shapes, expected: Shapes) -> None:
+    """BadInput, one line, that names what is missing, left over, or of another shape."""
     for how, names in (
-        ("lacks", want.keys() - found.keys()),
-        ("also holds", found.keys() - want.keys()),
+        ("lacks", expected.keys() - shapes.keys()),
+        ("also holds", shapes.keys() - expected.keys()),
     ):
         if names:
-            raise ValueError(
-                f"{what} {how} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            )
-    for key, shape in want.items():
-        if found[key] != shape:
-            raise ValueError(f"{what} holds {key} of the shape {found[key]}, not {shape}")
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise BadInput(f"{what} {how} {', '.join(sorted(names)[:3])}{more}")
+    for key, shape in expected.items():
+        if shapes[key] != shape:
+            raise BadInput(f"{what} holds {key} of the shape {shapes[key]}, not {shape}")
 
 
-def sound(what: str, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError, one line, that names a tensor with NaN, infinite, or, of variances, negative values."""
+def check_values(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """BadInput, one line, that names a tensor with NaN or infinite values.
+
+    So does a variance with negative values.
+    """
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{what} is damaged: {key} is not finite")
+            raise BadInput(f"{what} is damaged: {key} is not finite")
         if key.endswith("running_var") and bool((value < 0).any()):
-            raise ValueError(f"{what} is damaged: {key} has negative values")
+            raise BadInput(f"{what} is damaged: {key} has negative values")

@@ -1,4 +1,4 @@
-"""The internal representation of a classifier: the outputs of named layers, in the order in which they are computed."""
+"""The internal representation of a classifier: outputs of named layers in the order they run."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BadInput
+
 
 def taps(classifier: nn.Module, x: Tensor, layers: Collection[str]) -> tuple[Tensor, ...]:
-    """Copies of the outputs of the sub-modules named in `layers` (a set), in execution order; their graph to x is kept where gradients are on.
+    """Copies of the outputs of the sub-modules named in `layers` (a set), in execution order.
 
-    A module that runs twice is recorded twice. Copies, because what follows may work in place on the output (`ReLU(inplace=True)`).
-    ValueError for a layer that does not exist, does not run, or does not return a tensor.
+    Their graph to x is kept where gradients are on. A module that runs twice is recorded twice.
+    They are copies, because later layers may work in place on the output
+    (`ReLU(inplace=True)`). BadInput for a layer that does not exist, does not run, or does not
+    return a tensor.
     """
-    modules = find(classifier, layers)
-    found: list[Tensor] = []
-    seen: set[str] = set()
+    modules = find_layers(classifier, layers)
+    outputs: list[Tensor] = []
+    names_run: set[str] = set()
     with ExitStack() as stack:
         for name, module in modules.items():
 
             def keep(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 if not isinstance(output, Tensor):
-                    raise ValueError(
-                        f"layer '{name}' returns a {type(output).__name__}, not a tensor"
-                    )
-                seen.add(name)
-                found.append(output.clone())
+                    kind = type(output).__name__
+                    raise BadInput(f"layer '{name}' returns a {kind}, not a tensor")
+                names_run.add(name)
+                outputs.append(output.clone())
 
             stack.callback(module.register_forward_hook(keep).remove)
         if modules:
             classifier(x)
-    if idle := [name for name in modules if name not in seen]:
-        raise ValueError(f"layer '{idle[0]}' does not run in the classifier's forward pass")
-    return tuple(found)
+    for name in modules:
+        if name not in names_run:
+            raise BadInput(f"layer '{name}' does not run in the classifier's forward pass")
+    return tuple(outputs)
 
 
-def find(classifier: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
-    """The named sub-modules; ValueError names the nearest layer for one that does not exist."""
-    known = dict(classifier.named_modules())
+def find_layers(classifier: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
+    """The named sub-modules. BadInput names the nearest layers for one that does not exist."""
+    modules = dict(classifier.named_modules())
     for name in layers:
-        if not name or name not in known:
-            near = (
-                difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-                or [n for n in known if n][:12]
-            )
-            raise ValueError(
+        if not name or name not in modules:
+            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            near = near or [known for known in modules if known][:12]
+            raise BadInput(
                 f"the classifier has no layer '{name}'; near it: {', '.join(near) or 'none'}"
             )
-    return {name: known[name] for name in layers}
+    return {name: modules[name] for name in layers}
 
 
-def shapes(
+def tap_shapes(
     classifier: nn.Module, image: Sequence[int], layers: Collection[str]
 ) -> tuple[tuple[int, ...], ...]:
     """The shapes of the taps of one image (C,H,W), without the batch dimension."""
-    like = next((p for p in classifier.parameters()), torch.empty(0))
+    parameter = next((p for p in classifier.parameters()), torch.empty(0))
+    x = torch.zeros(1, *image, device=parameter.device)
     with torch.no_grad():
-        return tuple(
-            tuple(r.shape[1:])
-            for r in taps(classifier, torch.zeros(1, *image, device=like.device), layers)
-        )
+        return tuple(tuple(tap.shape[1:]) for tap in taps(classifier, x, layers))

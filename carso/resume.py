@@ -1,4 +1,7 @@
-"""A training that can be killed: all its state in one safetensors file, replaced at once, and the curve of its epochs beside it."""
+"""A training that can be killed: all its state in one safetensors file, and its curve beside it.
+
+The file is replaced at once; the curve has a line for every epoch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bench.errors import BadInput
 from bench.files import write_text
 from carso.tensors import write_tensors
 
@@ -20,8 +24,9 @@ from carso.tensors import write_tensors
 class Epoch:
     """One line of the curve.
 
-    Losses are means per image: `reconstruction` (binary cross-entropy, nats per image) and `kl` (nats), unweighted. `adversaries`: how many
-    of the `seconds` they took. Accuracies of the whole defence on the held-out images, in [0,1]; None where the epoch was not validated.
+    Losses are means per image, unweighted: `reconstruction` (binary cross-entropy) and `kl`, both
+    in nats. `adversaries`: how many of the `seconds` the adversaries took. Accuracies are those of
+    the whole defence on the held-out images, in [0,1]; None where the epoch was not validated.
     """
 
     epoch: int
@@ -46,86 +51,101 @@ class State:
 
 
 class Checkpoint:
-    """The state of a run in the file `path`, and its curve in `curve` (JSON lines, one epoch each).
+    """The state of a run in the file `path`, and its curve in `curve` (JSON lines, one an epoch).
 
-    `question` is all that the run's weights depend on, JSON-like: a state of another question is refused. Written after every `every` epochs,
-    and after the last; 0: never, the curve alone.
+    `question` is all that the run's weights depend on, JSON-like: a state of another question is
+    refused. The state is written after every `every` epochs, and after the last. With 0 the curve
+    alone is written.
     """
 
     def __init__(
         self, path: Path, curve: Path, question: Mapping[str, Any], *, every: int = 1
     ) -> None:
-        self.path, self.curve, self.every = path, curve, every
+        self.path = path
+        self.curve = curve
+        self.every = every
         self.question: dict[str, Any] = json.loads(json.dumps(question))
 
-    def epochs(self) -> int:
-        """How many epochs the file holds, 0 where there is none; ValueError, one line, where it is damaged or of another question."""
-        return len(self._facts()["history"]) if self.path.exists() else 0
+    def count_epochs(self) -> int:
+        """How many epochs the file holds, 0 where there is none.
+
+        BadInput where the file is damaged or of another question.
+        """
+        return len(self._read_facts()["history"]) if self.path.exists() else 0
 
     def load(self) -> State:
-        """ValueError as in `epochs`."""
-        facts = self._facts()
+        """BadInput as in `count_epochs`."""
+        facts = self._read_facts()
         try:
             with safe_open(self.path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            return State(
-                tensors, facts["steps"], facts["seed"], [Epoch(**row) for row in facts["history"]]
-            )
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+            history = [Epoch(**row) for row in facts["history"]]
+            return State(tensors, facts["steps"], facts["seed"], history)
         except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh"
-            ) from None
+            raise self._damaged(error) from None
 
-    def _facts(self) -> dict[str, Any]:
+    def _read_facts(self) -> dict[str, Any]:
         try:
             with safe_open(self.path, "pt") as file:
                 facts: dict[str, Any] = json.loads((file.metadata() or {})["training"])
-            found = facts["question"]
+            question = facts["question"]
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh"
-            ) from None
-        if odd := next(_differences(found, self.question), ""):
-            raise ValueError(
-                f"checkpoint '{self.path}' is of another run: {odd}; remove it, start anew with --fresh, or give another --out"
+            raise self._damaged(error) from None
+        difference = next(list_differences(question, self.question), "")
+        if difference:
+            raise BadInput(
+                f"checkpoint '{self.path}' is of another run: {difference}; "
+                "remove it, start anew with --fresh, or give another --out"
             )
         return facts
 
+    def _damaged(self, error: Exception) -> BadInput:
+        return BadInput(
+            f"checkpoint '{self.path}' is damaged ({error}); remove it, or start anew with --fresh"
+        )
+
     def save(self, state: State, epochs: int) -> None:
-        """After an epoch of a run of `epochs`. OSError where the disk is full or the like; FloatingPointError where the state is not finite."""
+        """Write the state after an epoch of a run of `epochs`.
+
+        OSError where the disk is full or the like; FloatingPointError where the state is not
+        finite.
+        """
         done = len(state.history)
         if self.every and (done % self.every == 0 or done == epochs):
-            if bad := [
-                name
-                for name, value in state.tensors.items()
-                if not bool(torch.isfinite(value).all())
-            ]:
-                raise FloatingPointError(
-                    f"training diverged in epoch {done - 1}: {bad[0]} is not finite"
-                )
-            facts = {
-                "question": self.question,
-                "steps": state.steps,
-                "seed": state.seed,
-                "history": [asdict(row) for row in state.history],
-            }
-            write_tensors(self.path, state.tensors, {"training": json.dumps(facts)})
+            self._save_state(state)
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in state.history)
         write_text(self.curve, lines)
+
+    def _save_state(self, state: State) -> None:
+        for name, value in state.tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(
+                    f"training diverged in epoch {len(state.history) - 1}: {name} is not finite"
+                )
+        facts = {
+            "question": self.question,
+            "steps": state.steps,
+            "seed": state.seed,
+            "history": [asdict(row) for row in state.history],
+        }
+        write_tensors(self.path, state.tensors, {"training": json.dumps(facts)})
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+def list_differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:
     """What differs, in words, down to the field."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".strip("."))
-    elif there != here:
-        yield f"its {name} is {_short(there)}, here it is {_short(here)}"
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            path = f"{name}.{key}".strip(".")
+            yield from list_differences(theirs.get(key), ours.get(key), path)
+    elif theirs != ours:
+        yield f"its {name} is {shorten(theirs)}, here it is {shorten(ours)}"
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """The value as JSON, in at most 40 characters."""
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."

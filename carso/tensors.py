@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from bench.errors import BadInput
 from bench.files import replace_atomically
 
 
@@ -26,8 +28,16 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of the file, on the CPU. ValueError, one line, where it is missing or damaged."""
+    """All tensors of the file, on the CPU. BadInput where it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"'{path}' is not a safetensors file, or is damaged: {error}") from None
+        raise BadInput(f"'{path}' is not a safetensors file, or is damaged: {error}") from None
+
+
+@torch.no_grad()
+def round_to_half(module: nn.Module) -> None:
+    """Round floating tensors to the values that a file in half precision holds."""
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value.half())

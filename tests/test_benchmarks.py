@@ -67,10 +67,10 @@ def test_adversaries_one_by_one_are_those_of_training() -> None:
     x = torch.rand(8, 3, 32, 32)
     y = torch.arange(8) % 10
     settings = Adversaries(share=1.0, weak=0.0, strong=0.0, steps=2, step=0.1)
-    expected = settings.deal(model, x, y)
+    expected = settings.attack_batch(model, x, y)
     assert torch.equal(attack_one_by_one(settings, model, x, y), expected)
     assert torch.equal(expected, x)
     strong = Adversaries(share=0.5, weak=0.1, strong=0.2, steps=1, step=0.1)
     torch.testing.assert_close(
-        attack_one_by_one(strong, model, x, y)[-2:], strong.deal(model, x, y)[-2:]
+        attack_one_by_one(strong, model, x, y)[-2:], strong.attack_batch(model, x, y)[-2:]
     )

@@ -48,7 +48,8 @@ class NaivePeel(Augmented):
         super().__init__(inner, samples, 0, False, noise, "logit")
         self.mean = aggregate.peel_naive
         self.surrogates = {
-            name: partial(self.through, aggregate.named(name)) for name in ("lse", "logit")
+            name: partial(self.through, aggregate.find_aggregation(name))
+            for name in ("lse", "logit")
         } | {"classifier": self.base}
 
     def through(self, aggregation: Mean, x: Tensor) -> Tensor:

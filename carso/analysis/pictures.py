@@ -1,4 +1,7 @@
-"""`python -m carso.analysis.pictures --dataset digits`: attacked images, what CARSO makes of them, and what the classifier says to each."""
+"""`python -m carso.analysis.pictures --dataset digits`: attacked images and their reconstructions.
+
+The sheet shows what CARSO makes of attacked images, and what the classifier says to each image.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cli.main import Parser
+from bench.cli.main import Parser, run_main
 from bench.errors import BadInput
-from bench.files import data_folder, write_bytes
+from bench.files import data_folder, write_bytes, write_text
 from bench.judging.environment import environment
 from bench.judging.execute import make_deterministic, pick_device, preflight
 from bench.judging.norms import NORMS
@@ -35,89 +38,86 @@ from bench.results import names as labels
 from carso.analysis.sheet import MARKS, Tile, png
 from carso.model import CARSO
 
-SHOWN = 8  # reconstructions of each image
+MOST_SHOWN = 8  # reconstructions of each image
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What is drawn. x, x_adv (B,C,H,W); y, found (B,): `found` of all draws that judge x_adv, how many were right."""
+    """What is drawn, of B images."""
 
     cell: Cell
-    ids: Tensor
-    x: Tensor
-    y: Tensor
-    x_adv: Tensor
-    strayed: Tensor
-    distance: Tensor
-    images: Tensor  # (B,samples,C,H,W)
-    logits: Tensor  # (B,samples,K) of them
+    ids: Tensor  # (B,)
+    x: Tensor  # (B,C,H,W)
+    y: Tensor  # (B,)
+    x_adv: Tensor  # (B,C,H,W)
+    strayed: Tensor  # (B,)
+    distance: Tensor  # (B,)
+    images: Tensor  # (B,samples,C,H,W), the reconstructions
+    logits: Tensor  # (B,samples,K) of the reconstructions
     answer: Tensor  # (B,K), their aggregation
     clean_answer: Tensor  # (B,K) of one draw on x
-    bare: Tensor  # (B,K) of the classifier alone on x
-    bare_adv: Tensor  # ... on x_adv
-    found: Tensor
+    classifier_clean: Tensor  # (B,K) of the classifier alone on x
+    classifier_attacked: Tensor  # (B,K) of the classifier alone on x_adv
+    right_draws: Tensor  # (B,) of the evaluation draws on x_adv
 
 
-def parse(argv: Sequence[str]) -> Namespace:
-    p = Parser(prog="python -m carso.analysis.pictures", description=__doc__, allow_abbrev=False)
-    p.add_argument("--dataset", default="digits", help="a registered dataset, or folder:PATH")
-    p.add_argument(
+def parse(words: Sequence[str]) -> Namespace:
+    parser = Parser(
+        prog="python -m carso.analysis.pictures", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--dataset", default="digits", help="a registered dataset, or folder:PATH")
+    parser.add_argument(
         "--defence", default="carso", help="carso or vae, with knobs, such as carso[samples=16]"
     )
-    p.add_argument(
+    parser.add_argument(
         "--attack", default="pgd-eot", help="any attack, with knobs, such as pgd-eot[steps=100]"
     )
-    p.add_argument("--norm", help="default: the dataset's")
-    p.add_argument(
+    parser.add_argument("--norm", help="default: the dataset's")
+    parser.add_argument(
         "--eps", help="a fraction such as 8/255, in pixel units of [0,1]; default: the dataset's"
     )
-    p.add_argument(
+    parser.add_argument(
         "--budget",
         help="quick, standard or full: the knobs that --attack leaves open; default: the dataset's",
     )
-    p.add_argument(
+    parser.add_argument(
         "--n",
         type=int,
         default=6,
         help="images: the first of the fixed class-stratified subset, each of another class",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the attack, and of the reconstructions")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument(
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the attack, and of the reconstructions"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
         "--data-dir", type=Path, help="where data sets lie; default: BENCH_DATA, or data/"
     )
-    p.add_argument(
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("results/reference/figures"),
         help="the folder of the figure",
     )
-    return p.read(argv)
+    return parser.read(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 written, 1 cannot be written, 2 bad input, 130 interrupted; where it is not 0, nothing is."""
+    """Exit code: 0 written, 1 cannot be written, 2 bad input, 130 interrupted.
+
+    Where it is not 0, nothing is written.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for path in command(
-            parse(words), shlex.join(["python", "-m", "carso.analysis.pictures", *words])
-        ):
-            print(f"wrote {path}")
-        return 0
-    except (BadInput, AttackFailed) as error:
-        print(f"pictures: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"pictures: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pictures: interrupted; nothing is written", file=sys.stderr)
-        return 130
+    return run_main(
+        lambda: write_figure(words), "pictures", interrupted="interrupted; nothing is written"
+    )
 
 
-def command(args: Namespace, line: str) -> list[Path]:
+def write_figure(words: Sequence[str]) -> None:
     """Attack, reconstruct, draw; the figure and its facts are written at the very end."""
+    args = parse(words)
+    line = shlex.join(["python", "-m", "carso.analysis.pictures", *words])
     discover()
     cell = cell_of(args)
     device = pick_device(args.device)
@@ -125,7 +125,10 @@ def command(args: Namespace, line: str) -> list[Path]:
     make_deterministic()
     plans.fetch_missing(Plan("pictures", (cell,)))
     preflight([cell], data_dir)
-    shown = show(cell, device, str(data_dir))
+    try:
+        shown = show(cell, device, str(data_dir))
+    except AttackFailed as error:
+        raise BadInput(str(error)) from None
     env = environment(cell, device, line, load_cached(cell.dataset, str(data_dir)).digest)
     facts = {
         **asdict(env),
@@ -133,142 +136,166 @@ def command(args: Namespace, line: str) -> list[Path]:
         "weights": dict(env.weights),
         **facts_of(shown),
     }
-    path = (
-        args.out
-        / f"{cell.dataset.name}-{cell.threat.norm}-{str(cell.threat.eps).replace('/', '_')}-{cell.defence.name}-{cell.attack.name}.png"
-    )
-    write_bytes(path, draw(shown))
-    write_bytes(
-        path.with_suffix(".json"), (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
-    )
-    return [path, path.with_suffix(".json")]
+    eps = str(cell.threat.eps).replace("/", "_")
+    stem = f"{cell.dataset.name}-{cell.threat.norm}-{eps}-{cell.defence.name}-{cell.attack.name}"
+    figure = args.out / f"{stem}.png"
+    card = args.out / f"{stem}.json"
+    write_bytes(figure, draw(shown))
+    write_text(card, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    print(f"wrote {figure}")
+    print(f"wrote {card}")
 
 
 def cell_of(args: Namespace) -> Cell:
     """The question that the pictures answer, as a sweep with these flags would ask it."""
-    asked = {
-        "dataset": args.dataset,
-        "norm": args.norm,
-        "eps": args.eps,
-        "n": args.n,
-        "seed": args.seed,
-        "budget": args.budget,
-    }
-    found = plans.plan(
-        [Request(**asked, batch=max(args.n, 1), defences=(args.defence,), attacks=(args.attack,))]
+    request = Request(
+        dataset=args.dataset,
+        norm=args.norm,
+        eps=args.eps,
+        n=args.n,
+        seed=args.seed,
+        budget=args.budget,
+        batch=max(args.n, 1),
+        defences=(args.defence,),
+        attacks=(args.attack,),
     )
-    return next((cell for cell in found.cells if cell.attack.name != "none"), found.cells[0])
+    cells = plans.plan([request]).cells
+    return next((cell for cell in cells if cell.attack.name != "none"), cells[0])
 
 
 def show(cell: Cell, device: str, data_dir: str) -> Shown:
-    """Attack through the harness, and reconstruct what it let pass with noise that the attack never saw."""
-    at = torch.device(device)
-    bench = prepare(cell, device, data_dir)
-    defence = bench.defence
+    """Attack through the harness, and reconstruct with noise that the attack never saw.
+
+    Of the attack's own proposals, without the clean image that comes first, each image's strongest
+    on the selection draws is shown.
+    """
+    setup = prepare(cell, device, data_dir)
+    defence = setup.defence
     if not isinstance(defence, CARSO):
         raise BadInput(f"defence '{cell.defence.name}' makes no reconstructions; take carso or vae")
-    x, y = bench.data.x.to(at), bench.data.y.to(at)
-    if len(kinds := set(y.tolist())) < len(y):
-        raise BadInput(
-            f"n {len(y)} is too large: the first {len(y)} images are of {len(kinds)} classes; the most is one image of each class"
-        )
-    with random_stream(at, cell.key, 0, "attack"):
-        proposals = run_attack(cell, make_target(cell, bench), x, y)
+    x = setup.data.x.to(setup.device)
+    y = setup.data.y.to(setup.device)
+    check_classes(y)
+    with random_stream(setup.device, cell.key, 0, "attack"):
+        proposals = run_attack(cell, make_target(cell, setup), x, y)
         candidates = project_candidates(cell, proposals, x)
     with torch.no_grad():
-        x_adv, judged = strongest(cell, defence, candidates.images, y)
-        with random_stream(at, cell.key, 0, "pictures"):
-            z = torch.randn(len(x), max(defence.samples, 1), defence.latent_dim, device=at) * (
-                defence.samples > 0
-            )
-            c = defence.latent(x_adv)
-            images = torch.stack([defence.decode(one, c) for one in z.unbind(1)], 1)
+        x_adv = choose_strongest(cell, defence, candidates.images[1:], y, 0).images
+        right_draws = score(cell, defence, x_adv, y, 0)
+        with random_stream(setup.device, cell.key, 0, "pictures"):
+            images = reconstruct(defence, x_adv)
             clean_answer = defence(x)
         logits = defence.classify(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        bare, bare_adv = defence.base(x), defence.base(x_adv)
-    distance = NORMS[cell.threat.norm].distance(x_adv - x)
-    answer = defence.aggregate(logits)
+        classifier_clean = defence.base(x)
+        classifier_attacked = defence.base(x_adv)
     return Shown(
         cell,
-        bench.data.ids,
+        setup.data.ids,
         x,
         y,
         x_adv,
         candidates.strayed,
-        distance,
+        NORMS[cell.threat.norm].distance(x_adv - x),
         images,
         logits,
-        answer,
-        clean_answer,
-        bare,
-        bare_adv,
-        judged,
+        answer=defence.aggregate(logits),
+        clean_answer=clean_answer,
+        classifier_clean=classifier_clean,
+        classifier_attacked=classifier_attacked,
+        right_draws=right_draws,
     )
 
 
-def strongest(cell: Cell, defence: CARSO, candidates: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the attack's own proposals (m,B,...), less the clean image that comes first, each image's strongest on the selection draws (B,...).
+def check_classes(y: Tensor) -> None:
+    """BadInput unless the labels (B,) are of B classes."""
+    classes = len(set(y.tolist()))
+    if classes < len(y):
+        raise BadInput(
+            f"n {len(y)} is too large: the first {len(y)} images are of {classes} classes; "
+            "the most is one image of each class"
+        )
 
-    The harness judges each, and takes fewest right, then the largest margin; with its right answers (B,) among the evaluation draws.
-    """
-    chosen = choose_strongest(cell, defence, candidates[1:], y, 0)
-    return chosen.images, score(cell, defence, chosen.images, y, 0)
+
+def reconstruct(defence: CARSO, x: Tensor) -> Tensor:
+    """As many reconstructions (B,samples,C,H,W) as a prediction has."""
+    samples = max(defence.samples, 1)
+    noise = torch.randn(len(x), samples, defence.latent_dim, device=x.device)
+    z = noise * (defence.samples > 0)
+    c = defence.latent(x)
+    return torch.stack([defence.decode(z_sample, c) for z_sample in z.unbind(1)], 1)
 
 
 def draw(shown: Shown) -> bytes:
+    """The sheet, as a PNG."""
     cell = shown.cell
-    reach = cell.threat.eps if cell.threat.norm == "linf" else f"{scale(shown):.3g}"
-    defence, attack = labels.without_pins(cell.defence), labels.without_pins(cell.attack)
-    title = f"{cell.dataset.name}, {cell.threat.norm} eps {cell.threat.eps}: {cell.defence.name} under {cell.attack.name}, seed {cell.seed}"
-    size, classes = len(shown.y), shown.answer.shape[1]
+    title = (
+        f"{cell.dataset.name}, {cell.threat.norm} eps {cell.threat.eps}: "
+        f"{cell.defence.name} under {cell.attack.name}, seed {cell.seed}"
+    )
+    size = len(shown.y)
+    classes = shown.answer.shape[1]
     notes = [
-        str(defence),
-        str(attack),
-        f"Images: the first {size} of the fixed stratified subset, of {size} of the {classes} classes; none was picked.",
-        f"Under an image: the label that the classifier alone gives it, {MARKS[True]} right, {MARKS[False]} wrong. "
+        str(labels.without_pins(cell.defence)),
+        str(labels.without_pins(cell.attack)),
+        f"Images: the first {size} of the fixed stratified subset, "
+        f"of {size} of the {classes} classes; none was picked.",
+        "Under an image: the label that the classifier alone gives it, "
+        f"{MARKS[True]} right, {MARKS[False]} wrong. "
         "Last column: the defence's own answer, from all of its samples.",
     ]
-    many = min(shown.images.shape[1], SHOWN)
-    of = "" if shown.images.shape[1] == many else f" (of {shown.images.shape[1]})"
-    names = ["input", "attacked", f"difference\n\N{PLUS-MINUS SIGN}{reach}"]
-    columns = [*names, *(f"reconstruction\n{e + 1}{of}" for e in range(many)), "aggregated"]
-    rows = []
-    for i, label in enumerate(shown.y.tolist()):
-        delta = shown.x_adv[i] - shown.x[i]
-        tiles = [
-            labelled(shown.x[i], shown.bare[i], label, f"true label {label}"),
-            labelled(shown.x_adv[i], shown.bare_adv[i], label),
-            Tile(
-                image_of(delta / (2 * scale(shown)) + 0.5),
-                "",
-                None,
-                f"{cell.threat.norm} {shown.distance[i]:.3g}",
-            ),
-        ]
-        tiles += [labelled(shown.images[i, e], shown.logits[i, e], label) for e in range(many)]
-        verdict = f"{int(shown.found[i])} of {cell.draws}\ndraws right" if cell.draws > 1 else ""
-        said = int(shown.answer[i].argmax())
-        tiles.append(Tile(None, str(said), bool(is_correct(shown.answer[i], shown.y[i])), verdict))
-        rows.append(tiles)
-    return png(title, notes, columns, rows)
+    rows = [tiles_of(shown, i) for i in range(size)]
+    return png(title, notes, headings_of(shown), rows)
 
 
-def labelled(image: Tensor, logits: Tensor, label: int, small: str = "") -> Tile:
-    """An image over the label of its logits (K,), right or wrong."""
-    return Tile(
-        image_of(image),
-        str(int(logits.argmax())),
-        bool(is_correct(logits, torch.tensor(label, device=logits.device))),
-        small,
+def headings_of(shown: Shown) -> list[str]:
+    reach = f"{pixel_scale(shown):.3g}"
+    if shown.cell.threat.norm == "linf":
+        reach = str(shown.cell.threat.eps)
+    samples = shown.images.shape[1]
+    of = f" (of {samples})" if samples > MOST_SHOWN else ""
+    reconstructions = [f"reconstruction\n{e + 1}{of}" for e in range(min(samples, MOST_SHOWN))]
+    difference = f"difference\n\N{PLUS-MINUS SIGN}{reach}"
+    return ["input", "attacked", difference, *reconstructions, "aggregated"]
+
+
+def tiles_of(shown: Shown, i: int) -> list[Tile]:
+    """The row of an image."""
+    cell = shown.cell
+    label = int(shown.y[i])
+    delta = shown.x_adv[i] - shown.x[i]
+    difference = as_array(delta / (2 * pixel_scale(shown)) + 0.5)
+    tiles = [
+        labelled_tile(shown.x[i], shown.classifier_clean[i], label, f"true label {label}"),
+        labelled_tile(shown.x_adv[i], shown.classifier_attacked[i], label),
+        Tile(difference, "", None, f"{cell.threat.norm} {shown.distance[i]:.3g}"),
+    ]
+    tiles.extend(
+        labelled_tile(shown.images[i, e], shown.logits[i, e], label)
+        for e in range(min(shown.images.shape[1], MOST_SHOWN))
     )
+    right_draws = ""
+    if cell.draws > 1:
+        right_draws = f"{int(shown.right_draws[i])} of {cell.draws}\ndraws right"
+    right = bool(is_correct(shown.answer[i], shown.y[i]))
+    tiles.append(Tile(None, str(int(shown.answer[i].argmax())), right, right_draws))
+    return tiles
 
 
-def image_of(x: Tensor) -> Any:
+def labelled_tile(image: Tensor, logits: Tensor, label: int, small: str = "") -> Tile:
+    """An image over the label of its logits (K,), right or wrong."""
+    right = bool(is_correct(logits, torch.tensor(label, device=logits.device)))
+    return Tile(as_array(image), str(int(logits.argmax())), right, small)
+
+
+def as_array(x: Tensor) -> Any:
     return x.detach().float().cpu().numpy()
 
 
-def scale(shown: Shown) -> float:
-    """The change of a pixel that is shown as black or white; none is grey. eps for linf, else the largest of the sheet."""
+def pixel_scale(shown: Shown) -> float:
+    """The change of a pixel that is shown as black or white; no change is grey.
+
+    It is eps for linf, else the largest change of the sheet.
+    """
     if shown.cell.threat.norm == "linf":
         return float(shown.cell.threat.eps)
     return float((shown.x_adv - shown.x).abs().max()) or 1.0
@@ -277,30 +304,19 @@ def scale(shown: Shown) -> float:
 def facts_of(shown: Shown) -> dict[str, Any]:
     """The facts that the figure shows, and the question behind them, as JSON."""
     cell = shown.cell
-    names = (
-        "reconstructions",
-        "aggregated",
-        "aggregated_clean",
-        "classifier_clean",
-        "classifier_attacked",
-    )
-    given = dict(
-        zip(
-            names,
-            (shown.logits, shown.answer, shown.clean_answer, shown.bare, shown.bare_adv),
-            strict=True,
-        )
-    )
     columns: dict[str, list[Any]] = {
         "id": shown.ids.tolist(),
         "label": shown.y.tolist(),
-        "right_draws": shown.found.tolist(),
+        "right_draws": shown.right_draws.tolist(),
+        "reconstructions": shown.logits.argmax(-1).tolist(),
+        "aggregated": shown.answer.argmax(-1).tolist(),
+        "aggregated_clean": shown.clean_answer.argmax(-1).tolist(),
+        "classifier_clean": shown.classifier_clean.argmax(-1).tolist(),
+        "classifier_attacked": shown.classifier_attacked.argmax(-1).tolist(),
+        "distance": [round_digits(value) for value in shown.distance.tolist()],
+        "strayed": [round_digits(value) for value in shown.strayed.tolist()],
     }
-    columns |= {name: logits.argmax(-1).tolist() for name, logits in given.items()}
-    columns |= {
-        name: [float(f"{v:.6g}") for v in values.tolist()]
-        for name, values in (("distance", shown.distance), ("strayed", shown.strayed))
-    }
+    rows = zip(*columns.values(), strict=True)
     return {
         "dataset": str(cell.dataset),
         "defence": str(cell.defence),
@@ -310,12 +326,14 @@ def facts_of(shown: Shown) -> dict[str, Any]:
         "seed": cell.seed,
         "n": len(shown.y),
         "draws": cell.draws,
-        "difference_scale": float(f"{scale(shown):.6g}"),
-        "images": [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ],
+        "difference_scale": round_digits(pixel_scale(shown)),
+        "images": [dict(zip(columns, values, strict=True)) for values in rows],
     }
+
+
+def round_digits(value: float) -> float:
+    """The value to six significant digits."""
+    return float(f"{value:.6g}")
 
 
 if __name__ == "__main__":

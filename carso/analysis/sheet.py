@@ -1,32 +1,44 @@
-"""A sheet of images with a label under each, as a PNG in which every pixel of an image is a square of whole pixels."""
+"""A sheet of images with a label under each, as a PNG.
+
+Every pixel of an image is a square of whole pixels of the sheet.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import BadInput
 
-RIGHT, WRONG, PLAIN, SOFT = (
-    "#0072B2",
-    "#D55E00",
-    "#1a1a1a",
-    "#5b6670",
-)  # blue and vermilion: told apart by every kind of colour vision
-TILE, GAP, CAPTION, LEFT, TOP, BOTTOM = 96, 10, 40, 14, 142, 20  # pixels
-DPI = 150
+# Blue and vermilion: told apart by every kind of colour vision.
+RIGHT = "#0072B2"
+WRONG = "#D55E00"
+PLAIN = "#1a1a1a"
+SOFT = "#5b6670"
+# Lengths, in pixels of the sheet.
+TILE = 96
+GAP = 10
+CAPTION = 40
+LEFT = 14
+TOP = 142
+BOTTOM = 20
 NOTES = 1040  # a sheet of few columns is as wide as its notes
+DPI = 150
 MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}"}
 Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """An image (C,H,W) in [0,1], or none; under it a line, with a mark where it is right or wrong, and a second, small one."""
+    """An image (C,H,W) in [0,1], or none, over a line of text and a second, small line.
+
+    A mark before the text says right or wrong, where `right` says it.
+    """
 
     image: Pixels | None
     line: str = ""
@@ -49,78 +61,91 @@ def place(row: int, column: int, height: int, width: int) -> tuple[int, int]:
     return LEFT + column * (width * z + GAP), TOP + row * (height * z + CAPTION)
 
 
+class Sheet:
+    """A figure on which texts and images are placed by pixels from its left and its top."""
+
+    def __init__(self, width: int, height: int) -> None:
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise BadInput("pictures need matplotlib; run 'make setup'") from None
+        self.width = width
+        self.height = height
+        size = (width / DPI, height / DPI)
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def write(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
+        """Text of `size` points with its top left at (x, y), unless `ha` and `va` say otherwise."""
+        style = {"color": PLAIN, "ha": "left", "va": "top", "weight": "normal", **style}
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=size,
+            parse_math=False,
+            **style,
+        )
+
+    def paste(self, x: int, y: int, image: NDArray[np.uint8]) -> None:
+        """An image (H,W,3) with its top left at (x, y), pixel by pixel."""
+        below = self.height - y - image.shape[0]
+        self.figure.figimage(image, x, below, origin="upper", resize=False)
+
+    def to_png(self) -> bytes:
+        out = io.BytesIO()
+        # The version of matplotlib is no part of the figure.
+        self.figure.savefig(out, format="png", metadata={"Software": None})
+        return out.getvalue()
+
+
 def png(
     title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[Tile]]
 ) -> bytes:
-    """The sheet: title, notes below it, a heading over each column. The first tile of a row holds an image; all images have one size."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BadInput("pictures need matplotlib; run 'make setup'") from None
+    """The sheet: title, notes below it, a heading over each column.
+
+    The first tile of a row holds an image; all images have one size.
+    """
     first = rows[0][0].image
     assert first is not None
-    _, h, w = first.shape
-    z = zoom(h, w)
-    right, bottom = place(len(rows), len(columns), h, w)
-    wide, high = max(right - GAP + LEFT, NOTES), bottom + BOTTOM - CAPTION + GAP
-    figure = Figure(figsize=(wide / DPI, high / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def write(
-        x: float,
-        y: float,
-        text: str,
-        size: float,
-        colour: str = PLAIN,
-        ha: str = "left",
-        va: str = "top",
-        weight: str = "normal",
-    ) -> None:
-        figure.text(
-            x / wide,
-            1 - y / high,
-            text,
-            fontsize=size,
-            color=colour,
-            ha=ha,
-            va=va,
-            weight=weight,
-            parse_math=False,
-        )
-
-    write(LEFT, 10, title, 9, weight="bold")
+    _, height, width = first.shape
+    z = zoom(height, width)
+    right, bottom = place(len(rows), len(columns), height, width)
+    sheet = Sheet(max(right - GAP + LEFT, NOTES), bottom + BOTTOM - CAPTION + GAP)
+    sheet.write(LEFT, 10, title, 9, weight="bold")
     for i, note in enumerate(notes):
-        write(LEFT, 32 + 16 * i, note, 6.5, SOFT)
+        sheet.write(LEFT, 32 + 16 * i, note, 6.5, color=SOFT)
     for column, heading in enumerate(columns):
-        x, y = place(0, column, h, w)
-        write(x + w * z / 2, y - 5, heading, 5.5, SOFT, ha="center", va="bottom")
+        x, y = place(0, column, height, width)
+        middle = x + width * z / 2
+        sheet.write(middle, y - 5, heading, 5.5, color=SOFT, ha="center", va="bottom")
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
-            x, y = place(row, column, h, w)
-            colour = PLAIN if tile.right is None else RIGHT if tile.right else WRONG
-            middle = x + w * z / 2
-            if tile.image is None:
-                write(middle, y + h * z / 2 - 16, tile.text, 13, colour, ha="center", weight="bold")
-                write(middle, y + h * z / 2 + 16, tile.small, 6, SOFT, ha="center")
-                continue
-            figure.figimage(
-                enlarged(tile.image, z), x, high - y - h * z, origin="upper", resize=False
-            )
-            write(middle, y + h * z + 3, tile.text, 7.5, colour, ha="center")
-            write(middle, y + h * z + 19, tile.small, 5.5, SOFT, ha="center")
-    out = io.BytesIO()
-    figure.savefig(
-        out, format="png", metadata={"Software": None}
-    )  # the version of matplotlib is no part of the figure
-    return out.getvalue()
+            x, y = place(row, column, height, width)
+            draw_tile(sheet, tile, x, y, (height * z, width * z))
+    return sheet.to_png()
 
 
-def enlarged(image: Pixels, z: int) -> NDArray[np.uint8]:
+def draw_tile(sheet: Sheet, tile: Tile, x: int, y: int, size: tuple[int, int]) -> None:
+    """The tile with its top left at (x, y); `size` (height, width) is that of an image."""
+    height, width = size
+    middle = x + width / 2
+    colour = PLAIN
+    if tile.right is not None:
+        colour = RIGHT if tile.right else WRONG
+    if tile.image is None:
+        centre = y + height / 2
+        sheet.write(middle, centre - 16, tile.text, 13, color=colour, ha="center", weight="bold")
+        sheet.write(middle, centre + 16, tile.small, 6, color=SOFT, ha="center")
+        return
+    sheet.paste(x, y, enlarge(tile.image, width // tile.image.shape[2]))
+    sheet.write(middle, y + height + 3, tile.text, 7.5, color=colour, ha="center")
+    sheet.write(middle, y + height + 19, tile.small, 5.5, color=SOFT, ha="center")
+
+
+def enlarge(image: Pixels, z: int) -> NDArray[np.uint8]:
     """(H,W,3) of an image of one or three channels, each pixel `z` times in both directions."""
-    c, _, _ = image.shape
-    rgb = np.repeat(image, 3, 0) if c == 1 else image
-    return np.kron(
-        np.rint(rgb.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8),
-        np.ones((z, z, 1), np.uint8),
-    )
+    rgb = np.repeat(image, 3, 0) if image.shape[0] == 1 else image
+    values = np.rint(rgb.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
+    return np.kron(values, np.ones((z, z, 1), np.uint8))

@@ -1,4 +1,7 @@
-"""The released classifiers in RobustBench's network, and the whole defence around one, in files of full size, against the paper's description."""
+"""The released classifiers, and the whole defence around one, against the paper's description.
+
+The files are random, and of full size.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from baselines import released as classifiers
 from baselines import zoo
+from bench import files
 from bench.errors import BadInput
 from bench.questions.registry import build_classifier, datasets, defences
 from carso import defence, released
@@ -27,7 +31,10 @@ PARAMETERS = {10: 36_479_194, 100: 36_536_884, 200: 36_600_984}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of models with the classifiers of CIFAR-10 and TinyImageNet, and the purifier of CIFAR-10: random, of full size."""
+    """A folder of models with random files of full size.
+
+    It has the classifiers of CIFAR-10 and TinyImageNet, and the purifier of CIFAR-10.
+    """
     top = tmp_path_factory.mktemp("models")
     before = os.environ.get("BENCH_MODELS")
     os.environ["BENCH_MODELS"] = str(top)
@@ -36,7 +43,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         authors.write(released.folder() / released.SCENARIOS[name].classifier, state)
     for part, shapes in authors.released_shapes("cifar10").items():
         authors.write(
-            released.folder() / released.files("cifar10")[part], authors.random_state(shapes, 3)
+            released.folder() / released.purifier_files("cifar10")[part],
+            authors.random_state(shapes, 3),
         )
     yield top
     os.environ.pop("BENCH_MODELS")
@@ -56,7 +64,7 @@ def images(n: int, side: int) -> Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def refused(act: Callable[[], object]) -> str:
+def refusal(act: Callable[[], object]) -> str:
     with pytest.raises(BadInput) as caught:
         act()
     assert "\n" not in str(caught.value)
@@ -67,22 +75,22 @@ def refused(act: Callable[[], object]) -> str:
 def test_the_network_has_the_keys_of_the_files(name: str) -> None:
     scenario = released.SCENARIOS[name]
     with torch.device("meta"):
-        net = classifiers.network(scenario)
-    assert released.shapes(net.state_dict()) == authors.classifier_shapes(scenario.classes)
+        net = classifiers.build_network(scenario)
+    assert released.shapes_of(net.state_dict()) == authors.classifier_shapes(scenario.classes)
     assert len(net.state_dict()) == 155
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[scenario.classes]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_it_is_the_network_of_the_zoo(name: str) -> None:
-    """What RobustBench builds under the name that stands for the same weights: the same keys, activations and scaling."""
+    """RobustBench's network of the same weights has the same keys, activations and scaling."""
     dataset, threat, entry = zoo.parts(released.SCENARIOS[name].robustbench)
     theirs = zoo.dicts()[dataset][threat][entry]["model"]()
-    ours = classifiers.network(released.SCENARIOS[name])
+    ours = classifiers.build_network(released.SCENARIOS[name])
     assert str(ours) == str(theirs)
     assert torch.equal(ours.mean, theirs.mean)
     assert torch.equal(ours.std, theirs.std)
-    assert released.shapes(ours.state_dict()) == released.shapes(theirs.state_dict())
+    assert released.shapes_of(ours.state_dict()) == released.shapes_of(theirs.state_dict())
     assert set(authors.LAYERS) <= dict(theirs.named_modules()).keys()
 
 
@@ -92,7 +100,7 @@ def test_a_classifier_is_the_authors_function(models: Path, name: str, side: int
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    classifiers.ensure(name)
+    classifiers.fetch(name)
     net = build_classifier(f"released:{name}")
     assert torch.equal(torch.rand(4), expected)
     classes = released.SCENARIOS[name].classes
@@ -106,23 +114,25 @@ def test_a_classifier_is_the_authors_function(models: Path, name: str, side: int
 
 @torch.no_grad()
 def test_the_defence_is_the_authors_function(models: Path) -> None:
-    """carso[weights=released] at full size: tap by tap the right compressor, then every logit of given z."""
+    """At full size: tap by tap the right compressor, then every logit of given z."""
     knobs = {"classifier": "released:cifar10", "weights": "released"}
-    defence.ensure(knobs)
+    defence.fetch_released(knobs)
     model = defences.get("carso").make(**knobs, samples=2)
     state = authors.random_state(authors.classifier_shapes(10))
-    held = {
+    states = {
         part: authors.random_state(shapes, 3)
         for part, shapes in authors.released_shapes("cifar10").items()
     }
     x, z = images(1, 32), torch.randn(1, 2, 128)
     _, taps = authors.wide_resnet(state, x, *SCALING[10])
-    c = authors.condition(held["repr_compressors"], held["repr_fcn_compressor"], taps)
+    c = authors.condition(states["repr_compressors"], states["repr_fcn_compressor"], taps)
     torch.testing.assert_close(model.latent(x), c, rtol=1e-3, atol=1e-4)
     assert c.std() > 0.05
     want = torch.stack(
         [
-            authors.wide_resnet(state, authors.decode(held["decoder"], z[:, e], c), *SCALING[10])[0]
+            authors.wide_resnet(state, authors.decode(states["decoder"], z[:, e], c), *SCALING[10])[
+                0
+            ]
             for e in range(2)
         ],
         1,
@@ -130,27 +140,29 @@ def test_the_defence_is_the_authors_function(models: Path) -> None:
     torch.testing.assert_close(model.sample_logits(x, z), want, rtol=1e-3, atol=1e-3)
     assert sum(p.numel() for p in model.purifier.parameters()) == 106_183_571
 
-    found = defence.digest(knobs)
-    assert found is not None
-    assert len(found) == 8
-    assert f"have the digest {found}, not 12345678" in refused(
+    pin = defence.pin_released(knobs)["weights"].removeprefix("released@")
+    assert len(pin) == 8
+    assert f"have the digest {pin}, not 12345678" in refusal(
         lambda: defences.get("carso").make(**knobs | {"weights": "released@12345678"})
     )
 
 
 def test_pins(models: Path) -> None:
-    found = classifiers.digest("cifar10")
-    assert found
-    assert found == classifiers.digest(f"cifar10@{found}")
-    classifiers.ensure(f"cifar10@{found}")
-    build_classifier(f"released:cifar10@{found}")
+    digest = classifiers.digest("cifar10")
+    assert digest
+    pin = digest[:8]
+    assert digest == classifiers.digest(f"cifar10@{pin}")
+    classifiers.fetch(f"cifar10@{pin}")
+    build_classifier(f"released:cifar10@{pin}")
     assert (
-        refused(lambda: build_classifier("released:cifar10@12345678"))
-        == f"weights 'released:cifar10' have the digest {found}, not 12345678"
+        refusal(lambda: build_classifier("released:cifar10@12345678"))
+        == f"weights 'released:cifar10' have the digest {pin}, not 12345678"
     )
     assert classifiers.digest("cifar100") is None
-    assert defence.digest({"classifier": "released:cifar100", "weights": "released"}) is None
-    assert defence.digest({"classifier": "own:digits-at", "weights": "own:digits-carso"}) is None
+    missing = {"classifier": "released:cifar100", "weights": "released"}
+    assert defence.pin_released(missing) == {}
+    ours = {"classifier": "own:digits-at", "weights": "own:digits-carso"}
+    assert defence.pin_released(ours) == {}
 
 
 @pytest.mark.parametrize(
@@ -173,14 +185,12 @@ def test_the_scenario_follows_from_the_classifier(classifier: str, name: str) ->
 )
 def test_a_classifier_without_a_released_purifier(classifier: str) -> None:
     knobs = {"classifier": classifier, "weights": "released"}
-    for act in (lambda: defence.ensure(knobs), lambda: defences.get("carso").make(**knobs)):
-        line = refused(act)
-        assert (
-            f"released no purifier for the classifier '{classifier}'; they did for robustbench:Cui2023Decoupled_WRN-28-10, robustbench:cifar100"
-            in line
-        )
+    for act in (lambda: defence.fetch_released(knobs), lambda: defences.get("carso").make(**knobs)):
+        line = refusal(act)
+        assert f"released no purifier for the classifier '{classifier}'; they did for " in line
+        assert "robustbench:Cui2023Decoupled_WRN-28-10, robustbench:cifar100" in line
         assert "released:tinyimagenet200" in line
-    defence.ensure(knobs | {"weights": "own:digits-carso"})
+    defence.fetch_released(knobs | {"weights": "own:digits-carso"})
 
 
 def test_what_the_datasets_name_exists() -> None:
@@ -198,22 +208,25 @@ def test_missing_files_are_named_with_their_places(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = empty / "cifar_10_cuiwrn2810/models/cifar10_a3_b10_t4_20m_w.safetensors"
-    line = f"the files of classifier 'released:cifar10' are not there: put {released.BASE}{path.relative_to(empty)} at {path}"
-    assert refused(lambda: build_classifier("released:cifar10")) == line
+    line = (
+        "the files of classifier 'released:cifar10' are not there: "
+        f"put {released.BASE}{path.relative_to(empty)} at {path}"
+    )
+    assert refusal(lambda: build_classifier("released:cifar10")) == line
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(released, "fetch", fail)
+    monkeypatch.setattr(files, "http_downloader", lambda: fail)
     assert (
-        refused(lambda: classifiers.ensure("cifar10"))
+        refusal(lambda: classifiers.fetch("cifar10"))
         == f"{line} (the download of {path.name} failed: no network)"
     )
-    both = refused(
-        lambda: defence.ensure({"classifier": "released:cifar10", "weights": "released"})
+    both = refusal(
+        lambda: defence.fetch_released({"classifier": "released:cifar10", "weights": "released"})
     )
     assert both.count(released.BASE) == 3
-    assert "did you mean 'cifar10'" in refused(lambda: classifiers.ensure("cifar1"))
+    assert "did you mean 'cifar10'" in refusal(lambda: classifiers.fetch("cifar1"))
     assert not empty.exists()
 
 
@@ -236,9 +249,9 @@ def test_files_that_are_not_the_classifier(empty: Path, kind: str, says: str) ->
     path = authors.write(empty / released.SCENARIOS["cifar10-own"].classifier, state)
     if kind == "text":
         path.write_bytes(b"text")
-    line = refused(lambda: build_classifier("released:cifar10-own"))
+    line = refusal(lambda: build_classifier("released:cifar10-own"))
     assert says in line
     assert str(path) in line
     if kind != "nan":
-        assert says in refused(lambda: classifiers.ensure("cifar10-own"))
+        assert says in refusal(lambda: classifiers.fetch("cifar10-own"))
     assert path.is_file()

@@ -20,7 +20,7 @@ from bench.questions.plan import plan
 from bench.questions.registry import build_classifier, build_defence, defences
 from bench.questions.request import Request
 from bench.questions.spec import Spec
-from carso.model import FLAT
+from carso.model import PIXELS_PER_BATCH
 
 discover()
 CPU = torch.device("cpu")
@@ -244,7 +244,7 @@ def plain(look: Callable[..., object], *given: object, use_reentrant: bool) -> o
 def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whole, its activations would leave the cache: see `carso.model.FLAT`."""
+    """Whole, its activations would leave the cache: see `carso.model.PIXELS_PER_BATCH`."""
 
     def answer(half: Half) -> Tensor:
         with random_stream(CPU, 7):
@@ -253,7 +253,7 @@ def test_on_a_cpu_a_chunk_goes_through_in_parts_and_has_the_same_answer(
 
     whole, parted = Half(), Half()
     expected = answer(whole)
-    monkeypatch.setitem(FLAT, "cpu", 6 * 50)
+    monkeypatch.setitem(PIXELS_PER_BATCH, "cpu", 6 * 50)
     assert torch.allclose(answer(parted), expected, rtol=1e-6)
     assert (parted.largest, whole.largest) == (50, 1200)
 

@@ -21,7 +21,7 @@ from bench.questions.plan import plan
 from bench.questions.registry import build_classifier, build_defence, defences, is_stochastic
 from bench.questions.request import Request
 from bench.questions.spec import Spec
-from carso.model import FLAT
+from carso.model import PIXELS_PER_BATCH
 
 ROUNDED = ["jpeg", "bit-depth"]
 TRUE = ["median", "gaussian", "tv[keep=1]"]
@@ -241,7 +241,7 @@ def test_random_draws_come_in_batches_of_bounded_size_and_others_share_the_trans
     several = Transformed(seen, Noisy(sigma), random=True).draws(x, 20)
     assert several.shape == (7, 20, 2)
     assert sum(seen.batches) == 140
-    assert max(seen.batches) <= FLAT["cpu"] // x[0].numel() < 140
+    assert max(seen.batches) <= PIXELS_PER_BATCH["cpu"] // x[0].numel() < 140
     assert len(several[..., 0].unique()) > 120
     assert (several.std(1) > 0).all()
     assert (

@@ -19,7 +19,7 @@ from bench.questions.plan import plan
 from bench.questions.registry import build_defence, is_stochastic
 from bench.questions.request import Request
 from bench.questions.spec import Spec
-from carso.model import FLAT
+from carso.model import PIXELS_PER_BATCH
 
 discover()
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def test_draws_are_one_flat_batch_of_bounded_parts(monkeypatch: pytest.MonkeyPat
     assert predict_draws(augmented(inner, 8, shift=1), x, 10).shape == (6, 10, 3)
     assert inner.batches == [480]
     inner.batches.clear()
-    monkeypatch.setitem(FLAT, "cpu", 16 * 50)
+    monkeypatch.setitem(PIXELS_PER_BATCH, "cpu", 16 * 50)
     predict_draws(augmented(inner, 8, shift=1), x, 10)
     assert inner.batches == [48] * 10
 

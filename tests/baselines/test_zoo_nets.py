@@ -122,7 +122,9 @@ def test_images_are_scaled_inside(models: Path) -> None:
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616])
     )
-    network = zoo.package("model_zoo.architectures.resnet").PreActResNet  # it takes scaled images
+    network = zoo.import_robustbench(
+        "model_zoo.architectures.resnet"
+    ).PreActResNet  # it takes scaled images
     with torch.no_grad():
         inside = network.forward(net, (x - mean) / std)
         assert torch.allclose(loaded(x), inside, atol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from carso import Layout, Purifier
-from carso.representation import shapes
+from carso.representation import tap_shapes
 
 IMAGE = (1, 8, 8)
 LAYERS = ("conv1", "block.conv2", "fc")
@@ -38,7 +38,7 @@ def classifier(seed: int = 0) -> Small:
 
 
 def layout(taps: tuple[tuple[int, ...], ...] | None = None) -> Layout:
-    found = shapes(classifier(), IMAGE, LAYERS) if taps is None else taps
+    found = tap_shapes(classifier(), IMAGE, LAYERS) if taps is None else taps
     return Layout(
         IMAGE,
         found,

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from carso.adversary import Adversaries, fgsm, pgd
-from carso.recipe import read
+from carso.recipe import read_recipe
 from tests.carso.small import classifier, images
 
 ALL = Adversaries(0.5, 0.05, 0.1, steps=5, step=0.02)
@@ -27,14 +27,14 @@ ALL = Adversaries(0.5, 0.05, 0.1, steps=5, step=0.02)
 )
 def test_a_batch_is_dealt_as_in_the_paper(batch: int, share: float, m: int) -> None:
     x, y = images(batch), torch.zeros(batch, dtype=torch.int64)
-    mixed = Adversaries(share, 0.05, 0.1, 1, 0.01).deal(classifier(), x, y)
+    mixed = Adversaries(share, 0.05, 0.1, 1, 0.01).attack_batch(classifier(), x, y)
     changed = (mixed - x).abs().flatten(1).amax(1) > 0
     assert changed.nonzero().flatten().tolist() == list(range(batch - 4 * m, batch))
 
 
 def test_four_chunks_of_the_right_strength() -> None:
     x, y = images(80), torch.arange(80) % 4
-    moved = (ALL.deal(classifier(), x, y) - x).abs().flatten(1).amax(1)
+    moved = (ALL.attack_batch(classifier(), x, y) - x).abs().flatten(1).amax(1)
     for i, (eps, exact) in enumerate(((0.05, False), (0.1, False), (0.05, True), (0.1, True))):
         chunk = moved[40 + 10 * i : 50 + 10 * i]
         assert chunk.max() <= eps + 1e-6
@@ -69,7 +69,7 @@ def test_fgsm_on_a_linear_model_is_closed_form() -> None:
 
 
 def test_strengths_of_the_paper() -> None:
-    a = Adversaries.of(read("cifar10"))
+    a = Adversaries.from_recipe(read_recipe("cifar10"))
     assert (a.weak, a.strong, a.steps, a.step, a.share) == (4 / 255, 8 / 255, 40, 0.01, 0.5)
 
 
@@ -82,7 +82,7 @@ def test_strengths_of_the_paper() -> None:
     ],
 )
 def test_strengths_of_the_released_weights(name: str, weak: float, strong: float) -> None:
-    a = Adversaries.of(read(name, changes={"eps_unit": "std"}))
+    a = Adversaries.from_recipe(read_recipe(name, changes={"eps_unit": "std"}))
     assert (a.weak, a.strong) == (pytest.approx(weak, abs=5e-7), pytest.approx(strong, abs=5e-7))
     assert (a.steps, a.step) == (40, 0.01)  # which the unit does not touch
 
@@ -127,7 +127,7 @@ def test_labels_go_with_their_images() -> None:
     f, x, y = classifier(), images(80), torch.arange(80) // 3 % 4
     eps = torch.tensor([0.05] * 10 + [0.1] * 10).view(20, 1, 1, 1)
     torch.manual_seed(4)
-    mixed = ALL.deal(f, x, y)
+    mixed = ALL.attack_batch(f, x, y)
     torch.manual_seed(4)
     want = torch.cat(
         [x[:40], pgd(f, x[40:60], y[40:60], eps, steps=5, step=0.02), fgsm(f, x[60:], y[60:], eps)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso.aggregate import AGGREGATIONS, named
+from carso.aggregate import AGGREGATIONS, find_aggregation
 
 STABLE = ("peel", "logit", "prob", "lse")
 FLAT = ("count", "vote")
@@ -204,7 +204,7 @@ def test_count_where_the_maximum_is_zero() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="'peal' is unknown; did you mean 'peel'"):
-        named("peal")
+        find_aggregation("peal")
 
 
 @pytest.mark.parametrize("samples", [1, 8])

@@ -15,16 +15,16 @@ from tests.carso.small import classifier, images, purifier
 
 def write(path: Path, *, half: bool = False) -> Path:
     p = purifier()
-    checkpoint.save(
-        path, p, {**checkpoint.describe(p, classifier()), "classifier": "small"}, half=half
+    checkpoint.save_purifier(
+        path, p, {**checkpoint.describe_purifier(p, classifier()), "classifier": "small"}, half=half
     )
     return path
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_round_trip(tmp_path: Path, half: bool) -> None:
-    back, card = checkpoint.load(write(tmp_path / "a.safetensors", half=half))
-    checkpoint.check(card, classifier())
+    back, card = checkpoint.load_purifier(write(tmp_path / "a.safetensors", half=half))
+    checkpoint.check_classifier(card, classifier())
     x = images()
     got, want = CARSO(classifier(), back, 0).purify(x), CARSO(classifier(), purifier(), 0).purify(x)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-3 if half else 0)
@@ -46,13 +46,13 @@ def test_fingerprint_is_of_the_values() -> None:
 
 
 def test_another_classifier_is_refused(tmp_path: Path) -> None:
-    _, card = checkpoint.load(write(tmp_path / "a.safetensors"))
+    _, card = checkpoint.load_purifier(write(tmp_path / "a.safetensors"))
     with pytest.raises(
         ValueError,
         match=r"made for another classifier: small, fingerprint \w{8}; this one's is \w{8}$",
     ):
-        checkpoint.check(card, classifier(5))
-    checkpoint.check(card | {"kind": "vae"}, classifier(5))
+        checkpoint.check_classifier(card, classifier(5))
+    checkpoint.check_classifier(card | {"kind": "vae"}, classifier(5))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     good, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
     path.write_bytes(good[:-1] + b"\1")
     with pytest.raises(ValueError, match="is not the one that its card describes"):
-        checkpoint.load(path)
+        checkpoint.load_purifier(path)
     path.write_bytes(good[:50])
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.load(path)
+        checkpoint.load_purifier(path)
     path.write_bytes(good)
     for change, message in (
         ({"arch": "cnn"}, "describes a 'cnn'"),
@@ -71,10 +71,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     ):
         path.with_suffix(".json").write_text(json.dumps(card | change))
         with pytest.raises(ValueError, match=message):
-            checkpoint.load(path)
+            checkpoint.load_purifier(path)
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"cannot be read: .*a\.json: No such file"):
-        checkpoint.load(path)
+        checkpoint.load_purifier(path)
 
 
 def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
@@ -85,6 +85,6 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"not finite: compressors\.0\.0\.1\.running_var in half precision"
     ):
-        checkpoint.save(path, p, {}, half=True)
+        checkpoint.save_purifier(path, p, {}, half=True)
     assert path.read_bytes() == before
-    checkpoint.save(path, p, {}, half=False)
+    checkpoint.save_purifier(path, p, {}, half=False)

@@ -11,7 +11,7 @@ from bench.questions.plan import plan
 from bench.questions.registry import build_defence, defences
 from bench.questions.request import Request
 from bench.questions.spec import Spec
-from carso.defence import follows, last_layer
+from carso.defence import default_purifier, find_last_layer
 from carso.model import CARSO
 
 
@@ -47,16 +47,18 @@ def test_the_purifier_follows_from_classifier_and_condition(text: str, weights: 
 
 
 def test_around_another_classifier_of_the_dataset_the_purifier_has_its_name() -> None:
-    assert follows({"weights": "@carso", "condition": "layers", "classifier": "@wide"}) == {
-        "weights": "@carso-wide"
-    }
-    assert follows({"weights": "@carso", "condition": "none", "classifier": "@wide"}) == {
+    assert default_purifier(
+        {"weights": "@carso", "condition": "layers", "classifier": "@wide"}
+    ) == {"weights": "@carso-wide"}
+    assert default_purifier({"weights": "@carso", "condition": "none", "classifier": "@wide"}) == {
         "weights": "@vae-wide"
     }
-    assert follows({"weights": "@carso", "condition": "layers", "classifier": "own:x"}) == {
-        "weights": "@carso"
-    }
-    assert follows({"weights": "own:x", "condition": "layers", "classifier": "@wide"}) == {}
+    assert default_purifier(
+        {"weights": "@carso", "condition": "layers", "classifier": "own:x"}
+    ) == {"weights": "@carso"}
+    assert (
+        default_purifier({"weights": "own:x", "condition": "layers", "classifier": "@wide"}) == {}
+    )
 
 
 def test_without_a_condition_the_image_does_not_matter() -> None:
@@ -114,7 +116,7 @@ def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
 def test_the_last_layer_is_the_one_whose_output_is_the_answer() -> None:
     made = built("carso")
     seen: list[torch.Tensor] = []
-    handle = dict(made.base.named_modules())[last_layer(made.base)].register_forward_hook(
+    handle = dict(made.base.named_modules())[find_last_layer(made.base)].register_forward_hook(
         lambda m, i, o: seen.append(o)
     )
     x = torch.rand(3, 1, 8, 8)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from carso import devices
-from carso.batches import batches
-from carso.devices import Devices, Processes, choose
-from carso.fit import _Run, new_purifier
+from carso.batches import batch_indices
+from carso.devices import Devices, Processes, choose_devices
+from carso.fit import Run, new_purifier
 from carso.loss import elbo
 from carso.optimiser import Lookahead
 from carso.representation import taps
@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from carso.devices import choose
-from carso.fit import fit, new_purifier
+from carso.devices import choose_devices
+from carso.fit import fit_purifier, new_purifier
 from carso.resume import Checkpoint
 from tests.carso.small import IMAGE, classifier
 from tests.carso.test_devices import RECIPE
@@ -38,17 +38,17 @@ from tests.carso.test_fit import blobs
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-devices = choose("cpu", devices="2")
+devices = choose_devices("cpu", devices="2")
 devices.launch()
 torch.manual_seed(5)
 f = classifier()
 p = new_purifier(f, IMAGE, RECIPE)
-history = fit(p, f, *blobs(45), RECIPE, devices=devices)
+history = fit_purifier(p, f, *blobs(45), RECIPE, devices=devices)
 (folder / f"{devices.rank}.txt").write_text(f"{history[-1].reconstruction:.6f} ")
 if devices.rank == 0:
     save_file(p.state_dict(), folder / "together.safetensors")
 try:
-    fit(p, f, *blobs(45), RECIPE, devices=devices, checkpoint=Checkpoint(Path("/dev/null/x"), Path("/dev/null/y"), {}))
+    fit_purifier(p, f, *blobs(45), RECIPE, devices=devices, checkpoint=Checkpoint(Path("/dev/null/x"), Path("/dev/null/y"), {}))
 except OSError:
     with (folder / f"{devices.rank}.txt").open("a") as file:
         file.write("stopped")
@@ -79,7 +79,7 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
     torch.manual_seed(5)
     f, (x, y) = classifier(), blobs(45)
     p = new_purifier(f, IMAGE, RECIPE).train()
-    run = _Run(
+    run = Run(
         p,
         p,
         f,
@@ -92,12 +92,12 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
     )
     for epoch, lr in enumerate((RECIPE.lr_start, RECIPE.lr)):
         shares = [
-            batches(45, 20, seed=run.stream("order", epoch, 0), rank=rank, count=2)
+            batch_indices(45, 20, seed=run.seed_of("order", epoch, 0), rank=rank, count=2)
             for rank in (0, 1)
         ]
         noise = []
         for rank in (0, 1):
-            torch.manual_seed(run.stream("training", epoch, rank))
+            torch.manual_seed(run.seed_of("training", epoch, rank))
             noise.append(torch.get_rng_state())
         assert [len(b) for b in shares[0]] == [10, 10, 3]
         losses = 0.0
@@ -118,7 +118,7 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
             run.optimiser.set_lr(RECIPE.lr_start if run.optimiser.steps < 5 else lr)
             run.optimiser.step()
     assert float(said[0][0]) == pytest.approx(losses / 45, rel=1e-5)
-    run.optimiser.finish()
+    run.optimiser.load_slow_weights()
     got = load_file(tmp_path / "together.safetensors")
     for name, want in p.state_dict().items():
         torch.testing.assert_close(got[name], want, rtol=1e-4, atol=1e-6, msg=name)
@@ -145,7 +145,7 @@ def test_batch_statistics_are_synchronised_on_gpus(monkeypatch: pytest.MonkeyPat
 
 def test_bfloat16_leaves_the_last_sigmoid_in_float32() -> None:
     torch.manual_seed(0)
-    p, chosen = purifier(), choose("cpu", precision="bf16-mixed")
+    p, chosen = purifier(), choose_devices("cpu", precision="bf16-mixed")
     model = chosen.wrap(p.train())
     f, (x, _) = classifier(), blobs(8)
     nn.init.constant_(
@@ -161,12 +161,12 @@ def test_bfloat16_leaves_the_last_sigmoid_in_float32() -> None:
 
 def test_one_device_in_float32_is_no_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning.fabric", None)
-    one = choose("cpu")
+    one = choose_devices("cpu")
     assert type(one) is Devices
     p = purifier()
     assert one.wrap(p) is p
-    half = choose("cpu", half=True)
-    with half.attacking():
+    half = choose_devices("cpu", half=True)
+    with half.adversary_precision():
         assert (
             torch.nn.functional.linear(torch.ones(1, 2), torch.ones(1, 2)).dtype == torch.bfloat16
         )
@@ -194,5 +194,5 @@ def test_devices_that_are_not_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ValueError, match=message) as caught:
-        devices.choose(**flags)
+        devices.choose_devices(**flags)
     assert "\n" not in str(caught.value)

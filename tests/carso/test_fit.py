@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from carso.batches import packed
+from carso.batches import pack_images
 from carso.checkpoint import fingerprint
-from carso.fit import Validation, fit, new_purifier, validate, wrap
+from carso.fit import Validation, fit_purifier, new_purifier, validate, wrap
 from carso.loss import elbo
 from carso.model import CARSO, VAE
 from carso.optimiser import Lookahead
 from carso.purifier import Purifier
-from carso.recipe import Recipe, read
+from carso.recipe import Recipe, read_recipe
 from carso.representation import taps
 from carso.resume import Epoch
 from tests.carso.small import IMAGE, LAYERS, Small, classifier
@@ -40,7 +40,7 @@ def blobs(n: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
 def recipe(kind: str = "carso", **changes: object) -> Recipe:
     layers = LAYERS if kind == "carso" else ()
     small = replace(
-        read("digits", kind),
+        read_recipe("digits", kind),
         bottleneck=8,
         latent=3,
         encoder=(2, 4),
@@ -68,7 +68,7 @@ def run(kind: str = "carso", **changes: object) -> tuple[Small, Purifier, list[E
     f = trained_classifier()
     torch.manual_seed(3)
     p = new_purifier(f, IMAGE, recipe(kind, **changes))
-    return f, p, fit(p, f, *blobs(), recipe(kind, **changes))
+    return f, p, fit_purifier(p, f, *blobs(), recipe(kind, **changes))
 
 
 @pytest.mark.parametrize("kind", ["carso", "vae"])
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_classifier_is_left_alone()
     _, second, _ = run(epochs=3)
     assert fingerprint(first) == fingerprint(second)
     assert not first.training
-    fit(first, f.train(), *blobs(), recipe(epochs=1))
+    fit_purifier(first, f.train(), *blobs(), recipe(epochs=1))
     assert fingerprint(f) == before
     assert not f.training
 
@@ -124,7 +124,7 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
         return elbo(x_rec, target, *rest)
 
     monkeypatch.setattr("carso.fit.elbo", spy)
-    fit(p, f, x, y, r)
+    fit_purifier(p, f, x, y, r)
     seen = sorted(image.flatten().tolist() for image in torch.cat(targets))
     assert seen == sorted(image.flatten().tolist() for image in x)  # every clean image once
     attacked = [
@@ -139,13 +139,13 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
 def test_packed_images_train_as_float_ones_do() -> None:
     x, y = blobs()
     x = (x * 255).round() / 255
-    assert packed(x).dtype == torch.uint8
+    assert pack_images(x).dtype == torch.uint8
     weights = []
-    for images in (x, packed(x)):
+    for images in (x, pack_images(x)):
         f = trained_classifier()
         torch.manual_seed(3)
         p = new_purifier(f, IMAGE, recipe(epochs=2))
-        fit(p, f, images, y, recipe(epochs=2))
+        fit_purifier(p, f, images, y, recipe(epochs=2))
         weights.append(fingerprint(p))
     assert weights[0] == weights[1]
 
@@ -164,7 +164,7 @@ def test_every_epoch_has_a_stream_of_its_own() -> None:
     for every in (0, 1, 3):
         torch.manual_seed(3)
         p = new_purifier(f, IMAGE, r)
-        history = fit(p, f, x, y, r, validation=Validation(measure, every))
+        history = fit_purifier(p, f, x, y, r, validation=Validation(measure, every))
         weights.append(fingerprint(p))
         assert [e.epoch for e in history if e.clean_acc is not None] == {
             0: [3],
@@ -200,7 +200,7 @@ def test_what_is_validated_is_what_training_would_leave() -> None:
 
     torch.manual_seed(3)
     p = new_purifier(f, IMAGE, r)
-    fit(p, f, x, y, r, validation=Validation(measure))
+    fit_purifier(p, f, x, y, r, validation=Validation(measure))
     assert found == [fingerprint(p)]
 
 
@@ -214,7 +214,7 @@ def test_a_last_batch_of_one_is_left_out() -> None:
     x, y = blobs(41)
     f = trained_classifier()
     p = new_purifier(f, IMAGE, recipe())
-    fit(p, f, x, y, recipe(epochs=1, batch=40))
+    fit_purifier(p, f, x, y, recipe(epochs=1, batch=40))
     assert p.joint[1][1].num_batches_tracked == 1
 
 
@@ -223,14 +223,14 @@ def test_bad_input() -> None:
     x, y = blobs()
     p = new_purifier(f, IMAGE, recipe())
     with pytest.raises(ValueError, match="not finite, or outside"):
-        fit(p, f, x.index_fill(0, torch.tensor([5]), float("nan")), y, recipe())
+        fit_purifier(p, f, x.index_fill(0, torch.tensor([5]), float("nan")), y, recipe())
     with pytest.raises(
         ValueError, match=r"1 training images in batches of 24 on 1 device\(s\) give no batch"
     ):
-        fit(p, f, x[:1], y[:1], recipe())
+        fit_purifier(p, f, x[:1], y[:1], recipe())
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         new_purifier(f, IMAGE, recipe(layers=("conv9",)))
     with pytest.raises(ValueError, match=r"tap 0 \(5x8x8\) is too small for 4 blocks"):
         new_purifier(f, IMAGE, recipe(blocks=4, padding=0))
     with pytest.raises(FloatingPointError, match=r"diverged in epoch 0: .* lower lr"):
-        fit(p, f, x, y, recipe(lr_start=1e38, epochs=2))
+        fit_purifier(p, f, x, y, recipe(lr_start=1e38, epochs=2))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.judging.target import margin
 from carso import CARSO
-from carso.analysis.gradients import by_layer, cancelling, cosine, main, slope
+from carso.analysis.gradients import cancelling, cosine, gradients_by_layer, main, margin_gradient
 from tests.carso.small import classifier, purifier
 
 
@@ -28,8 +28,8 @@ class Linear(nn.Module):
 def test_the_slope_of_a_linear_model_is_its_weight_and_noise_averages_out() -> None:
     torch.manual_seed(0)
     w, x, y = torch.randn(1, 4, 4), torch.rand(5, 1, 4, 4), torch.zeros(5, dtype=torch.long)
-    assert torch.allclose(slope(Linear(w), x, y, 1), -2 * w.expand_as(x))
-    one, other = (slope(Linear(w, 1.0), x, y, 400) for _ in range(2))
+    assert torch.allclose(margin_gradient(Linear(w), x, y, 1), -2 * w.expand_as(x))
+    one, other = (margin_gradient(Linear(w, 1.0), x, y, 400) for _ in range(2))
     assert cosine(one, -w.expand_as(x)).min() > 0.98
     corrected = cosine(one, -w.expand_as(x)) / cosine(one, other).sqrt()
     assert (corrected - 1).abs().max() < 0.05
@@ -40,7 +40,7 @@ def test_the_slopes_through_the_layers_add_up_to_the_whole() -> None:
     model = CARSO(classifier(), purifier(), samples=2).double()
     x, y = torch.rand(3, *model.purifier.layout.image, dtype=torch.double), torch.tensor([0, 1, 2])
     torch.manual_seed(1)
-    ways = by_layer(model, x, y, 2)
+    ways = gradients_by_layer(model, x, y, 2)
     assert len(ways) == len(model.purifier.layers) >= 2
     torch.manual_seed(1)
     seen = x.clone().requires_grad_()
@@ -58,7 +58,9 @@ def test_ways_that_are_opposite_cancel_and_ways_that_agree_do_not(
         ([g, torch.zeros_like(g)], 0.0),
         ([3 * g, -g], 0.5),
     ):
-        monkeypatch.setattr("carso.analysis.gradients.by_layer", lambda *_, ways=ways: ways)
+        monkeypatch.setattr(
+            "carso.analysis.gradients.gradients_by_layer", lambda *_, ways=ways: ways
+        )
         assert torch.allclose(
             cancelling(CARSO.__new__(CARSO), g, g, 1), torch.full((2,), expected), atol=1e-6
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from carso import CARSO, Purifier
 from carso.aggregate import AGGREGATIONS
-from carso.model import FLAT, VAE
+from carso.model import PIXELS_PER_BATCH, VAE
 from carso.representation import taps
 from tests.carso.small import LAYERS, Small, classifier, images, purifier
 
@@ -119,7 +119,7 @@ def test_a_draw_is_a_prediction() -> None:
 
 def limit(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     """At most so many images of 1x8x8 in a flat batch."""
-    monkeypatch.setitem(FLAT, "cpu", 64 * images)
+    monkeypatch.setitem(PIXELS_PER_BATCH, "cpu", 64 * images)
 
 
 @pytest.mark.parametrize("make", [carso, vae])
@@ -153,7 +153,7 @@ def test_large_batches_are_split_and_stay_the_same(
 
 
 def test_a_batch_of_one_image_is_never_split_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FLAT, "cpu", 1)
+    monkeypatch.setitem(PIXELS_PER_BATCH, "cpu", 1)
     d = carso(2)
     with counted(d.purifier.decoder) as decoded:
         assert d(images()).shape == (5, 4)

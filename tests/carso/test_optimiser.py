@@ -9,7 +9,7 @@ import torch
 
 from carso.loss import beta_at, elbo
 from carso.optimiser import Lookahead, learning_rate
-from carso.recipe import read
+from carso.recipe import read_recipe
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ from carso.recipe import read
     ],
 )
 def test_learning_rate_of_the_paper(name: str, points: dict[int, float]) -> None:
-    r = read(name)
+    r = read_recipe(name)
     for epoch, want in points.items():
         got = learning_rate(
             epoch, r.epochs, start=r.lr_start, base=r.lr, final=r.lr_final, warmup=r.warmup
@@ -145,8 +145,8 @@ def test_a_restored_optimiser_goes_on_as_it_would_have(stop: int) -> None:
     for t in range(stop, 14):
         step(one, t)
         step(other, t)
-    one.finish()
-    other.finish()
+    one.load_slow_weights()
+    other.load_slow_weights()
     for p, q in zip(other.parameters, one.parameters, strict=True):
         assert torch.equal(p, q)
     if stop:
@@ -180,6 +180,6 @@ def test_lookahead_meets_every_six_steps_and_ends_on_the_slow_weights() -> None:
             with torch.no_grad():
                 inner.fill_(slow)
         assert parameter.item() == pytest.approx(inner.item(), rel=1e-12)
-    optimiser.finish()
+    optimiser.load_slow_weights()
     assert parameter.item() == pytest.approx(slow, rel=1e-12)
     assert parameter.item() != pytest.approx(inner.item(), rel=1e-6)

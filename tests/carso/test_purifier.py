@@ -10,7 +10,7 @@ import torch
 
 from carso import Layout, Purifier
 from carso.purifier import Cat
-from carso.recipe import read
+from carso.recipe import read_recipe
 from tests.carso.small import LAYERS, images, layout, purifier
 
 # The 26 tapped convolutions of a WRN-28-10 on 32x32 images; on 64x64 every side doubles.
@@ -23,7 +23,7 @@ COUNTS = {
 
 
 def paper(name: str) -> Purifier:
-    recipe = read(name)
+    recipe = read_recipe(name)
     double = 2 if name == "tinyimagenet200" else 1
     taps = tuple((ch, h * double, w * double) for ch, h, w in WRN)
     with torch.device("meta"):
@@ -50,7 +50,7 @@ def test_parameter_counts_of_the_paper(name: str) -> None:
 
 
 def test_layers_of_the_paper() -> None:
-    layers = read("cifar10").layers
+    layers = read_recipe("cifar10").layers
     assert len(layers) == 26
     assert layers[:3] == (
         "layer.0.block.0.conv_0",
@@ -67,7 +67,7 @@ def test_layers_of_the_paper() -> None:
         "layer.2.block.0.conv_1",
         "layer.2.block.0.shortcut",
     )
-    assert layers == read("cifar100").layers == read("tinyimagenet200").layers
+    assert layers == read_recipe("cifar100").layers == read_recipe("tinyimagenet200").layers
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_shapes_of_the_paper(
     p = paper(name).eval()
     for i, want in zip((0, 8, 17), compressed, strict=True):
         tap = p.layout.taps[i]
-        assert p.layout.compressed(tap) == want
+        assert p.layout.compressed_shape(tap) == want
         assert p.compressors[i](torch.empty(1, *tap, device="meta")).shape[1:] == want
-    assert sum(prod(p.layout.compressed(tap)) for tap in p.layout.taps) == flat
+    assert sum(prod(p.layout.compressed_shape(tap)) for tap in p.layout.taps) == flat
     h = (
         torch.empty(2, p.layout.latent, device="meta"),
         torch.empty(2, p.layout.bottleneck, device="meta"),

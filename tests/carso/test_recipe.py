@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carso.recipe import FOLDER, Recipe, read
+from carso.recipe import FOLDER, Recipe, read_recipe
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 @pytest.mark.parametrize("kind", ["carso", "vae"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_can_be_read(name: str, kind: str) -> None:
-    recipe = read(name, kind)
+    recipe = read_recipe(name, kind)
     assert bool(recipe.layers) == (kind == "carso")
 
 
@@ -33,7 +33,7 @@ def test_every_recipe_explains_itself(name: str) -> None:
 
 
 def test_changes_are_typed() -> None:
-    recipe = read(
+    recipe = read_recipe(
         "digits",
         changes={
             "layers": "conv1, conv3",
@@ -65,13 +65,13 @@ def test_changes_are_typed() -> None:
 )
 def test_bad_changes(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        read("digits", changes=changes)
+        read_recipe("digits", changes=changes)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="recipe 'digit' is unknown; did you mean 'digits'"):
-        read("digit")
+        read_recipe("digit")
     text = (FOLDER / "digits.toml").read_text()
     for broken, message in (
         (text.replace("blocks = ", "bloks = "), "no field 'bloks'"),
@@ -82,4 +82,4 @@ def test_bad_files(tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
         path.write_text(broken)
         with pytest.raises(ValueError, match=message):
-            read(str(path))
+            read_recipe(str(path))

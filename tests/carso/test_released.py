@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from carso import CARSO, Purifier, released
-from carso.checkpoint import describe, from_released, load, save
+from carso.checkpoint import describe_purifier, load_purifier, save_purifier
+from carso.released_purifier import from_released
 from tests.carso import authors
 from tests.carso.authors import State
 
@@ -134,8 +135,8 @@ def test_without_the_training_parts_it_can_only_decode(tmp_path: Path) -> None:
     assert sum(p.numel() for p in purifier.parameters()) == sum(
         v.numel() for k, v in flat(parts("cifar")) if v.ndim and "running" not in k
     )
-    save(tmp_path / "a.safetensors", purifier, describe(purifier, f))
-    back, _ = load(tmp_path / "a.safetensors")
+    save_purifier(tmp_path / "a.safetensors", purifier, describe_purifier(purifier, f))
+    back, _ = load_purifier(tmp_path / "a.safetensors")
     assert back.layout == purifier.layout
     assert torch.equal(back.condition(f.taps(x)), c)
 
@@ -310,8 +311,8 @@ def test_the_layouts_of_the_released_files(name: str) -> None:
     """Every key and shape of the tables, with the numbers of entries and elements; nothing is left over. The size of the image follows."""
     want = authors.released_shapes(name)
     with torch.device("meta"):
-        held = released.modules(Purifier(released.layout(name), released.layers(name)))
-    assert {part: released.shapes(module.state_dict()) for part, module in held.items()} == want
+        held = released.purifier_parts(Purifier(released.layout(name), released.layers(name)))
+    assert {part: released.shapes_of(module.state_dict()) for part, module in held.items()} == want
     sizes = [
         sum(torch.Size(shape).numel() for shape in want[part].values())
         for part in ("repr_compressors", "decoder")
@@ -326,17 +327,17 @@ def test_the_layouts_of_the_released_files(name: str) -> None:
 
 def test_addresses() -> None:
     assert (
-        released.files("cifar10")["decoder"]
+        released.purifier_files("cifar10")["decoder"]
         == "cifar_10_cuiwrn2810/models/wrn_28_10_cifar_10_cui_2023_decoder.safetensors"
     )
     assert (
-        released.files("cifar100-own")["repr_compressors"]
+        released.purifier_files("cifar100-own")["repr_compressors"]
         == "cifar_100_ownwrn2810/wrn_28_10_cifar_100_own_2025_repr_compressors.safetensors"
     )
-    assert released.files("tinyimagenet200")["repr_fcn_compressor"].endswith(
+    assert released.purifier_files("tinyimagenet200")["repr_fcn_compressor"].endswith(
         "models/wrn_28_10_tinyimagenet_200_wang_2023_repr_fcn_compressor.safetensors"
     )
     with pytest.raises(ValueError, match="released no 'cifar'; did you mean 'cifar10'"):
-        released.files("cifar")
+        released.purifier_files("cifar")
     with pytest.raises(ValueError, match="released no 'cifar10-gowal'; did you mean 'cifar10"):
-        released.files("cifar10-gowal")
+        released.purifier_files("cifar10-gowal")

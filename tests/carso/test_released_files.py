@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from carso import released
-from carso.checkpoint import from_released, load_released
+from carso.released_purifier import from_released, load_released
 from tests.carso import authors
 from tests.carso.test_released import SIZES, classifier, images, names, parts
 
@@ -56,7 +56,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def put(top: Path, seed: int = 0) -> None:
-    for part, file in released.files(NAME).items():
+    for part, file in released.purifier_files(NAME).items():
         authors.write(top / file, parts("cifar", seed)[part])
 
 
@@ -66,8 +66,8 @@ def there(models: Path) -> list[str]:
 
 @torch.no_grad()
 def test_fetched_and_loaded(remote: Path, models: Path) -> None:
-    released.ensure(NAME)
-    assert there(models) == sorted(released.files(NAME).values())
+    released.fetch_purifier(NAME)
+    assert there(models) == sorted(released.purifier_files(NAME).values())
     model = load_released(NAME, classifier("cifar"), samples=3, aggregation="logit")
     state, x, z = parts("cifar"), images("cifar"), torch.randn(3, 3, 4)
     c = authors.condition(
@@ -84,13 +84,13 @@ def test_fetched_and_loaded(remote: Path, models: Path) -> None:
 def test_what_is_there_is_not_fetched_again(
     remote: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = models / released.files(NAME)["decoder"]
+    decoder = models / released.purifier_files(NAME)["decoder"]
     authors.write(decoder, parts("cifar", 50)["decoder"])
     before = decoder.read_bytes()
-    released.ensure(NAME)
+    released.fetch_purifier(NAME)
     assert decoder.read_bytes() == before
     monkeypatch.setattr(released, "download", lambda *_, **__: pytest.fail("it downloaded"))
-    released.ensure(NAME)
+    released.fetch_purifier(NAME)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_is_there_is_not_fetched_again(
 def test_a_file_of_something_else_is_refused_and_removed(
     remote: Path, models: Path, kind: str
 ) -> None:
-    file = remote / released.files(NAME)["decoder"]
+    file = remote / released.purifier_files(NAME)["decoder"]
     state = parts("cifar")["decoder"]
     if kind == "extra key":
         authors.write(file, state | {"more": torch.ones(1)})
@@ -115,7 +115,7 @@ def test_a_file_of_something_else_is_refused_and_removed(
             }[kind]
         )
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the text is looked at below
-        released.ensure(NAME)
+        released.fetch_purifier(NAME)
     line = str(caught.value)
     says = {
         "extra key": "also holds more",
@@ -123,7 +123,7 @@ def test_a_file_of_something_else_is_refused_and_removed(
     }
     assert says.get(kind, "is not a safetensors file, or is damaged") in line
     assert (
-        f"put {released.BASE}{released.files(NAME)['decoder']} at {models / released.files(NAME)['decoder']}"
+        f"put {released.BASE}{released.purifier_files(NAME)['decoder']} at {models / released.purifier_files(NAME)['decoder']}"
         in line
     )
     assert "\n" not in line
@@ -135,8 +135,8 @@ def test_without_a_network_it_says_what_to_put_where(models: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^the files of purifier 'released:cifar10' are not there: put "
     ) as caught:
-        released.ensure(NAME)
-    for file in released.files(NAME).values():
+        released.fetch_purifier(NAME)
+    for file in released.purifier_files(NAME).values():
         assert f"{released.BASE}{file} at {models / file}" in str(caught.value)
     assert "repr_compressors.safetensors failed: " in str(caught.value)
     assert "refused" in str(caught.value)
@@ -156,9 +156,12 @@ def test_loading_never_fetches(remote: Path, models: Path, tmp_path: Path) -> No
 
 def test_a_damaged_file_of_the_user_is_named_and_kept(models: Path) -> None:
     put(models)
-    path = models / released.files(NAME)["repr_fcn_compressor"]
+    path = models / released.purifier_files(NAME)["repr_fcn_compressor"]
     path.write_bytes(path.read_bytes()[:-5])
-    for act in (lambda: released.ensure(NAME), lambda: load_released(NAME, classifier("cifar"))):
+    for act in (
+        lambda: released.fetch_purifier(NAME),
+        lambda: load_released(NAME, classifier("cifar")),
+    ):
         with pytest.raises(
             ValueError,
             match=r"^'.*_repr_fcn_compressor\.safetensors' is not a safetensors file, or is damaged",
@@ -170,7 +173,7 @@ def test_a_damaged_file_of_the_user_is_named_and_kept(models: Path) -> None:
         {k: v * torch.nan for k, v in parts("cifar")["repr_fcn_compressor"].items() if v.ndim}
         | {"1.1.num_batches_tracked": torch.tensor(0)},
     )
-    released.ensure(NAME)  # which reads no values
+    released.fetch_purifier(NAME)  # which reads no values
     with pytest.raises(ValueError, match=r"repr_fcn_compressor is damaged: .* is not finite"):
         load_released(NAME, classifier("cifar"))
 

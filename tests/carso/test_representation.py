@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from carso.representation import shapes, taps
+from carso.representation import tap_shapes, taps
 from tests.carso.small import IMAGE, classifier, images
 
 
@@ -54,12 +54,12 @@ def test_a_layer_that_runs_twice_is_tapped_twice() -> None:
 
 
 def test_shapes() -> None:
-    assert shapes(classifier(), IMAGE, ("fc", "conv1", "block.conv2")) == (
+    assert tap_shapes(classifier(), IMAGE, ("fc", "conv1", "block.conv2")) == (
         (5, 8, 8),
         (6, 4, 4),
         (7,),
     )
-    assert shapes(classifier(), IMAGE, ()) == ()
+    assert tap_shapes(classifier(), IMAGE, ()) == ()
 
 
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:

@@ -39,15 +39,15 @@ DYING = """
 import os, signal, sys
 from carso.adversary import Adversaries
 
-deal, calls = Adversaries.deal, []
+attack_batch, calls = Adversaries.attack_batch, []
 
 def dying(*args):
     calls.append(1)
     if len(calls) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return deal(*args)
+    return attack_batch(*args)
 
-Adversaries.deal = dying
+Adversaries.attack_batch = dying
 from carso.train import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -179,7 +179,7 @@ def test_no_room_for_the_final_weights(
     )
     monkeypatch.undo()
     monkeypatch.setattr(
-        "carso.adversary.Adversaries.deal", interrupted
+        "carso.adversary.Adversaries.attack_batch", interrupted
     )  # no step is needed any more
     assert main(command) == 0
 
@@ -238,7 +238,7 @@ def test_another_dataset_is_refused(tmp_path: Path) -> None:
     one.save(state, 2)
     assert Checkpoint(one.path, one.curve, question).load().history == [epoch]
     with pytest.raises(ValueError, match='its data is "1234", here it is "5678"'):
-        Checkpoint(one.path, one.curve, {**question, "data": "5678"}).epochs()
+        Checkpoint(one.path, one.curve, {**question, "data": "5678"}).count_epochs()
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from carso import CARSO, Layout, Purifier
 from carso import checkpoint
-from carso.fit import fit, new_purifier
-from carso.recipe import read
+from carso.fit import fit_purifier, new_purifier
+from carso.recipe import read_recipe
 
 classifier = nn.Sequential(
     nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(256, 3)
 ).eval()
 x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 3
-recipe = read("digits", changes={"layers": "0,3", "epochs": "1", "pgd_steps": "1"})
+recipe = read_recipe("digits", changes={"layers": "0,3", "epochs": "1", "pgd_steps": "1"})
 purifier = new_purifier(classifier, (1, 8, 8), recipe)
-fit(purifier, classifier, x, y, recipe)
+fit_purifier(purifier, classifier, x, y, recipe)
 assert CARSO(classifier, purifier, samples=8, aggregation="peel")(x).shape == (40, 3)
 of_the_bench = {name for name in sys.modules if name.split(".")[0] in ("bench", "baselines")}
 assert of_the_bench <= {"bench", "bench.errors", "bench.files"}, of_the_bench

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.data.sample import load
+from bench.data.sample import Dataset, load
 from bench.errors import BadInput
 from bench.questions.registry import build_classifier, defences, is_stochastic
 from bench.questions.spec import Spec
 from carso import checkpoint
-from carso.batches import pixels
+from carso.batches import unpack_images
 from carso.fit import Validation
 from carso.model import CARSO
 from carso.purifier import Purifier
@@ -103,7 +103,7 @@ def test_what_is_held_out_is_not_trained_on(
         **others: Any,
     ) -> list[Epoch]:
         sizes.append(len(x))
-        seen.append(pixels(x))
+        seen.append(unpack_images(x))
         purifier.mu.weight.data.fill_(1 / 3)  # no number of half precision
         assert validation.measure(purifier) == (1.0, 0.0)
         return [Epoch(0, 0.0, 0.0, 0.0, 0.0)]
@@ -116,7 +116,7 @@ def test_what_is_held_out_is_not_trained_on(
         )  # what is checked is what is kept
         return 1.0, 0.0
 
-    monkeypatch.setattr("carso.train.fit", spy)
+    monkeypatch.setattr("carso.train.fit_purifier", spy)
     monkeypatch.setattr("carso.train.validate", check)
     assert main([*QUICK, "--set", "validation=97", "--out", str(tmp_path / "a.safetensors")]) == 0
     assert sizes == [1200, 97]
@@ -185,14 +185,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_no_number_in_the_data(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = load(Spec("digits"), split="train")
-    spoilt = replace(whole, x=whole.x.index_fill(0, torch.tensor([700]), float("nan")))
-    monkeypatch.setattr("carso.train.load", lambda *_, **__: spoilt)
+    def load_spoilt(*_: Any, **__: Any) -> Dataset:
+        whole = load(Spec("digits"), split="train")
+        return replace(whole, x=whole.x.index_fill(0, torch.tensor([700]), float("nan")))
+
+    monkeypatch.setattr("carso.train.load", load_spoilt)
     assert main([*QUICK, "--out", str(tmp_path / "a.safetensors")]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: the training images hold values that are not finite, or outside of [0,1]\n"
-    )
+    message = "error: dataset 'digits': its images lie in [nan, nan], not in [0, 1]\n"
+    assert capsys.readouterr().err == message
     assert not list(tmp_path.iterdir())
 
 
