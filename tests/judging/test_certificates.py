@@ -13,7 +13,7 @@ from bench.judging.evaluate import evaluate
 from bench.questions import registry
 from bench.results.record import Certificate, merge
 from bench.results.store import Store
-from tests.judging.test_evaluate import cell
+from tests.judging.cells import cell
 
 
 class Silent(torch.nn.Module):
@@ -22,7 +22,10 @@ class Silent(torch.nn.Module):
 
 
 class Certifier(torch.nn.Module):
-    """The linear model, which certifies its true l2 radius, less a draw below 0.001; abstains near the plane, and errs far from it."""
+    """The linear model, which certifies its true l2 radius, less a draw below 0.001.
+
+    It abstains near the plane, and errs far from it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,9 +40,8 @@ class Certifier(torch.nn.Module):
         score = self.base(x)[:, 1]
         distance = score.abs() / (4 * self.base.get_buffer("weight").norm())
         labels = torch.where(distance < 0.05, -1, (score > 0).long())
-        return torch.where(
-            score > 0.9 * score.max(), 1 - labels, labels
-        ), distance - 0.001 * torch.rand(len(x))
+        labels = torch.where(score > 0.9 * score.max(), 1 - labels, labels)
+        return labels, distance - 0.001 * torch.rand(len(x))
 
 
 class Answering(torch.nn.Module):
@@ -70,7 +72,7 @@ def test_an_abstention_is_wrong_whatever_the_label_is() -> None:
     assert len(set(registry.datasets.get("toy").make("test", Path()).y.tolist())) == 2
 
 
-def test_a_defence_that_certifies_is_asked_in_its_none_cell_alone() -> None:
+def test_certificates_are_asked_for_in_the_none_cell_alone() -> None:
     record = evaluate(cell("none", "toy-certifier"))
     proof = record.certificate
     assert proof is not None
@@ -80,8 +82,9 @@ def test_a_defence_that_certifies_is_asked_in_its_none_cell_alone() -> None:
     assert record.accuracy == 1.0  # what it answers and what it certifies are two things
 
 
-def test_radii_are_kept_where_the_certified_label_is_right_and_never_rounded_up() -> None:
-    certifier, data = Certifier(), registry.datasets.get("toy").make("test", Path())
+def test_radii_count_where_the_label_is_right_and_are_rounded_down() -> None:
+    certifier = Certifier()
+    data = registry.datasets.get("toy").make("test", Path())
     proof = certify(certifier, data.x, data.y)
     assert proof is not None
     score = certifier(data.x)[:, 1]
@@ -97,45 +100,46 @@ def test_radii_are_kept_where_the_certified_label_is_right_and_never_rounded_up(
     thirds = Answering(
         torch.ones(1, dtype=torch.long), torch.full((1,), 2 / 3, dtype=torch.float64)
     )
-    held = certify(thirds, torch.zeros(1, 1, 2, 2), torch.ones(1, dtype=torch.long))
-    assert held == Certificate((0.666666,), (), held.seconds if held else 0)
+    certificate = certify(thirds, torch.zeros(1, 1, 2, 2), torch.ones(1, dtype=torch.long))
+    assert certificate is not None
+    assert replace(certificate, seconds=0.0) == Certificate((0.666666,))
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
-def test_a_radius_that_is_not_above_zero_certifies_nothing(radius: float) -> None:
-    held = certify(
+def test_a_radius_of_zero_or_less_certifies_nothing(radius: float) -> None:
+    certificate = certify(
         Answering(torch.tensor([1]), torch.tensor([radius])),
         torch.zeros(1, 1, 2, 2),
         torch.tensor([1]),
     )
-    assert held
-    assert held.radii == (-1.0,)
-    assert held.beyond(0) == held.beyond(-2) == (0,)
+    assert certificate
+    assert certificate.radii == (-1.0,)
+    assert certificate.beyond(0) == certificate.beyond(-2) == (0,)
 
 
-def test_the_time_that_certificates_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_certificates_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1.0, 3.5])
     monkeypatch.setattr("bench.judging.certificates.time.perf_counter", lambda: next(ticks))
-    held = certify(
+    certificate = certify(
         Answering(torch.tensor([1]), torch.tensor([1.0])),
         torch.zeros(1, 1, 2, 2),
         torch.tensor([1]),
     )
-    assert held
-    assert held.seconds == 2.5
+    assert certificate
+    assert certificate.seconds == 2.5
 
 
-def test_an_infinite_radius_is_kept_as_a_number_and_shapes_are_checked() -> None:
+def test_an_infinite_radius_becomes_a_number_and_shapes_are_checked() -> None:
     x, y = torch.zeros(2, 1, 2, 2), torch.tensor([1, 0])
-    held = certify(Answering(y, torch.full((2,), torch.inf)), x, y)
-    assert held
-    assert held.beyond(1e6) == (1, 1)
-    assert all(radius <= 1e30 for radius in held.radii)
+    certificate = certify(Answering(y, torch.full((2,), torch.inf)), x, y)
+    assert certificate
+    assert certificate.beyond(1e6) == (1, 1)
+    assert all(radius <= 1e30 for radius in certificate.radii)
     with pytest.raises(ValueError, match=r"certify answered labels \(1,\)"):
         certify(Answering(y[:1], torch.ones(2)), x, y)
 
 
-def test_certificates_come_from_a_stream_of_their_own_and_parts_join(tmp_path: Path) -> None:
+def test_certificates_have_a_stream_of_their_own_and_parts_join(tmp_path: Path) -> None:
     asked = cell("none", "toy-certifier")
     whole = evaluate(asked)
     parts = merge([evaluate(asked, [i]) for i in (4, 0, 5, 2, 1, 3)])
@@ -143,7 +147,8 @@ def test_certificates_come_from_a_stream_of_their_own_and_parts_join(tmp_path: P
     assert parts.certificate
     order = [parts.ids.index(i) for i in whole.ids]
     assert tuple(parts.certificate.radii[i] for i in order) == whole.certificate.radii
-    again, other = evaluate(asked).certificate, evaluate(replace(asked, seed=1)).certificate
+    again = evaluate(asked).certificate
+    other = evaluate(replace(asked, seed=1)).certificate
     assert again
     assert other
     assert again.radii == whole.certificate.radii != other.radii

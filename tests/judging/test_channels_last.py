@@ -25,7 +25,7 @@ def channels_last(weight: Tensor) -> bool:
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
-def test_convolutions_of_torch_lie_channels_last_and_others_are_left_alone() -> None:
+def test_only_convolutions_of_torch_lie_channels_last() -> None:
     net = to_device_channels_last(
         nn.Sequential(
             nn.Conv2d(3, 4, 3),

@@ -14,44 +14,13 @@ from bench.judging.evaluate import evaluate
 from bench.judging.proposals import AttackFailed
 from bench.judging.setup import make_target, prepare
 from bench.questions import registry
-from bench.questions.spec import Cell, Spec, ThreatModel
 from bench.results.record import Record, Routes, merge
 from bench.soundness.probes.probe import probe
+from tests.judging.cells import cell
 
 
-def cell(
-    attack: str,
-    defence: str = "toy-linear",
-    *,
-    eps: str = "1/10",
-    norm: str = "linf",
-    n: int = 40,
-    batch: int = 7,
-    draws: int = 1,
-) -> Cell:
-    found = (
-        registry.defences.resolve(Spec.parse(defence)),
-        registry.resolve_question(Spec.parse(attack)),
-    )
-    line, rival = (
-        Spec.of(spec.name, {k: "toy:linear" if v == "@standard" else v for k, v in spec.items})
-        for spec in found
-    )
-    access = registry.find_question(rival.name).facts.access
-    return Cell(
-        Spec.of("toy", {"n": n}),
-        line,
-        rival,
-        ThreatModel(norm, Fraction(eps), access),
-        0,
-        draws,
-        draws,
-        batch,
-    )
-
-
-def accuracy(attack: str, defence: str = "toy-linear", **how: object) -> float:
-    return evaluate(cell(attack, defence, **how)).accuracy
+def accuracy(attack: str, defence: str = "toy-linear", **question: object) -> float:
+    return evaluate(cell(attack, defence, **question)).accuracy
 
 
 @pytest.mark.parametrize("eps", ["0", "1/100", "1/20", "13/100", "1/2"])
@@ -80,8 +49,11 @@ def test_parts_make_the_same_record_as_the_whole_in_any_order() -> None:
         )
 
 
-def test_an_attack_that_is_several_in_one_says_which_of_them_counted() -> None:
-    """Class 0 falls deepest to the whole step, class 1 to the half one: the deeper candidate counts, whether or not it is deep enough."""
+def test_a_record_names_the_route_that_counted() -> None:
+    """Class 0 falls deepest to the whole step, class 1 to the half one.
+
+    The deeper candidate counts, whether or not it is deep enough.
+    """
     asked = cell("toy-several", eps="1/10")
     record = evaluate(asked)
     labels = registry.datasets.get("toy").make("test", Path()).y
@@ -99,15 +71,15 @@ def test_an_attack_that_is_several_in_one_says_which_of_them_counted() -> None:
 
 
 def test_routes_of_other_names_cannot_be_joined() -> None:
-    one = evaluate(cell("toy-several"), [0])
-    other = replace(evaluate(cell("toy-several"), [1]), routes=None)
+    first = evaluate(cell("toy-several"), [0])
+    second = replace(evaluate(cell("toy-several"), [1]), routes=None)
     with pytest.raises(ValueError, match="different routes"):
-        merge([one, other])
+        merge([first, second])
     with pytest.raises(ValueError, match="3 routes for 7 ids"):
-        replace(one, routes=Routes(("half",), (0, 0, 0)))
+        replace(first, routes=Routes(("half",), (0, 0, 0)))
 
 
-def test_an_attack_that_leaves_is_put_back_and_noted() -> None:
+def test_an_attack_that_leaves_the_ball_is_projected_and_noted() -> None:
     record = evaluate(cell("liar-leaves"))
     assert max(record.distance) <= 0.1 + 1e-6
     assert min(record.strayed) > 1.0
@@ -117,15 +89,18 @@ def test_an_attack_that_goes_too_far_gains_nothing_by_it() -> None:
     assert accuracy("toy-exact[scale=9]") == accuracy("toy-exact")
 
 
-def test_an_attack_that_does_nothing_breaks_nothing_and_is_seen_not_to_move() -> None:
+def test_an_attack_that_does_nothing_breaks_nothing() -> None:
     record = evaluate(cell("liar-idle"))
     assert record.accuracy == 1.0
     assert set(record.distance) == {0.0}
     assert record.cost.backwards == 0
 
 
-def test_an_attack_that_edits_its_inputs_is_judged_against_the_originals() -> None:
-    """It mirrors all points, as far as eps lets it: that is the optimal attack. The labels it flipped are its own copy."""
+def test_an_attack_that_edits_its_inputs_is_judged_on_the_originals() -> None:
+    """It mirrors all points, as far as eps lets it: that is the optimal attack.
+
+    The labels that it flipped are its own copy.
+    """
     record = evaluate(cell("liar-edits"))
     assert record.accuracy == accuracy("toy-exact")
     assert max(record.distance) <= 0.1 + 1e-6
@@ -133,7 +108,7 @@ def test_an_attack_that_edits_its_inputs_is_judged_against_the_originals() -> No
 
 
 @pytest.mark.parametrize("attack", ["liar-nan", "liar-shape"])
-def test_an_attack_that_returns_nothing_to_judge_has_failed(attack: str) -> None:
+def test_an_attack_that_returns_no_images_has_failed(attack: str) -> None:
     with pytest.raises(AttackFailed, match=attack):
         evaluate(cell(attack))
 
@@ -158,7 +133,7 @@ def test_decision_access_gives_labels_alone() -> None:
     assert evaluate(cell("spy-logits")).accuracy == 1.0
 
 
-def test_transfer_attacks_the_surrogate_and_is_judged_on_the_defence() -> None:
+def test_transfer_is_run_on_the_surrogate_and_judged_on_the_defence() -> None:
     record = evaluate(cell("toy-transfer", "toy-nan-gradient"))
     assert record.accuracy == accuracy("toy-exact")
     assert record.cost.nonfinite == 0
@@ -182,7 +157,7 @@ def test_nan_logits_count_as_wrong() -> None:
 
 def test_nan_gradients_are_counted_and_flagged() -> None:
     record = evaluate(cell("toy-exact", "toy-nan-gradient"))
-    assert record.accuracy == 1.0  # the attack cannot move: the number is worthless, and says so
+    assert record.accuracy == 1.0  # the attack cannot move: the number is worthless
     assert record.cost.nonfinite == 40
     assert ("D2", "hard") in {(flag.id, flag.severity) for flag in record.flags}
 
@@ -193,16 +168,18 @@ def test_zero_gradients_are_counted_and_flagged() -> None:
     assert ("D1", "hard") in {(flag.id, flag.severity) for flag in record.flags}
 
 
-def test_a_hidden_coin_is_found_out() -> None:
+def test_a_hidden_coin_is_flagged() -> None:
     assert ("P1", "hard") in {
         (flag.id, flag.severity) for flag in evaluate(cell("none", "toy-hidden-coin")).flags
     }
-    held = cell("none", "toy-hidden-coin")
-    assert prepare(held, "cpu", "data").stochastic
+    assert prepare(cell("none", "toy-hidden-coin"), "cpu", "data").stochastic
 
 
 def test_a_coin_is_seen_beside_infinite_logits() -> None:
-    """Logits (inf, r, -inf) with a random r: the infinities must not drown it, nor be subtracted from themselves."""
+    """Logits (inf, r, -inf) with a random r.
+
+    The infinities must neither drown r, nor be subtracted from themselves.
+    """
     x, y = torch.rand(8, 1, 2, 3), torch.zeros(8, dtype=torch.long)
     ends = torch.tensor([[torch.inf, 0.0, -torch.inf]])
 
@@ -226,8 +203,8 @@ def test_an_honest_linear_model_raises_no_flag() -> None:
     assert evaluate(cell("toy-exact")).flags == ()
 
 
-def test_a_coin_is_scored_by_its_expected_accuracy_not_by_its_luck() -> None:
-    """Useless candidates under a fair coin: the score must stay at p although the selection takes the worst of them."""
+def test_a_coin_is_scored_by_its_expectation_not_by_its_luck() -> None:
+    """Under useless candidates the score stays at p, although selection takes the worst of them."""
     record = evaluate(cell("noise[tries=8]", "toy-coin[p=0.7]", eps="1/1000", draws=40))
     half_width = 4 * (0.7 * 0.3 / (40 * 40)) ** 0.5
     assert abs(record.accuracy - 0.7) < half_width
@@ -235,11 +212,11 @@ def test_a_coin_is_scored_by_its_expected_accuracy_not_by_its_luck() -> None:
     assert chosen <= sum(record.clean) / (40 * 40)
 
 
-def test_of_several_candidates_the_strongest_is_kept() -> None:
+def test_the_strongest_candidate_is_kept() -> None:
     assert accuracy("toy-two") == accuracy("toy-exact")
 
 
-def test_a_transfer_from_several_sources_climbs_their_mean_logits() -> None:
+def test_transfer_from_two_sources_sees_their_mean_logits() -> None:
     asked = cell("transfer[source=own:digits-at+own:digits-other]")
     target = make_target(asked, prepare(asked, "cpu", "data"))
     x = torch.rand(5, 1, 8, 8)
@@ -249,7 +226,10 @@ def test_a_transfer_from_several_sources_climbs_their_mean_logits() -> None:
 
 
 def test_streams_do_not_meet() -> None:
-    """Selection draws of the clean image differ from its evaluation draws, and repeat from cell to cell of a question."""
+    """Selection draws of the clean image repeat in every cell of a question.
+
+    They differ from its evaluation draws.
+    """
     none = evaluate(cell("none", "toy-coin", draws=16))
     idle = evaluate(cell("liar-idle", "toy-coin", draws=16))
     assert none.clean == idle.clean

@@ -1,4 +1,4 @@
-"""A sweep: failures are kept, batches outlive an interrupt, batches of another source do not join."""
+"""A sweep: failures are kept, batches outlive an interrupt, and other sources do not join."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.judging.execute import Run, execute
 from bench.questions.spec import Cell
 from bench.results.record import Record
 from bench.results.store import Store
-from tests.judging.test_evaluate import cell
+from tests.judging.cells import cell
 
 
 class Notes:

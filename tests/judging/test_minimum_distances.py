@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.judging.evaluate import evaluate
 from bench.judging.scoring import minimum_distances
 from bench.results.record import Record, merge
-from tests.judging.test_evaluate import cell
+from tests.judging.cells import cell
 
 
 @pytest.mark.parametrize("attack", ["deepfool", "boundary[steps=1500]"])

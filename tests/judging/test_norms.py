@@ -19,7 +19,9 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 def test_distances() -> None:
     delta = torch.zeros(2, 3, 4, 4)
-    delta[0, 0, 1, 1], delta[0, 2, 1, 1], delta[0, 1, 0, 3] = 0.3, -0.4, 1e-9
+    delta[0, 0, 1, 1] = 0.3
+    delta[0, 2, 1, 1] = -0.4
+    delta[0, 1, 0, 3] = 1e-9
     assert NORMS["linf"].distance(delta).tolist() == pytest.approx([0.4, 0])
     assert NORMS["l2"].distance(delta).tolist() == pytest.approx([0.5, 0])
     assert NORMS["l1"].distance(delta).tolist() == pytest.approx([0.7, 0])
@@ -35,26 +37,23 @@ def test_l1_projection_is_the_nearest_point_of_the_ball() -> None:
     for eps in (0.0, 0.3, 4.0):
         projected = NORMS["l1"].project(delta, eps)
         for before, after in zip(delta.flatten(1), projected.flatten(1), strict=True):
-            low, high = (
-                0.0,
-                float(before.abs().max()),
-            )  # bisection for the threshold, an algorithm of its own
+            # Bisection for the threshold, an algorithm of its own.
+            low = 0.0
+            high = float(before.abs().max())
             for _ in range(200):
                 middle = (low + high) / 2
-                low, high = (
-                    (middle, high)
-                    if float((before.abs() - middle).clamp_min(0).sum()) > eps
-                    else (low, middle)
-                )
+                left = float((before.abs() - middle).clamp_min(0).sum())
+                low = middle if left > eps else low
+                high = high if left > eps else middle
             threshold = high if float(before.abs().sum()) > eps else 0.0
-            assert torch.allclose(
-                after, before.sign() * (before.abs() - threshold).clamp_min(0), atol=1e-12
-            )
+            expected = before.sign() * (before.abs() - threshold).clamp_min(0)
+            assert torch.allclose(after, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: str) -> None:
-    delta, eps = noise(1, 4, 1, 2, 2).double(), 0.7
+    delta = noise(1, 4, 1, 2, 2).double()
+    eps = 0.7
     torch.manual_seed(0)
     projected = NORMS[norm].project(delta, eps)
     others = torch.cat(
@@ -67,9 +66,8 @@ def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: str) -> None:
 
 
 def test_l0_projection_keeps_the_largest_pixels() -> None:
-    delta = torch.tensor(
-        [[[[0.5, 0.1]], [[0.0, 0.6]]]]
-    )  # two pixels of two channels: lengths 0.5 and 0.61
+    # Two pixels of two channels: lengths 0.5 and 0.61.
+    delta = torch.tensor([[[[0.5, 0.1]], [[0.0, 0.6]]]])
     assert NORMS["l0"].project(delta, 1.0).tolist() == [
         [[[0, pytest.approx(0.1)]], [[0, pytest.approx(0.6)]]]
     ]
@@ -91,7 +89,7 @@ def test_to_ball_meets_the_tolerances(norm: str, shape: tuple[int, int, int]) ->
         assert x_adv.max() <= 1
         assert (distance <= EPS[norm] * (1 + 1e-12)).all()
         assert torch.equal(to_ball(x_adv, x, norm, EPS[norm] * (1 + 1e-12)), x_adv), (
-            "what is inside stays as it is"
+            "an image in the ball stays as it is"
         )
         if scale >= 1 and norm != "l0":
             assert (distance > 0.2 * EPS[norm]).all(), (
@@ -121,9 +119,8 @@ def test_random_starts_are_uniform_in_the_ball(norm: str) -> None:
             (start != 0).float().mean(0), torch.full((1, 2, 2), 0.5), atol=0.04
         ), "every pixel as often"
         return
-    share = (
-        distance / 0.1
-    ) ** 4  # the volume inside the distance: uniform in [0,1] if the point is uniform in the ball
+    # The volume within the distance is uniform in [0,1] if the point is uniform in the ball.
+    share = (distance / 0.1) ** 4
     assert share.max() <= 1 + 1e-5
     assert share.sort().values.sub(torch.linspace(0, 1, 4000)).abs().max() < 0.04, (
         "Kolmogorov-Smirnov"
@@ -150,12 +147,13 @@ def test_steepest_beats_every_direction_of_unit_norm(norm: str) -> None:
 def test_a_step_in_l1_is_the_best_one_that_the_box_allows() -> None:
     linprog = pytest.importorskip("scipy.optimize").linprog
     x = torch.rand(6, 1, 3, 3, generator=torch.Generator().manual_seed(5)).round(decimals=1)
-    grad, eps = noise(6, 6, 1, 3, 3), 1.3
+    grad = noise(6, 6, 1, 3, 3)
+    eps = 1.3
     reached = ((NORMS["l1"].ascend(x, grad, x, eps, eps) - x) * grad).flatten(1).sum(1)
     for image, slope, value in zip(
         x.flatten(1).double(), grad.flatten(1).double(), reached, strict=True
     ):
-        # delta = up - down, both at least zero, up at most 1 - x, down at most x, their sum at most eps
+        # delta = up - down, both at least zero: up at most 1 - x, down at most x, sum at most eps
         bounds = [(0, 1 - float(v)) for v in image] + [(0, float(v)) for v in image]
         best = linprog(
             torch.cat([-slope, slope]).tolist(), A_ub=[[1.0] * 18], b_ub=[eps], bounds=bounds

@@ -1,4 +1,4 @@
-"""The same answers on a Ray cluster as in one process; runs where the extra `cluster` is installed."""
+"""A Ray cluster gives the answers of one process; needs the extra `cluster`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.app import main
+from bench.questions.spec import Cell
 from bench.results.store import Store
 from tests.conftest import TOYS
 
@@ -48,15 +49,17 @@ def test_a_cluster_that_is_not_there_is_bad_input(
     assert not list(tmp_path.iterdir())
 
 
+def answers_in(folder: Path) -> dict[Cell, object]:
+    return {r.cell: (r.ids, r.correct, r.margin) for r in Store(folder).records()}
+
+
 def test_a_cluster_gives_the_answers_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    alone, cluster = tmp_path / "alone", tmp_path / "cluster"
+    alone = tmp_path / "alone"
+    cluster = tmp_path / "cluster"
     assert main(["run", *TOY, "--out", str(alone)]) == 1
     assert main(["run", *TOY, "--ray", "local", "--out", str(cluster)]) == 1
-    here, there = (
-        {r.cell: (r.ids, r.correct, r.margin) for r in Store(folder).records()}
-        for folder in (alone, cluster)
-    )
-    assert len(here) == 2
-    assert here == there
+    answers = answers_in(alone)
+    assert len(answers) == 2
+    assert answers_in(cluster) == answers
     assert Store(alone).failures() == Store(cluster).failures()
