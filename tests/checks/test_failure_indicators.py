@@ -285,8 +285,9 @@ def test_parts_of_indicators_make_the_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attack", ["fgsm", "square", "adaptive", "autoattack"])
 def test_an_attack_without_traceable_steps_is_refused(attack: str) -> None:
-    with pytest.raises(
-        BadInput,
-        match=rf"attack={attack} takes no steps that could be followed; give pgd, pgd-eot, apgd or apgd-eot",
-    ):
+    message = (
+        f"attack={attack} takes no steps that could be followed; "
+        "give pgd, pgd-eot, apgd or apgd-eot"
+    )
+    with pytest.raises(BadInput, match=message):
         cell(f"indicators[attack={attack}]", "at")

@@ -120,7 +120,8 @@ def test_noise_hides_the_mean_on_about_half_of_the_examples() -> None:
     assert 0.2 < found["U<=0"] < 0.8
     none = predict_draws_needed(torch.tensor([[[1.0]], [[-1.0]]], dtype=torch.float64))
     assert none == {"E.5": -1.0, "U<=0": 1.0}
-    # Two draws 3 and 1: their product 3 is the squared mean, the mean of squares 5 less 3 the variance.
+    # Two draws 3 and 1: their product 3 is the squared mean. The mean of their squares is 5, and
+    # 5 less 3 is the variance.
     assert predict_draws_needed(torch.tensor([[[3.0]], [[1.0]]], dtype=torch.float64)) == {
         "E.5": pytest.approx(2 / 3),
         "U<=0": 0.0,

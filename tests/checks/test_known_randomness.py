@@ -1,4 +1,4 @@
-"""D15: a defence under one draw of its randomness falls where nothing else protects it, and is otherwise the defence that it was."""
+"""D15: a frozen defence is the defence under one draw, and falls where only chance protects."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def test_each_image_has_a_draw_of_its_own() -> None:
     [
         (
             "frozen[attack=none]",
-            "attack=none asks nothing of the model before it; give an attack that does, such as pgd",
+            "attack=none asks nothing of the model before it; give an attack that does, "
+            "such as pgd",
         ),
         ("frozen[attack=transfer]", "attack=transfer asks nothing of the model before it"),
         ("frozen[attack=planted]", "attack=planted asks nothing of the model before it"),
@@ -178,8 +179,8 @@ def test_an_unfit_inner_attack_is_refused_in_one_line(attack: str, says: str) ->
 
 def test_the_question_holds_all_knobs_of_the_inner_attack() -> None:
     (cell,) = cells("frozen[attack=pgd[steps=7]]")
-    inside = registry.inner_attack(cell.attack)
-    assert inside
-    assert inside.params["steps"] == 7
-    assert set(inside.params) == set(registry.attacks.get("pgd").knobs)
+    inner = registry.inner_attack(cell.attack)
+    assert inner
+    assert inner.params["steps"] == 7
+    assert set(inner.params) == set(registry.attacks.get("pgd").knobs)
     assert len(plan([Request(defences=("undefended",), attacks=("frozen",))]).cells) == 1

@@ -110,7 +110,7 @@ def test_constant_features_get_no_weight() -> None:
 
 
 def test_overlapping_sets_are_separated_half_way() -> None:
-    """The plane between two normal clouds lies half way, though one has a hundred times the points."""
+    """The plane lies half way between two clouds, though one has a hundred times the points."""
     generator = torch.Generator().manual_seed(0)
     inner, outer = (
         torch.randn(20000, 2, generator=generator),
@@ -305,7 +305,8 @@ def test_a_defence_without_a_head_fails_with_one_line(
         ),
         (
             "planted[attack=apgd[loss=ce+targeted]]",
-            "loss=targeted needs three classes, and a planted model has two; give ce, margin or ce+margin",
+            "loss=targeted needs three classes, and a planted model has two; "
+            "give ce, margin or ce+margin",
         ),
         ("planted[attack=onepixel]", "attack=onepixel has no linf form; it has l0"),
         ("planted[attack=frozen]", "attack=frozen asks nothing of the model before it"),

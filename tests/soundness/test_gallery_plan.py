@@ -1,4 +1,4 @@
-"""Does the bench notice? The plan `gallery` at a smaller size: what is broken on purpose falls and is flagged, and what is honest is not."""
+"""The plan `gallery` at a smaller size: defences broken on purpose fall and are flagged."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from bench.results.leaderboard import Row
 from bench.results.record import Record
 
 N = 32
-NAIVE = (
-    "fgsm",
-    "pgd[loss=ce,steps=40]",
-    "pgd-eot[loss=ce]",
-    "transfer",
-)  # what a hasty author runs, and one look from outside
+# What a hasty author runs, and one transfer.
+NAIVE = ("fgsm", "pgd[loss=ce,steps=40]", "pgd-eot[loss=ce]", "transfer")
 CONTROLS = ("undefended", "at", "tta")
-# No gradient of these is masked: the plan has them for how draws are scored, for abstentions, and for eps 1/10.
+# No gradient of these is masked: the plan has them for the scoring of draws, for abstentions and
+# for eps 1/10.
 UNMASKED = ("resize-pad", "gallery-reject", "gallery-kwta")
 
 

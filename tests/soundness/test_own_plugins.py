@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from bench.results.store import Store
 from bench.soundness.assess import assess
 from bench.soundness.verdict import missing_codes
 from tests.fake_records import cell, evidence, record
+from tests.pages import ROOT, fenced_blocks
 
 PGD = AttackTraits(family="gradient", iterated=True)
 FGSM = AttackTraits(family="gradient", single_step=True)
@@ -118,3 +122,24 @@ def test_an_own_check_that_waits_is_no_missing_attack(tmp_path: Path) -> None:
     ((row,),) = [board.rows for board in load_boards(store)]
     assert list(row.accuracies) == ["none"]
     assert "not yet run: toy-mean" in row.reasons
+
+
+def run_module(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_a_check_in_a_file_reaches_the_verdict_and_its_flag_is_kept(tmp_path: Path) -> None:
+    """The check of CONTRIBUTING.md, with a threshold that every answer passes."""
+    blocks = fenced_blocks(ROOT / "CONTRIBUTING.md", "python")
+    (text,) = [block for block in blocks if block.startswith('"""my_check.py')]
+    plugin = tmp_path / "my_check.py"
+    plugin.write_text(text.replace("SHARE = 0.1", "SHARE = -1.0"))
+    out = tmp_path / "results"
+    question = ["--dataset", "digits", "--n", "4", "--defences", "at", "--attacks", "brightness"]
+    run_module("bench.run", *question, "--with", str(plugin), "--out", str(out))
+    table = out / "leaderboards" / "digits-linf-1_5.csv"
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert "D100 soft: 0% of the answers change with the brightness" in row["reasons"]
+    before = table.read_bytes()
+    run_module("bench.report", "--out", str(out))
+    assert table.read_bytes() == before, "a report needs no plug-in"
