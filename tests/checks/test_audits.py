@@ -87,10 +87,10 @@ def test_d17_compares_only_the_same_attack_classifier_and_threat() -> None:
 
 
 def test_planted_examples_that_are_few_or_easy_say_nothing() -> None:
-    for one in (planted(10, chance=16), planted(10, valid=89)):
-        raised, (says,) = flags([one])
+    for check in (planted(10, chance=16), planted(10, valid=89)):
+        raised, (note,) = flags([check])
         assert raised == {}
-        assert says.endswith("of 100 that were to be planted: this says nothing")
+        assert note.endswith("of 100 that were to be planted: this says nothing")
     assert flags([planted(10, chance=13, valid=90)])[0] == {"D17": "soft"}
     assert flags([planted(70, **JPEG)], [planted(100, chance=30, **BARE)])[0] == {"D17": "soft"}, (
         "nor does such a control"
@@ -110,9 +110,9 @@ def test_one_good_attack_that_the_row_met_is_enough() -> None:
 
 
 def test_an_attack_that_the_row_did_not_meet_raises_nothing() -> None:
-    raised, (says,) = flags([planted(3, attack="fgsm")])
+    raised, (note,) = flags([planted(3, attack="fgsm")])
     assert raised == {}
-    assert says.endswith("and the row did not meet it")
+    assert note.endswith("and the row did not meet it")
 
 
 def test_d17_compares_attacks_without_their_loss() -> None:
@@ -130,7 +130,7 @@ def known(
 ) -> tuple[list[Flag], list[str]]:
     """D15 where pgd leaves `robust` of ten draws, and `left` where it knows the randomness.
 
-    `others` says what other attacks leave.
+    `others` is what other attacks leave.
     """
     met = {"none": [10] * len(robust), "pgd": robust, **others}
     row = [record(cell(name, **NOISY), counts) for name, counts in met.items() if counts]

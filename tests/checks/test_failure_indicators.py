@@ -68,9 +68,9 @@ def moved(along: float) -> Tensor:
     return X + along * (1 if int(Y) == 0 else -1) * way
 
 
-def fires(found: dict[str, float]) -> set[str]:
-    assert found["D11:survive"] == 1
-    return {name for name in INDICATORS if found[f"D11:{name}"]}
+def fires(figures: dict[str, float]) -> set[str]:
+    assert figures["D11:survive"] == 1
+    return {name for name in INDICATORS if figures[f"D11:{name}"]}
 
 
 RISING, RISEN = [0.005 * i for i in range(40)], [min(0.2, 0.02 * i) for i in range(40)]
@@ -139,11 +139,11 @@ def test_predictions_are_unstable_where_noise_changes_the_margin() -> None:
     # is 4/255/sqrt(3), and it is normal by its 64 terms.
     expected = (2 / torch.pi) ** 0.5 * 4 / 255 / 3**0.5 / 0.3
     torch.manual_seed(0)
-    found = [
+    changes = [
         margin_change(Target(PLAIN, classes=2), PROBLEM.x[i : i + 1], PROBLEM.y[i : i + 1])
         for i in range(4)
     ]
-    assert sum(found) / 4 == pytest.approx(expected, rel=0.15)
+    assert sum(changes) / 4 == pytest.approx(expected, rel=0.15)
     ripple = Changed(lambda logits, x: logits * (2 + torch.sin(3000 * x.sum((1, 2, 3))))[:, None])
     assert fires(traced(ripple, RISEN)) >= {"unstable"}
     assert (
@@ -161,16 +161,14 @@ def test_predictions_are_unstable_where_noise_changes_the_margin() -> None:
 def test_runs_of_apgd_go_side_by_side_with_a_step_more() -> None:
     knobs = {"loss": "ce+targeted", "steps": 2, "restarts": 3, "targets": 9}
     rows = torch.arange(3 * 3 + 6 * 3)
-    found = split_runs(rows, Spec.of("apgd", knobs), "linf", 4, 3)
-    assert [one.tolist() for one in found[:3]] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]], (
-        "three restarts"
-    )
-    assert [one.tolist() for one in found[3:7]] == [[9 + i, 13 + i, 17 + i] for i in range(4)], (
+    runs = split_runs(rows, Spec.of("apgd", knobs), "linf", 4, 3)
+    assert [run.tolist() for run in runs[:3]] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]], "three restarts"
+    assert [run.tolist() for run in runs[3:7]] == [[9 + i, 13 + i, 17 + i] for i in range(4)], (
         "of three restarts by two targets the first four"
     )
-    assert [one.tolist() for one in found[7:]] == [[21, 23, 25], [22, 24, 26]]
+    assert [run.tolist() for run in runs[7:]] == [[21, 23, 25], [22, 24, 26]]
     assert [
-        one.tolist() for one in split_runs(rows[:9], Spec.of("pgd", {"steps": 4}), "linf", 4, 3)
+        run.tolist() for run in split_runs(rows[:9], Spec.of("pgd", {"steps": 4}), "linf", 4, 3)
     ] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
@@ -240,10 +238,14 @@ def test_an_attack_that_stops_too_early_is_incomplete() -> None:
 
 
 def test_a_masked_gradient_is_unavailable() -> None:
-    found = counts("indicators", "toy-masked", "toy-grey")
-    assert found == {"survive": 8, "unavailable": 8, "unstable": 0, "silent": 0, "incomplete": 0}, (
-        "the net is right on half of them"
-    )
+    indicators = counts("indicators", "toy-masked", "toy-grey")
+    assert indicators == {
+        "survive": 8,
+        "unavailable": 8,
+        "unstable": 0,
+        "silent": 0,
+        "incomplete": 0,
+    }, "the net is right on half of them"
 
 
 def test_examples_that_fall_are_not_counted() -> None:

@@ -56,22 +56,22 @@ def slope(rho: float, cos: float = 0.9, **surrogates: float) -> tuple[dict[str, 
 def test_a_gradient_is_flagged_by_how_little_it_agrees(
     rho: float, severity: dict[str, str]
 ) -> None:
-    flags, (says,) = slope(rho)
+    flags, (message,) = slope(rho)
     assert flags == severity
-    assert f"the gradient agrees to {rho:.2f} with that of the smoothed margin" in says
+    assert f"the gradient agrees to {rho:.2f} with that of the smoothed margin" in message
 
 
 def test_a_surrogate_that_agrees_softens_d13() -> None:
-    flags, (says,) = slope(0.1, lse=0.6, identity=0.8)
+    flags, (message,) = slope(0.1, lse=0.6, identity=0.8)
     assert flags == {"D13": "soft"}
-    assert says.endswith("best of the surrogates that of identity, to 0.80")
+    assert message.endswith("best of the surrogates that of identity, to 0.80")
     assert slope(0.1, lse=0.6, identity=0.79)[0] == {"D13": "hard"}
 
 
 def test_d13_is_inconclusive_without_a_smoothed_gradient() -> None:
-    flags, (says,) = slope(0.0, cos=0.049)
+    flags, (message,) = slope(0.0, cos=0.049)
     assert flags == {}
-    assert says.startswith("D13: inconclusive")
+    assert message.startswith("D13: inconclusive")
     assert slope(0.0, cos=0.05)[0] == {"D13": "hard"}
 
 
@@ -188,9 +188,9 @@ def test_one_attack_without_a_failure_is_enough() -> None:
 
 
 def test_an_attack_that_the_row_did_not_meet_is_noted() -> None:
-    flags, (says,) = failed(40, attack="pgd[steps=9]", incomplete=12)
+    flags, (message,) = failed(40, attack="pgd[steps=9]", incomplete=12)
     assert flags == {}
-    assert says == (
+    assert message == (
         "D11: of 40 examples that pgd leaves, still rising at the end on 12, and the row did not "
         "meet it"
     )

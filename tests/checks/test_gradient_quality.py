@@ -76,11 +76,11 @@ def through(change: Callable[[Tensor], Tensor]) -> nn.Module:
 
 
 def test_a_linear_model_agrees_with_its_smoothed_margin() -> None:
-    found = figures(PROBLEM.model)
-    assert found["D13"] == pytest.approx(1, abs=0.02)
+    measured = figures(PROBLEM.model)
+    assert measured["D13"] == pytest.approx(1, abs=0.02)
     # g = t + noise with |noise|^2 = |t|^2 (D + 1) / K, and cos(g1,g2) = 1 / (1 + (D + 1) / K)
-    assert found["cos(g1,g2)"] == pytest.approx(1 / (1 + (SIZE + 1) / 400), abs=0.02)
-    assert set(found) == {"D13", "cos(g1,g2)"}
+    assert measured["cos(g1,g2)"] == pytest.approx(1 / (1 + (SIZE + 1) / 400), abs=0.02)
+    assert set(measured) == {"D13", "cos(g1,g2)"}
     few = figures(PROBLEM.model, directions=30)
     assert few["cos(g1,g2)"] < 0.4
     assert few["D13"] == pytest.approx(1, abs=0.12), "the noise of few directions is corrected for"
@@ -98,26 +98,26 @@ def test_a_false_gradient_agrees_with_nothing() -> None:
 
 def test_a_faithful_surrogate_differs_from_a_false_one() -> None:
     other = Linear(torch.randn(2, SIZE, generator=torch.Generator().manual_seed(5)), torch.zeros(2))
-    found = figures(Noisy(3.0, {"wrong": other, "right": PROBLEM.model, "noisy": Noisy(3.0)}))
-    assert found["D13:right"] == pytest.approx(1, abs=0.02)
-    assert abs(found["D13:wrong"]) < 0.3
+    measured = figures(Noisy(3.0, {"wrong": other, "right": PROBLEM.model, "noisy": Noisy(3.0)}))
+    assert measured["D13:right"] == pytest.approx(1, abs=0.02)
+    assert abs(measured["D13:wrong"]) < 0.3
     # 16 draws of noise of length 3 sqrt(D) = 24 on a gradient of 1: the mean has the cosine
     # 1 / sqrt(1 + 576/16).
-    assert found["D13"] == pytest.approx(1 / (1 + 9 * SIZE / 16) ** 0.5, abs=0.06)
-    assert found["D13:noisy"] == pytest.approx(found["D13"], abs=0.1)
+    assert measured["D13"] == pytest.approx(1 / (1 + 9 * SIZE / 16) ** 0.5, abs=0.06)
+    assert measured["D13:noisy"] == pytest.approx(measured["D13"], abs=0.1)
 
 
 @pytest.mark.parametrize("need", [1.0, 6.0])
 def test_draws_needed_are_the_variance_over_the_squared_mean(need: float) -> None:
-    found = figures(Noisy((need / SIZE) ** 0.5), draws=64)
-    assert found["E.5"] == pytest.approx(need, rel=0.15)
-    assert found["U<=0"] == 0
-    assert found["D13"] == pytest.approx(1 / (1 + need / 64) ** 0.5, abs=0.03)
+    measured = figures(Noisy((need / SIZE) ** 0.5), draws=64)
+    assert measured["E.5"] == pytest.approx(need, rel=0.15)
+    assert measured["U<=0"] == 0
+    assert measured["D13"] == pytest.approx(1 / (1 + need / 64) ** 0.5, abs=0.03)
 
 
 def test_noise_hides_the_mean_on_about_half_of_the_examples() -> None:
-    found = figures(Noisy(20.0))
-    assert 0.2 < found["U<=0"] < 0.8
+    measured = figures(Noisy(20.0))
+    assert 0.2 < measured["U<=0"] < 0.8
     none = predict_draws_needed(torch.tensor([[[1.0]], [[-1.0]]], dtype=torch.float64))
     assert none == {"E.5": -1.0, "U<=0": 1.0}
     # Two draws 3 and 1: their product 3 is the squared mean. The mean of their squares is 5, and
@@ -228,10 +228,10 @@ def answer(defence: str) -> Record:
 def test_on_digits_the_honest_agree_and_the_broken_do_not(
     defence: str, least: float, most: float
 ) -> None:
-    found = dict(answer(defence).checks)
-    assert least <= found["D13"] <= most
-    assert "D12" in found, "the figures of the probes are kept beside"
-    assert ("E.5" in found) == (defence == "resize-pad")
+    measured = dict(answer(defence).checks)
+    assert least <= measured["D13"] <= most
+    assert "D12" in measured, "the figures of the probes are kept beside"
+    assert ("E.5" in measured) == (defence == "resize-pad")
 
 
 def test_a_surrogate_of_bit_depth_and_the_ripple_agrees() -> None:

@@ -157,7 +157,7 @@ def test_each_image_has_a_draw_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "says"),
+    ("attack", "message"),
     [
         (
             "frozen[attack=none]",
@@ -170,10 +170,10 @@ def test_each_image_has_a_draw_of_its_own() -> None:
         ("frozen[attack=pgd[step=x]]", "attack 'pgd': step='x' is not a number; the default is 2"),
     ],
 )
-def test_an_unfit_inner_attack_is_refused_in_one_line(attack: str, says: str) -> None:
+def test_an_unfit_inner_attack_is_refused_in_one_line(attack: str, message: str) -> None:
     with pytest.raises(BadInput) as caught:
         cells(attack)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -65,9 +65,9 @@ def answer(check: str, defence: str = "toy-linear", n: int = 16) -> Record:
 
 
 def rates(check: str, *rest: Any) -> tuple[float, float, float]:
-    found = answer(check, *rest).planted
-    assert found
-    return found.rates
+    planted = answer(check, *rest).planted
+    assert planted
+    return planted.rates
 
 
 def grey() -> Tensor:
@@ -133,9 +133,9 @@ def test_random_points_lie_in_the_ball_and_corners_at_its_edge() -> None:
     assert (near - x).abs().max() <= EPS + 1e-6
     assert near.min() >= 0
     assert near.max() <= 1
-    inside = ((near - x).abs() < EPS - 1e-3).flatten(1)
-    assert (inside[:50].float().mean(1) < 0.4).all(), "the first half are corners"
-    assert (inside[50:].float().mean(1) > 0.9).all()
+    off_corner = ((near - x).abs() < EPS - 1e-3).flatten(1)
+    assert (off_corner[:50].float().mean(1) < 0.4).all(), "the first half are corners"
+    assert (off_corner[50:].float().mean(1) > 0.9).all()
 
 
 def test_a_planted_head_separates_and_keeps_the_size_of_logits() -> None:
@@ -177,13 +177,13 @@ def test_true_gradients_find_all_and_masked_gradients_nothing() -> None:
 def test_a_weak_attack_finds_less_than_a_strong_one() -> None:
     assert rates("planted[attack=noise[tries=5]]")[1] == 0
     assert rates("planted[attack=square[queries=20]]")[1] < 0.5
-    found = [
+    planted = [
         evaluate(
             cell(f"planted[attack={attack},examples=12]", "undefended", dataset="digits", n=12)
         ).planted
         for attack in ("fgsm", "pgd")
     ]
-    weak, strong = (one.rates[1] for one in found if one)
+    weak, strong = (p.rates[1] for p in planted if p)
     assert weak < 0.5
     assert strong > 0.7
 
@@ -297,7 +297,7 @@ def test_a_defence_without_a_head_fails_with_one_line(
 
 
 @pytest.mark.parametrize(
-    ("check", "says"),
+    ("check", "message"),
     [
         (
             "planted[attack=autoattack]",
@@ -313,10 +313,10 @@ def test_a_defence_without_a_head_fails_with_one_line(
         ("planted[examples=0]", "examples=0 is too small"),
     ],
 )
-def test_an_attack_that_needs_three_classes_is_refused(check: str, says: str) -> None:
+def test_an_attack_that_needs_three_classes_is_refused(check: str, message: str) -> None:
     with pytest.raises(BadInput) as caught:
         cell(check)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_planted_costs_no_more_than_its_forecast() -> None:

@@ -91,9 +91,9 @@ def test_twice_the_steps_must_not_find_more(after: float, severity: str | None) 
         record(cell(f"pgd[steps={steps}]"), stands(share, n))
         for steps, share in ((20, 0.7), (40, after))
     ]
-    found = {flag.id: flag.severity for flag in effort_flags(pair)}
-    assert found.get("D6") == severity or (
-        severity is None and found.get("D6") == "soft" and 0.005 < 0.7 - after <= 0.02
+    raised = {flag.id: flag.severity for flag in effort_flags(pair)}
+    assert raised.get("D6") == severity or (
+        severity is None and raised.get("D6") == "soft" and 0.005 < 0.7 - after <= 0.02
     )
 
 
@@ -135,10 +135,10 @@ def test_only_the_two_of_most_effort_count() -> None:
 
 def scales(left: dict[str, float], attack: str = "pgd[loss=ce]", n: int = 200) -> list[Flag]:
     """The flags of one attack that leaves these shares, by its scale; empty is the default."""
-    inside = attack.rstrip("]")
+    without_bracket = attack.rstrip("]")
     return scale_flags(
         [
-            record(cell(f"{inside},scale={scale}]" if scale else attack), stands(share, n))
+            record(cell(f"{without_bracket},scale={scale}]" if scale else attack), stands(share, n))
             for scale, share in left.items()
         ]
     )
@@ -149,11 +149,11 @@ def scales(left: dict[str, float], attack: str = "pgd[loss=ce]", n: int = 200) -
 )
 def test_rescaled_logits_must_not_be_easier_to_attack(after: float, flagged: bool) -> None:
     """Of 200, three examples are within two standard errors of none, and four are not."""
-    found = scales({"": 0.9, "0.01": after})
-    assert [(flag.id, flag.severity) for flag in found] == [("D16", "soft")] * flagged
-    if found:
+    raised = scales({"": 0.9, "0.01": after})
+    assert [(flag.id, flag.severity) for flag in raised] == [("D16", "soft")] * flagged
+    if raised:
         assert (
-            found[0].message
+            raised[0].message
             == f"pgd leaves 0.900 with scale=1, and {after:.3f} with scale=0.01: keep the strongest"
         )
 
@@ -219,13 +219,13 @@ def test_what_falls_must_fall_in_8_bits(after: float, n: int, flagged: bool) -> 
         record(inner, stands(0.5, n)),
         record(cell(f"eight-bit[attack={inner.attack}]"), stands(after, n)),
     ]
-    found = rounding_flags(pair)
-    assert [(flag.id, flag.severity) for flag in found] == [("V8", "soft")] * flagged
-    if found:
-        assert found[0].message.startswith(
+    raised = rounding_flags(pair)
+    assert [(flag.id, flag.severity) for flag in raised] == [("V8", "soft")] * flagged
+    if raised:
+        assert raised[0].message.startswith(
             f"pgd leaves 0.500, and {after:.3f} with its images in 8 bits"
         )
-    assert rounding_flags(pair[::-1]) == found
+    assert rounding_flags(pair[::-1]) == raised
 
 
 def test_v8_compares_only_the_attack_that_was_rounded() -> None:

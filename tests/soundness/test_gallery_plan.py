@@ -35,8 +35,8 @@ def records() -> tuple[Record, ...]:
     )
 
 
-def rows(held: Sequence[Record]) -> dict[str, Row]:
-    (board,) = build_leaderboards(held, {"gallery": [one.cell for one in held]}, {})
+def rows(records: Sequence[Record]) -> dict[str, Row]:
+    (board,) = build_leaderboards(records, {"gallery": [record.cell for record in records]}, {})
     return {row.cell.defence.name: row for row in board.rows}
 
 

@@ -89,7 +89,7 @@ def test_nothing_is_measured_without_a_graph_or_an_eps() -> None:
 
 
 def test_the_probe_records_the_figure_without_a_flag() -> None:
-    found = probe(PROBLEM.model, PROBLEM.x, PROBLEM.y, EPS, declared=False)
-    assert found.flags == ()
-    assert [name for name, _ in found.checks] == ["D12"]
-    assert found.checks[0][1] < 0.01
+    result = probe(PROBLEM.model, PROBLEM.x, PROBLEM.y, EPS, declared=False)
+    assert result.flags == ()
+    assert [name for name, _ in result.checks] == ["D12"]
+    assert result.checks[0][1] < 0.01

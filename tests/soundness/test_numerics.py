@@ -153,16 +153,16 @@ def test_the_probe_flags_the_gallery_and_nothing_honest(name: str) -> None:
     data = load(Spec.parse("digits[n=64]"))
     (cell,) = plan([Request(defences=(name,), attacks=("none",))]).cells
     with random_stream(CPU, "probe"):
-        found = probe(
+        result = probe(
             registry.build_defence(cell.defence),
             data.x,
             data.y,
             0.2,
             declared=registry.is_stochastic(cell.defence),
         )
-    assert ("P14" in dict(found.checks)) == (name in DYNAMIC)
+    assert ("P14" in dict(result.checks)) == (name in DYNAMIC)
     # Answers of carso and gallery-scaled are as sure; D1 of the cross-entropy says it.
-    assert {flag.id for flag in found.flags} & {"P8", "P14", "P15"} == (
+    assert {flag.id for flag in result.flags} & {"P8", "P14", "P15"} == (
         {"P8"} if name in SURE else set()
     )
-    assert ("D1" in {flag.id for flag in found.flags}) == (name in ("carso", "gallery-scaled"))
+    assert ("D1" in {flag.id for flag in result.flags}) == (name in ("carso", "gallery-scaled"))
