@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BadInput, did_you_mean
+from bench.questions.pins import unpinned
 from bench.questions.registry import build_classifier, defence
-from bench.results.names import unpinned
 
 Mean = Callable[[Tensor], Tensor]
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from bench.questions.pins import classifier_of, unpinned, without_pins
+from bench.questions.pins import without_pins
 from bench.questions.spec import Cell, Spec, format_value
-
-__all__ = [
-    "SAMPLING",
-    "classifier_of",
-    "dataset_of",
-    "short_names",
-    "unpinned",
-    "without_pins",
-]
 
 SAMPLING = ("n", "first")  # the knobs of a dataset that say which of its examples are judged
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 
 from bench.results.record import Record
-from bench.results.statistics import mcnemar_mid
+from bench.results.statistics import mcnemar_mid, paired_difference
 from bench.results.worst_case import WorstCase, worst_case
 
 LEVEL = 0.05  # of the paired test of two deterministic rows
@@ -35,24 +33,24 @@ def compute_ranks(rows: Sequence[tuple[object, Sequence[Record]]]) -> list[int]:
 
 
 def differ_significantly(
-    a: Sequence[Record], worst_a: WorstCase, b: Sequence[Record], worst_b: WorstCase
+    records_a: Sequence[Record],
+    worst_a: WorstCase,
+    records_b: Sequence[Record],
+    worst_b: WorstCase,
 ) -> bool:
     """Whether two robust accuracies differ beyond chance.
 
     On the same examples by a paired test; on others where the intervals do not overlap.
     """
-    if a[0].ids != b[0].ids or a[0].env.data != b[0].env.data:
+    a = records_a[0]
+    b = records_b[0]
+    if a.ids != b.ids or a.env.data != b.env.data:
         return worst_a.robust.lo > worst_b.robust.hi or worst_b.robust.lo > worst_a.robust.hi
-    differences = [
-        correct_a / worst_a.draws - correct_b / worst_b.draws
-        for correct_a, correct_b in zip(worst_a.correct, worst_b.correct, strict=True)
-    ]
+    shares_a = [correct / worst_a.draws for correct in worst_a.correct]
+    shares_b = [correct / worst_b.draws for correct in worst_b.correct]
     if worst_a.draws == worst_b.draws == 1:
-        only_a = sum(d > 0 for d in differences)
-        only_b = sum(d < 0 for d in differences)
+        only_a = sum(x > y for x, y in zip(shares_a, shares_b, strict=True))
+        only_b = sum(x < y for x, y in zip(shares_a, shares_b, strict=True))
         return mcnemar_mid(only_a, only_b) < LEVEL
-    n = len(differences)
-    if n < 2:
-        return False
-    standard_error = stdev(differences) / math.sqrt(n)
-    return abs(fmean(differences)) > STANDARD_ERRORS * standard_error
+    difference, error = paired_difference(shares_a, shares_b)
+    return abs(difference) > STANDARD_ERRORS * error

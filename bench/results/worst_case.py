@@ -32,7 +32,7 @@ class WorstCase:
         return estimate(self.correct, self.draws)
 
     @property
-    def gap(self) -> float:
+    def selection_gap(self) -> float:
         """The score less what the selection draws would have it: what their split corrects."""
         n = len(self.chosen)
         return sum(self.correct) / (n * self.draws) - sum(self.selected) / (n * self.select)

@@ -15,9 +15,9 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from bench.questions.pins import classifier_of, unpinned
 from bench.questions.registry import checks
 from bench.results.evidence import Evidence
-from bench.results.names import classifier_of, unpinned
 from bench.results.record import Flag, Record
 from bench.soundness.audits.curves import unbounded_attacks
 from bench.soundness.audits.effort import find_doublings

@@ -31,10 +31,10 @@ from bench.judging.setup import load_cached, make_target, prepare
 from bench.judging.target import is_correct
 from bench.questions import plan as plans
 from bench.questions.discover import discover
+from bench.questions.pins import without_pins
 from bench.questions.plan import Plan
 from bench.questions.request import Request
 from bench.questions.spec import Cell
-from bench.results import names as labels
 from carso.analysis.sheet import MARKS, Tile, png
 from carso.model import CARSO
 
@@ -235,8 +235,8 @@ def draw(shown: Shown) -> bytes:
     size = len(shown.y)
     classes = shown.answer.shape[1]
     notes = [
-        str(labels.without_pins(cell.defence)),
-        str(labels.without_pins(cell.attack)),
+        str(without_pins(cell.defence)),
+        str(without_pins(cell.attack)),
         f"Images: the first {size} of the fixed stratified subset, "
         f"of {size} of the {classes} classes; none was picked.",
         "Under an image: the label that the classifier alone gives it, "

@@ -12,6 +12,7 @@ from bench.errors import BadInput
 from bench.judging.randomness import random_stream
 from bench.judging.target import predict_draws
 from bench.questions.discover import discover
+from bench.questions.pins import classifier_of
 from bench.questions.plan import fetch_missing, plan
 from bench.questions.registry import (
     build_classifier,
@@ -22,7 +23,7 @@ from bench.questions.registry import (
 )
 from bench.questions.request import Request
 from bench.questions.spec import Spec
-from bench.results.names import classifier_of, short_names
+from bench.results.names import short_names
 
 discover()
 

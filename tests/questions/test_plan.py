@@ -8,10 +8,10 @@ import pytest
 from bench import weights
 from bench.errors import BadInput
 from bench.questions.budgets import read_budget
+from bench.questions.pins import unpinned
 from bench.questions.plan import plan
 from bench.questions.registry import datasets, find_question
 from bench.questions.request import Request, read_plan_file
-from bench.results.names import unpinned
 from bench.results.store import Store
 from tests.results.test_record import record
 

@@ -23,7 +23,7 @@ def test_a_deterministic_example_is_robust_only_if_it_resists_every_attack() -> 
     )
     assert worst.correct == (1, 0, 0, 0)
     assert worst.robust.mean == 0.25
-    assert worst.gap == 0
+    assert worst.selection_gap == 0
 
 
 def test_selection_does_not_rescue_a_deterministic_example() -> None:
@@ -79,7 +79,7 @@ def test_useless_attacks_do_not_lower_the_score_of_a_random_defence() -> None:
     assert worst.robust.lo < truth < worst.robust.hi
     union = sum(min(r.correct[i] for r in records) for i in range(400)) / 4000
     assert union < truth - 0.15
-    assert worst.gap > 0.15
+    assert worst.selection_gap > 0.15
 
 
 def test_records_of_different_questions_are_refused() -> None:

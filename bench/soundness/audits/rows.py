@@ -119,11 +119,12 @@ def fallen_though_certified(record: Record, worst: WorstCase) -> list[Flag]:
 def audit_selection_gap(evidence: Evidence) -> list[Flag]:
     """W2: the draws that chose the attack, against the fresh draws that scored it."""
     worst = evidence.worst
-    if not worst or worst.gap <= W2_GAP:
+    if not worst or worst.selection_gap <= W2_GAP:
         return []
     fresh = worst.robust.mean
     message = (
-        f"the draws that chose the attack give {fresh - worst.gap:.3f}, fresh ones {fresh:.3f}: "
+        f"the draws that chose the attack give {fresh - worst.selection_gap:.3f}, "
+        f"fresh ones {fresh:.3f}: "
         "raise --select"
     )
     return [Flag("W2", "soft", message)]

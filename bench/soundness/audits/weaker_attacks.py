@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bench.questions.pins import unpinned
 from bench.results.evidence import Evidence
-from bench.results.names import unpinned
 from bench.results.record import Flag, Record
 from bench.results.statistics import lower_limit
 from bench.soundness.audits.shares import gradient_attacks, per_example_minimum, shares
