@@ -1,7 +1,8 @@
-"""What is known of a registered name without running it: facts, traits and knobs. Standard library only.
+"""What is known of a registered name without running it: facts, traits and knobs.
 
 *Facts* say how a plug-in is planned. *Traits*, a part of the facts, say what an attack or a defence
 is: the record keeps them, so that a reader of records needs no registry and judges nothing by name.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -210,9 +211,8 @@ class QuestionFacts(AttackTraits):
 
     def __post_init__(self) -> None:
         if not self.norms <= set(NORMS) or self.access not in ACCESS:
-            raise TypeError(
-                f"norms {set(self.norms)} and access '{self.access}' must be among {NORMS} and {ACCESS}"
-            )
+            given = f"norms {set(self.norms)} and access '{self.access}'"
+            raise TypeError(f"{given} must be among {NORMS} and {ACCESS}")
         if self.family not in self.families():
             hint = did_you_mean(self.family, self.families())
             raise TypeError(f"family '{self.family}' is unknown{hint}")

@@ -35,7 +35,7 @@ def classifier_of(spec: Spec) -> str:
 
 
 def split_classifiers(text: str) -> list[str]:
-    """`own:a+@robust` -> [`own:a`, `@robust`]; a text that is no list of classifiers stays whole."""
+    """`own:a+@robust` -> [`own:a`, `@robust`]; any other text stays whole."""
     parts = text.split("+")
     are_classifiers = all(part.startswith("@") or re.match(r"\w+:", part) for part in parts)
     return parts if are_classifiers else [text]

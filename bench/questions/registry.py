@@ -156,7 +156,10 @@ registries: dict[str, Registry[Any]] = {
 
 
 def dataset(name: str, **facts: Any) -> Callable[[Function], Function]:
-    """Register a factory `(split, data_dir, *, knobs) -> Dataset`; for the facts see `DatasetFacts`."""
+    """Register a factory `(split, data_dir, *, knobs) -> Dataset`.
+
+    For the facts see `DatasetFacts`.
+    """
 
     def register(make: Function) -> Function:
         datasets.add(name, make, DatasetFacts(**facts))
@@ -208,7 +211,7 @@ def attack(
     `choices` are the words that a knob takes, alone or joined by `+`. `parsers` give the text of a
     knob in its one form. For the facts see `AttackFacts`, for `family` and traits `AttackTraits`.
     """
-    known = _checked(AttackFacts, "attack", name, norms, access=access, family=family, **facts)
+    known = make_facts(AttackFacts, "attack", name, norms, access=access, family=family, **facts)
 
     def register(make: Function) -> Function:
         checks.refuse_twice(name, make)
@@ -232,7 +235,7 @@ def check(
     Its arguments are `(defence, x, y, threat, classes, stochastic, *, knobs)`. For the facts see
     `CheckFacts`.
     """
-    known = _checked(CheckFacts, "check", name, norms, access=access, **facts)
+    known = make_facts(CheckFacts, "check", name, norms, access=access, **facts)
 
     def register(make: Function) -> Function:
         attacks.refuse_twice(name, make)
@@ -242,9 +245,10 @@ def check(
     return register
 
 
-def _checked(
+def make_facts(
     make: type[Question], kind: str, name: str, norms: Collection[str], **facts: Any
 ) -> Question:
+    """The facts of an attack or a check; TypeError, which names it, where they are wrong."""
     try:
         return make(norms=frozenset(norms), **facts)
     except TypeError as error:
@@ -282,12 +286,12 @@ def traits_of(cell: Cell) -> dict[str, Any]:
 
 
 def is_stochastic(spec: Spec) -> bool:
-    """Whether a defence, with all of its knobs, or the one inside of it, is."""
+    """Whether the defence of this spec, which has all knobs, or one inside of it is stochastic."""
     fact = defences.get(spec.name).facts.stochastic
+    if fact(spec.params) if callable(fact) else fact:
+        return True
     inner = inner_defence(spec)
-    return bool(fact(spec.params) if callable(fact) else fact) or (
-        inner is not None and is_stochastic(inner)
-    )
+    return inner is not None and is_stochastic(inner)
 
 
 def inner_defence(spec: Spec) -> Spec | None:
@@ -321,29 +325,26 @@ def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:
     """`own:digits-at` -> the entry `own` and `digits-at`."""
     scheme, colon, argument = text.partition(":")
     if not colon or not argument:
-        raise BadInput(
-            f"classifier '{text}' is not scheme:name, such as {', '.join(f'{entry.name}:...' for entry in classifiers)}"
-        )
+        examples = ", ".join(f"{entry.name}:..." for entry in classifiers)
+        raise BadInput(f"classifier '{text}' is not scheme:name, such as {examples}")
     return classifiers.get(scheme), argument
 
 
 def build_classifier(text: str) -> nn.Module:
-    """The classifier named `text`, an `nn.Module` in eval mode on the CPU, its parameters frozen."""
+    """The classifier `scheme:name`, on the CPU, in eval mode, its parameters frozen."""
     entry, argument = split_scheme(text)
-    made: nn.Module = entry.make(argument)
-    return made.eval().requires_grad_(False)
+    classifier: nn.Module = entry.make(argument)
+    return classifier.eval().requires_grad_(False)
 
 
 def build_defence(spec: Spec) -> nn.Module:
-    """The defence, with all of its knobs, on the CPU, in eval mode, its parameters frozen."""
-    made: nn.Module = defences.get(spec.name).make(**spec.params)
-    return made.eval().requires_grad_(False)
+    """The defence of a spec with all knobs, on the CPU, in eval mode, its parameters frozen."""
+    defence: nn.Module = defences.get(spec.name).make(**spec.params)
+    return defence.eval().requires_grad_(False)
 
 
 def build_inner(classifier: str, inner: str) -> nn.Module:
-    """What a defence with a knob `inner` classifies with: the defence that it names, or the classifier where it is empty."""
-    return (
-        build_defence(defences.resolve(Spec.parse(inner)))
-        if inner
-        else build_classifier(classifier)
-    )
+    """What a defence with a knob `inner` classifies with: that defence, or else the classifier."""
+    if not inner:
+        return build_classifier(classifier)
+    return build_defence(defences.resolve(Spec.parse(inner)))

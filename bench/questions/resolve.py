@@ -102,7 +102,7 @@ def resolve_attack_inside(resolution: Resolution) -> Params:
 
 
 def resolve_inner_attack(outer: Entry[QuestionFacts], text: str, context: Context) -> str:
-    """The attack inside of `outer` as text with all knobs; BadInput where `outer` cannot have it."""
+    """The attack inside of `outer`, as text with all knobs; BadInput where it cannot be there."""
     inner = resolve_named(find_question, text, context)
     refuse_unfit(outer, find_question(inner.name), inner.params)
     return str(inner)
@@ -201,7 +201,7 @@ STEPS: tuple[Callable[[Resolution], Params], ...] = (
     fill_dependent_defaults,
     # Before the roles: the classifier of the inner defence takes the place of the default role.
     resolve_inner_defence,
-    # Before the roles too: a text with all knobs is no name of a classifier.
+    # Before the roles too: the inner attack resolves its own, and its text is left alone then.
     resolve_attack_inside,
     # Before a defence's own files, which are found by the classifier that stands for a role.
     resolve_roles_and_pins,

@@ -1,4 +1,4 @@
-"""How many runs the knobs of an ascent ask for. Standard library only, since a report counts them too."""
+"""How many runs the knobs of an ascent ask for. A report counts them too: standard library only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ TARGETS = 9  # classes that the targeted loss is run for, where the knob `target
 
 
 def runs(knobs: Mapping[str, Any]) -> int:
-    """How often an ascent starts: for each loss as often as `restarts` says, for `targeted` so for each of its `targets`."""
+    """How often an ascent starts: `restarts` times for each run of each loss."""
     return sum(count for _, count in runs_by_loss(knobs)) * int(knobs["restarts"])
 
 
 def runs_by_loss(knobs: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """The losses that an attack with these knobs takes in turn, each with its number of runs per restart."""
+    """The losses in the order in which the attack takes them, with their runs per restart.
+
+    The loss `targeted` has a run for each of its `targets`.
+    """
     targets = int(knobs.get("targets", TARGETS))
     return [(name, targets if name == "targeted" else 1) for name in str(knobs["loss"]).split("+")]

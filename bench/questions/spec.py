@@ -1,4 +1,7 @@
-"""The questions that the bench can ask: names with knobs, threat models, cells. Standard library only."""
+"""The questions that the bench can ask: names with knobs, threat models and cells.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class Spec:
 
     @staticmethod
     def parse(text: str) -> Spec:
-        """Read `name` or `name[knob=value,...]`; a value may itself hold brackets. All values come back as text."""
+        """Read `name` or `name[knob=value,...]`; a value may itself hold brackets.
+
+        All values are text.
+        """
         match = re.fullmatch(r"\s*([^\[\],=\s]+)\s*(?:\[(.*)\])?\s*", text, re.DOTALL)
         if not match:
             raise BadInput(
@@ -55,7 +61,8 @@ class Spec:
     def __str__(self) -> str:
         if not self.items:
             return self.name
-        return f"{self.name}[{','.join(f'{k}={format_value(v)}' for k, v in self.items)}]"
+        knobs = ",".join(f"{knob}={format_value(value)}" for knob, value in self.items)
+        return f"{self.name}[{knobs}]"
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "params": self.params}
@@ -68,23 +75,29 @@ class Spec:
 def format_value(value: Value) -> str:
     """The value as text that reads back as the same value."""
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def split_commas(text: str) -> list[str]:
     """Split at the commas that lie outside of brackets: `a,b[x=1,y=2]` -> [`a`, `b[x=1,y=2]`]."""
-    parts, depth, start = [], 0, 0
-    for i, char in enumerate(text):
-        depth += (char == "[") - (char == "]")
+    parts = [""]
+    depth = 0  # how many brackets are open
+    for char in text:
+        if char == "[":
+            depth += 1
+        elif char == "]":
+            depth -= 1
         if depth < 0:
             break
         if char == "," and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
-    if depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth != 0:
         raise BadInput(f"the brackets of '{text}' do not match")
-    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+    return [part.strip() for part in parts if part.strip()]
 
 
 def parse_eps(text: str) -> Fraction:
@@ -93,7 +106,8 @@ def parse_eps(text: str) -> Fraction:
         eps = Fraction(text.strip())
     except (ValueError, ZeroDivisionError):
         raise BadInput(
-            f"eps '{text}' is not a number; give a fraction such as 8/255 or a decimal such as 0.031"
+            f"eps '{text}' is not a number; give a fraction such as 8/255 or a decimal such as "
+            "0.031"
         ) from None
     if eps < 0:
         raise BadInput(f"eps '{text}' is negative; give {-eps} or 0")
@@ -102,16 +116,20 @@ def parse_eps(text: str) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class ThreatModel:
-    """What the attacker may change (`norm`, `eps` in pixel units of [0,1]; pixels for l0) and see (`access`)."""
+    """What the attacker may change (`norm`, `eps`) and see (`access`).
+
+    `eps` is in pixel units of [0,1], for l0 in pixels.
+    """
 
     norm: str
     eps: Fraction
     access: str = "white-box"
 
     def __post_init__(self) -> None:
-        for value, options, what in ((self.norm, NORMS, "norm"), (self.access, ACCESS, "access")):
-            if value not in options:
-                raise BadInput(f"{what} '{value}' is unknown{did_you_mean(value, options)}")
+        if self.norm not in NORMS:
+            raise BadInput(f"norm '{self.norm}' is unknown{did_you_mean(self.norm, NORMS)}")
+        if self.access not in ACCESS:
+            raise BadInput(f"access '{self.access}' is unknown{did_you_mean(self.access, ACCESS)}")
         if self.eps < 0:
             raise BadInput(f"eps '{self.eps}' is negative")
 
@@ -123,9 +141,10 @@ class ThreatModel:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One question: how does `defence` fare under `attack` on these examples? `batch` is part of it, so that no split changes the answer.
+    """One question: how does `defence` fare under `attack` on these examples?
 
-    `select` and `draws` are the numbers of selection and of evaluation draws (1 and 1 for a deterministic defence).
+    `select` and `draws` are the numbers of selection and of evaluation draws; both are 1 for a
+    deterministic defence. `batch` is part of the question: no split of it changes the answer.
     """
 
     dataset: Spec
@@ -149,7 +168,10 @@ class Cell:
 
     @property
     def question(self) -> str:
-        """The key of the cell less its attack: cells that share it are compared example by example."""
+        """The key of the cell less its attack.
+
+        Cells that share it are compared example by example.
+        """
         return question_of(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -170,22 +192,21 @@ class Cell:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Cell:
-        dataset, defence, attack = (
-            Spec.from_json(data[k]) for k in ("dataset", "defence", "attack")
-        )
-        threat = ThreatModel(
-            data["threat"]["norm"], Fraction(data["threat"]["eps"]), data["threat"]["access"]
-        )
+        threat = data["threat"]
         return Cell(
-            dataset,
-            defence,
-            attack,
-            threat,
-            *(int(data[k]) for k in ("seed", "select", "draws", "batch")),
+            dataset=Spec.from_json(data["dataset"]),
+            defence=Spec.from_json(data["defence"]),
+            attack=Spec.from_json(data["attack"]),
+            threat=ThreatModel(threat["norm"], Fraction(threat["eps"]), threat["access"]),
+            seed=int(data["seed"]),
+            select=int(data["select"]),
+            draws=int(data["draws"]),
+            batch=int(data["batch"]),
         )
 
     def __str__(self) -> str:
-        return f"{self.dataset} {self.threat.norm} {self.threat.eps}: {self.defence} under {self.attack}"
+        location = f"{self.dataset} {self.threat.norm} {self.threat.eps}"
+        return f"{location}: {self.defence} under {self.attack}"
 
 
 @functools.cache

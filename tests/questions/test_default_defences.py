@@ -10,14 +10,22 @@ from bench.questions.request import Request
 discover()
 
 
-def test_costly_defences_are_left_out_with_a_note_and_there_when_named() -> None:
-    costly = {entry.name for entry in defences if entry.facts.opt_in}
-    assert "smoothing" in costly
-    found = plan([Request(attacks=("none",))])
-    assert {"undefended", "at", "carso"} <= {cell.defence.name for cell in found.cells}
-    assert not costly & {cell.defence.name for cell in found.cells}
-    assert any("they take long" in note and "smoothing" in note for note in found.notes)
-    assert {
-        cell.defence.name
-        for cell in plan([Request(defences=("smoothing",), attacks=("none",))]).cells
-    } == {"smoothing"}
+def test_defences_that_take_long_take_part_only_where_they_are_named() -> None:
+    opt_in = {entry.name for entry in defences if entry.facts.opt_in}
+    assert "smoothing" in opt_in
+    asked = plan([Request(attacks=("none",))])
+    assert {"undefended", "at", "carso"} <= {cell.defence.name for cell in asked.cells}
+    assert not opt_in & {cell.defence.name for cell in asked.cells}
+    assert any("they take long" in note and "smoothing" in note for note in asked.notes)
+    named = plan([Request(defences=("smoothing",), attacks=("none",))])
+    assert {cell.defence.name for cell in named.cells} == {"smoothing"}
+
+
+def test_defences_that_are_broken_on_purpose_take_no_part_and_no_note() -> None:
+    broken = {entry.name for entry in defences if entry.facts.broken}
+    assert len(broken) == 12
+    asked = plan([Request(attacks=("none",))])
+    assert not broken & {cell.defence.name for cell in asked.cells}
+    assert not any(name in note for name in broken for note in asked.notes)
+    named = plan([Request(defences=("gallery-softmax",), attacks=("none",))])
+    assert named.cells

@@ -43,7 +43,7 @@ def test_unknown_norms_and_access_are_refused(facts: dict[str, Any]) -> None:
 
 
 def test_a_fact_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(TypeError, match="attack 'mine': .*'iterate'"):
+    with pytest.raises(TypeError, match=r"attack 'mine': .*'iterate'"):
         register(family="gradient", iterate=True)
 
 

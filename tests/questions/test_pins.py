@@ -16,8 +16,8 @@ from bench.questions.plan import Plan, fetch_missing, plan
 from bench.questions.request import Request
 from bench.questions.spec import Cell, Value
 
-asked: list[str] = []
-there = {"net": "1a2b3c4d"}
+fetched: list[str] = []
+DIGESTS = {"net": "1a2b3c4d" + 56 * "0"}  # of the files that are there
 
 
 class Plain(nn.Module):
@@ -25,39 +25,41 @@ class Plain(nn.Module):
         return x.flatten(1)[:, :10]
 
 
-@registry.classifier("pinned", names=lambda: ["net", "gone"], fetch=asked.append, digest=there.get)
+@registry.classifier(
+    "pinned", names=lambda: ["net", "gone"], fetch=fetched.append, digest=DIGESTS.get
+)
 def pinned(argument: str) -> nn.Module:
     """A classifier whose files have a digest."""
     return Plain()
 
 
-def pins(knobs: Mapping[str, Value]) -> dict[str, str]:
+def pin(knobs: Mapping[str, Value]) -> dict[str, str]:
     return {"weights": "special@99999999"} if knobs["weights"] == "special" else {}
 
 
 def fetch(knobs: Mapping[str, Any]) -> None:
-    asked.append(f"own files of {knobs['weights']}")
+    fetched.append(f"own files of {knobs['weights']}")
 
 
-@registry.defence("toy-pinned", fetch=fetch, pin=pins)
+@registry.defence("toy-pinned", fetch=fetch, pin=pin)
 def toy_pinned(*, classifier: str = "pinned:net", weights: str = "special") -> nn.Module:
     """A defence with files of its own."""
     return Plain()
 
 
 def cell(text: str) -> Cell:
-    (found,) = plan([Request(defences=(text,), attacks=("none",))]).cells
-    return found
+    (cell,) = plan([Request(defences=(text,), attacks=("none",))]).cells
+    return cell
 
 
 def test_the_digest_becomes_part_of_the_question_and_of_the_record() -> None:
-    found = cell("toy-pinned")
-    assert found.defence.params == {
+    asked = cell("toy-pinned")
+    assert asked.defence.params == {
         "classifier": "pinned:net@1a2b3c4d",
         "weights": "special@99999999",
     }
-    env = environment(found, "cpu", "", "")
-    assert env.weights == (("pinned:net", "1a2b3c4d"), ("special", "99999999"))
+    env = environment(asked, "cpu", "", "")
+    assert env.weights == (("pinned:net", DIGESTS["net"]), ("special", "99999999"))
 
 
 def test_a_right_pin_is_the_same_question_and_a_wrong_one_is_refused() -> None:
@@ -71,17 +73,17 @@ def test_a_right_pin_is_the_same_question_and_a_wrong_one_is_refused() -> None:
 
 
 def test_what_is_not_there_yet_has_no_pin_and_is_fetched() -> None:
-    asked.clear()
-    found = cell("jpeg[inner=toy-pinned[classifier=pinned:gone]]")
-    assert "pinned:gone," in str(found.defence)
-    fetch_missing(Plan("x", (found,)))
-    assert sorted(asked) == ["gone", "own files of special@99999999"]
+    fetched.clear()
+    asked = cell("jpeg[inner=toy-pinned[classifier=pinned:gone]]")
+    assert "pinned:gone," in str(asked.defence)
+    fetch_missing(Plan("x", (asked,)))
+    assert sorted(fetched) == ["gone", "own files of special@99999999"]
 
 
 def test_a_word_that_is_also_the_name_of_a_scheme_is_no_classifier() -> None:
-    asked.clear()
+    fetched.clear()
     fetch_missing(Plan("x", (cell("toy-pinned[weights=pinned]"),)))
-    assert asked == ["net", "own files of pinned"]
+    assert fetched == ["net", "own files of pinned"]
 
 
 def test_the_weights_of_an_inner_defence_and_of_every_member_are_in_the_record() -> None:

@@ -16,28 +16,34 @@ from bench.results.store import Store
 from tests.results.test_record import record
 
 
-def toy(**asked: object) -> Request:
-    return Request(
-        **{"dataset": "toy", "defences": ("toy-linear",), "attacks": ("toy-exact",), **asked}
-    )
+def toy(**changes: object) -> Request:
+    values: dict[str, object] = {
+        "dataset": "toy",
+        "defences": ("toy-linear",),
+        "attacks": ("toy-exact",),
+    }
+    return Request(**{**values, **changes})
 
 
 def test_every_threat_model_gets_its_clean_cell_first() -> None:
     cells = plan(
         [toy(defences=("toy-linear", "toy-coin"), attacks=("toy-exact", "onepixel"))]
     ).cells
-    held = [(c.defence.name, c.threat.norm, c.attack.name) for c in cells]
-    per = [("linf", "none"), ("linf", "toy-exact"), ("l0", "none"), ("l0", "onepixel")]
-    assert held == [(defence, *rest) for defence in ("toy-linear", "toy-coin") for rest in per]
+    asked = [(c.defence.name, c.threat.norm, c.attack.name) for c in cells]
+    of_each = [("linf", "none"), ("linf", "toy-exact"), ("l0", "none"), ("l0", "onepixel")]
+    assert asked == [
+        *(("toy-linear", *question) for question in of_each),
+        *(("toy-coin", *question) for question in of_each),
+    ]
     assert {c.threat.eps for c in cells} == {Fraction(1, 10), Fraction(1)}
 
 
-def test_a_deterministic_defence_gets_one_draw_and_a_stochastic_one_the_budgets() -> None:
+def test_a_deterministic_defence_gets_one_draw_a_stochastic_one_the_budgets() -> None:
     quick = read_budget("quick")
+    expected = {"toy-linear": (1, 1), "toy-coin": (quick["select"], quick["draws"])}
     for cell in plan([toy(defences=("toy-linear", "toy-coin"))]).cells:
-        assert (cell.select, cell.draws) == (
-            (1, 1) if cell.defence.name == "toy-linear" else (quick["select"], quick["draws"])
-        )
+        assert (cell.select, cell.draws) == expected[cell.defence.name]
+        assert cell.stochastic == (cell.defence.name == "toy-coin")
         assert cell.batch == quick["batch"]
     assert {c.draws for c in plan([toy(defences=("toy-coin",), draws=3)]).cells} == {3}
 
@@ -49,7 +55,7 @@ def test_roles_are_replaced_and_budget_knobs_filled_in_under_the_users() -> None
     assert cell.attack.params["steps"] == read_budget("quick")["pgd"]["steps"]
 
 
-def test_what_only_makes_sense_for_stochastic_defences_is_left_out_for_others() -> None:
+def test_attacks_for_stochastic_defences_are_left_out_for_others() -> None:
     cells = plan([toy(defences=("toy-linear", "toy-coin"), attacks=("pgd-eot",))]).cells
     assert [(c.defence.name, c.attack.name) for c in cells] == [
         ("toy-linear", "none"),
@@ -58,18 +64,17 @@ def test_what_only_makes_sense_for_stochastic_defences_is_left_out_for_others() 
     ]
 
 
-def test_a_norm_filters_the_default_attacks_but_not_the_ones_that_were_named() -> None:
-    made = plan([Request(norm="l2", defences=("undefended",))])
-    assert {c.threat.norm for c in made.cells} == {"l2"}
-    assert any("onepixel" in note for note in made.notes)
+def test_a_norm_filters_the_default_attacks() -> None:
+    asked = plan([Request(norm="l2", defences=("undefended",))])
+    assert {c.threat.norm for c in asked.cells} == {"l2"}
+    assert any("onepixel" in note for note in asked.notes)
 
 
 def test_weights_are_pinned_to_their_digest() -> None:
     (cell, *_) = plan([Request(defences=("at",), attacks=("none",))]).cells
-    assert (
-        cell.defence.params["classifier"]
-        == f"own:digits-at@{weights.digest(weights.locate('own:digits-at'))[:8]}"
-    )
+    digest = weights.digest(weights.locate("own:digits-at"))
+    assert len(digest) == 64
+    assert cell.defence.params["classifier"] == f"own:digits-at@{digest[:8]}"
 
 
 def test_the_default_sweep_on_digits_has_every_defence_and_family() -> None:
@@ -82,8 +87,7 @@ def test_the_default_sweep_on_digits_has_every_defence_and_family() -> None:
         "jpeg",
         "bit-depth",
     }
-    rivals = {c.attack.name for c in cells}
-    assert rivals >= {
+    assert {c.attack.name for c in cells} >= {
         "none",
         "fgsm",
         "pgd",
@@ -111,7 +115,7 @@ def test_every_budget_names_attacks_and_knobs_that_exist(budget: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("changes", "message"),
     [
         ({"dataset": "digit"}, "dataset 'digit' is unknown; did you mean 'digits'?"),
         (
@@ -163,20 +167,18 @@ def test_every_budget_names_attacks_and_knobs_that_exist(budget: str) -> None:
         ({"defences": ("carso",)}, "the dataset has nothing for '@carso'"),
     ],
 )
-def test_bad_requests_say_what_is_right(asked: dict[str, object], says: str) -> None:
+def test_bad_requests_say_what_is_right(changes: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        plan([toy(**asked)])
-    assert says in str(caught.value)
+        plan([toy(**changes)])
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_several_eps_are_a_curve_of_the_same_attacks() -> None:
-    curve = plan([toy(eps="1/10,1/5,1", attacks=("toy-exact", "onepixel"))]).cells
-    one_by_one = [
-        plan([toy(eps=eps, attacks=("toy-exact", "onepixel"))]).cells
-        for eps in ("1/10", "1/5", "1")
-    ]
-    assert curve == tuple(dict.fromkeys(cell for cells in one_by_one for cell in cells))
+    attacks = ("toy-exact", "onepixel")
+    curve = plan([toy(eps="1/10,1/5,1", attacks=attacks)]).cells
+    one_by_one = plan([toy(eps=eps, attacks=attacks) for eps in ("1/10", "1/5", "1")]).cells
+    assert curve == one_by_one
     assert [cell.threat.eps for cell in curve if cell.attack.name == "toy-exact"] == [
         Fraction(1, 10),
         Fraction(1, 5),
@@ -184,14 +186,9 @@ def test_several_eps_are_a_curve_of_the_same_attacks() -> None:
     ]
 
 
-def test_several_numbers_of_queries_are_a_curve_of_the_attacks_that_count_them() -> None:
-    cells = plan(
-        [
-            Request(
-                defences=("at",), attacks=("square", "hopskipjump", "autoattack"), queries="50,100"
-            )
-        ]
-    ).cells
+def test_several_numbers_of_queries_are_a_curve() -> None:
+    attacks = ("square", "hopskipjump", "autoattack")
+    cells = plan([Request(defences=("at",), attacks=attacks, queries="50,100")]).cells
     asked = [(cell.attack.name, cell.attack.params.get("queries")) for cell in cells]
     assert asked == [
         ("none", None),
@@ -206,19 +203,25 @@ def test_several_numbers_of_queries_are_a_curve_of_the_attacks_that_count_them()
 def test_a_curve_can_be_written_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "curve.toml"
     path.write_text(
-        'dataset = "toy"\neps = ["1/10", "1/5"]\nqueries = [50, 100]\nattacks = ["square"]\ndefences = ["toy-linear"]\n'
+        """
+        dataset = "toy"
+        eps = ["1/10", "1/5"]
+        queries = [50, 100]
+        attacks = ["square"]
+        defences = ["toy-linear"]
+        """
     )
     (request,) = read_plan_file(path)[1]
     assert (request.eps, request.queries) == ("1/10,1/5", "50,100")
 
 
 def test_missing_weights_in_a_default_list_are_noted_and_left_out() -> None:
-    made = plan([Request(dataset="toy", attacks=("none",))])
-    assert "carso" not in {c.defence.name for c in made.cells}
-    assert any("carso" in note for note in made.notes)
+    asked = plan([Request(dataset="toy", attacks=("none",))])
+    assert "carso" not in {c.defence.name for c in asked.cells}
+    assert any("carso" in note for note in asked.notes)
 
 
-def test_the_full_budget_transfers_also_from_an_ensemble_with_input_diversity() -> None:
+def test_the_full_budget_transfers_from_an_ensemble_with_diversity_too() -> None:
     cells = plan([Request(defences=("undefended",), budget="full", n=10)]).cells
     knobs = [cell.attack.params for cell in cells if cell.attack.name == "transfer"]
     sources = [(unpinned(str(each["source"])), each.get("diversity", 0)) for each in knobs]
@@ -229,31 +232,38 @@ def test_the_full_budget_transfers_also_from_an_ensemble_with_input_diversity() 
 def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        'dataset = "toy"\ndefences = ["toy-linear"]\nseed = 3\n[[sweep]]\nattacks = ["toy-exact"]\n[[sweep]]\nattacks = ["toy-two"]\neps = "1/5"\n'
+        """
+        dataset = "toy"
+        defences = ["toy-linear"]
+        seed = 3
+        [[sweep]]
+        attacks = ["toy-exact"]
+        [[sweep]]
+        attacks = ["toy-two"]
+        eps = "1/5"
+        """
     )
     assert read_plan_file(path) == read_plan_file(path), (
         "a sweep plans again once the weights are there"
     )
     name, requests = read_plan_file(path)
     assert name == "mine"
-    assert (
-        plan(requests).cells
-        == plan([toy(seed=3), toy(seed=3, attacks=("toy-two",), eps="1/5")]).cells
-    )
+    by_flags = [toy(seed=3), toy(seed=3, attacks=("toy-two",), eps="1/5")]
+    assert plan(requests).cells == plan(by_flags).cells
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("datset = 'toy'", "did you mean 'dataset'"),
         ("n = 'many'", "n='many' is not a whole number"),
         ("x =", "is not TOML"),
     ],
 )
-def test_bad_plan_files_say_what_is_right(tmp_path: Path, text: str, says: str) -> None:
+def test_bad_plan_files_say_what_is_right(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(BadInput, match=message):
         read_plan_file(path)
 
 
@@ -263,9 +273,10 @@ def test_a_plan_that_is_not_there_is_met_with_the_nearest() -> None:
 
 
 def test_pending_is_what_the_store_lacks(tmp_path: Path) -> None:
-    made, store = plan([toy()]), Store(tmp_path)
-    store.put(record(cell=made.cells[0]))
-    assert made.pending(store) == made.cells[1:]
+    asked = plan([toy()])
+    store = Store(tmp_path)
+    store.put(record(cell=asked.cells[0]))
+    assert asked.pending(store) == asked.cells[1:]
 
 
 def test_a_folder_is_a_dataset() -> None:

@@ -41,12 +41,13 @@ def test_defaults_are_filled_in_and_text_is_read_as_the_type_of_the_default() ->
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("pdg", "attack 'pdg' is unknown; did you mean 'pgd'?"),
         (
             "pgd[step=7]",
-            "attack 'pgd' takes no 'step'; it takes steps, size, loss, early; did you mean 'steps'?",
+            "attack 'pgd' takes no 'step'; it takes steps, size, loss, early; "
+            "did you mean 'steps'?",
         ),
         ("pgd[steps=many]", "attack 'pgd': steps='many' is not a whole number; the default is 40"),
         ("pgd[steps=1.5]", "attack 'pgd': steps='1.5' is not a whole number; the default is 40"),
@@ -54,19 +55,18 @@ def test_defaults_are_filled_in_and_text_is_read_as_the_type_of_the_default() ->
         ("pgd[size=big]", "attack 'pgd': size='big' is not a number; the default is 0.1"),
     ],
 )
-def test_bad_specs_say_what_is_right(text: str, says: str) -> None:
+def test_bad_specs_say_what_is_right(text: str, message: str) -> None:
     with pytest.raises(BadInput) as caught:
         registry().resolve(Spec.parse(text))
-    assert str(caught.value) == says
+    assert str(caught.value) == message
 
 
 def test_two_plugins_cannot_share_a_name() -> None:
-    held = registry()
-    held.add(
-        "pgd", make, FACTS
-    )  # the same function again, as when a module is imported twice, is no clash
+    attacks = registry()
+    # The same function again, as when a module is imported twice, is no clash.
+    attacks.add("pgd", make, FACTS)
     with pytest.raises(BadInput, match="registered twice"):
-        held.add("pgd", test_two_plugins_cannot_share_a_name, FACTS)
+        attacks.add("pgd", test_two_plugins_cannot_share_a_name, FACTS)
 
 
 def test_a_knob_without_a_plain_default_is_a_programming_error() -> None:
@@ -79,13 +79,18 @@ def test_a_knob_without_a_plain_default_is_a_programming_error() -> None:
 def test_discovery_finds_ours_and_a_file_of_yours(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "from bench.questions.registry import defence\n@defence('found-in-a-file')\ndef make(*, k: int = 1):\n    '''Mine.'''\n"
+        """from bench import defence
+
+
+@defence("found-in-a-file")
+def make(*, k: int = 1):
+    '''Mine.'''
+"""
     )
     discover((mine,))
-    assert {"undefended", "at", "carso", "vae", "jpeg", "bit-depth", "found-in-a-file"} <= {
-        entry.name for entry in defences
-    }
-    wanted = {
+    names = {"undefended", "at", "carso", "vae", "jpeg", "bit-depth", "found-in-a-file"}
+    assert names <= {entry.name for entry in defences}
+    names = {
         "none",
         "fgsm",
         "pgd",
@@ -98,7 +103,7 @@ def test_discovery_finds_ours_and_a_file_of_yours(tmp_path: Path) -> None:
         "hopskipjump",
         "transfer",
     }
-    assert wanted <= {entry.name for entry in attacks}
+    assert names <= {entry.name for entry in attacks}
     del defences._entries["found-in-a-file"]
 
 

@@ -54,9 +54,9 @@ def test_bad_eps_is_refused(text: str) -> None:
 
 
 def test_a_key_survives_json_and_changes_with_every_field() -> None:
-    one = cell()
-    assert Cell.from_json(one.to_json()) == one
-    assert Cell.from_json(one.to_json()).key == one.key
+    base = cell()
+    assert Cell.from_json(base.to_json()) == base
+    assert Cell.from_json(base.to_json()).key == base.key
     others = [
         cell(dataset=Spec.of("digits", {"n": 9})),
         cell(defence=Spec.of("carso", {})),
@@ -68,7 +68,7 @@ def test_a_key_survives_json_and_changes_with_every_field() -> None:
         cell(draws=2),
         cell(batch=5),
     ]
-    assert len({one.key, *(other.key for other in others)}) == 1 + len(others)
+    assert len({base.key, *(other.key for other in others)}) == 1 + len(others)
 
 
 def test_question_forgets_the_attack_and_its_access_alone() -> None:
@@ -85,3 +85,9 @@ def test_key_is_pinned() -> None:
 def test_a_mistyped_norm_is_met_with_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'linf'"):
         ThreatModel("linff", Fraction(1))
+
+
+def test_a_cell_of_several_draws_is_asked_as_a_stochastic_one() -> None:
+    assert not cell().stochastic
+    assert cell(select=2).stochastic
+    assert cell(draws=2).stochastic
