@@ -60,6 +60,7 @@ check: setup
 perf: setup
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks
 
-# The pages that are made from what is registered.
+# The pages that are made from what is registered, and the site of all pages in site/.
 docs: setup
 	$(PY) -m bench.catalogue
+	$(VENV)/bin/mkdocs build --quiet

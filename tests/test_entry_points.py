@@ -1,4 +1,4 @@
-"""What is found of what packages declare: in a checkout, installed or not, and of other packages."""
+"""What packages declare is found: in a checkout, installed or not, and in other packages."""
 
 from __future__ import annotations
 
