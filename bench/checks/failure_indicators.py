@@ -116,11 +116,11 @@ def indicators(
 ) -> Iterator[CheckTarget]:
     """D11, a check and no attack: why the attack `attack` failed where it did, by its own trace.
 
-    It is asked on the first `examples` images. The attack, one of pgd, pgd-eot, apgd and apgd-eot,
-    is run on the defence as ever, one example at a time, and what it meets is written down. Of the
-    examples that survive are counted those whose gradient was zero or not finite at every step,
-    whose margin changes by over a tenth under noise of 4/255, of which a wrong image was met and
-    thrown away, and whose margin still rose in the last ten steps. Pintor et al. 2022,
+    It is asked on the first `examples` images. The attack is one of pgd, pgd-eot, apgd and
+    apgd-eot. It is run on the defence as ever, one example at a time, and what it meets is written
+    down. Four indicators are counted on the examples that survive: the gradient was zero or not
+    finite at every step; the margin changes by over a tenth under noise of 4/255; a wrong image was
+    met and thrown away; the margin still rose in the last ten steps. Pintor et al. 2022,
     arXiv:2106.09947.
     """
     from bench.checks.attack_trace import Traced, failures

@@ -134,10 +134,10 @@ def signal(
 
     It is asked near the first `examples` images. The gradient of the margin is compared with that
     of the smoothed margin. Two estimates from differences give the latter, each along `directions`
-    Gaussian directions of standard deviation eps/6, or up to four times as many where the two have
-    little in common. Where a gradient is random, `draws` single ones are averaged, and say how many
-    it takes (D14). Athalye et al. 2018, arXiv:1802.00420, on gradients that are there and lead
-    nowhere.
+    Gaussian directions of standard deviation eps/6. Where the two have little in common, they take
+    up to four times as many. Where a gradient is random, `draws` single ones are averaged, and say
+    how many it takes (D14). Athalye et al. 2018, arXiv:1802.00420, on gradients that are there and
+    lead nowhere.
     """
     from bench.checks.smoothed_gradient import measure_gradient
 

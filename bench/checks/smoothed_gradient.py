@@ -37,7 +37,7 @@ def measure_gradient(
       another such mean, -1 where no number of draws has. And `U<=0`: the share of images where
       `draws` draws show no mean at all.
 
-    A zeroth-order estimate g = t + noise of the true t has cos(g1,g2) = r^2 and
+    A zeroth-order estimate is g = t + noise, t the true gradient. It has cos(g1,g2) = r^2 and
     cos(a,g1) = cos(a,t) r, hence the quotient (see `agreement`).
     """
     size = min(eps, 1.0) / SMOOTHED

@@ -17,13 +17,13 @@ from bench.soundness.codes import D1_SHARE, D2_SHARE, D10_SHARE
 def audit_zero_gradients(evidence: Evidence) -> list[Flag]:
     """D1: the zero gradients that examples which survive must account for.
 
-    Whatever the fallen examples had: a clamped loss has no gradient left on these. With accuracy a
-    and zero share z, at least (z - (1-a)) / a of the gradients of the surviving examples were zero,
-    since no attack spends more gradients on a fallen example than on a surviving one. It is hard
-    only if the cross-entropy, which underflows where an answer is certain, cannot account for them.
-    An attack that uses the cross-entropy for a share c of its gradients shows at least
-    (z - c) / (1 - c) under its other losses. One that uses nothing else shows nothing about them.
-    Nor does an attack that makes the logits larger itself.
+    It does not matter what the fallen examples had: a clamped loss has no gradient left on these.
+    No attack spends more gradients on a fallen example than on a surviving one. So with accuracy a
+    and zero share z, at least (z - (1-a)) / a of the gradients of the surviving examples were zero.
+    It is hard only if the cross-entropy, which underflows where an answer is certain, cannot
+    account for them. Let an attack use the cross-entropy for a share c of its gradients. Then at
+    least (z - c) / (1 - c) of the others were zero. One that uses nothing else shows nothing about
+    them. Nor does an attack that makes the logits larger itself.
     """
     shares = []
     other_losses = []  # what the losses other than the cross-entropy must account for

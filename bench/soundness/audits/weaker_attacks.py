@@ -45,7 +45,7 @@ def compare_attacks(
 ) -> list[Flag]:
     """Does an attacker break examples that nothing in the union breaks, beyond chance?
 
-    Beyond the luck of the sample of examples, by a one-sided limit at 95%.
+    The luck of the sample is left out by a one-sided limit at 95%.
     """
     if not attackers or not union:
         return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ def random_neighbours(x: Tensor, eps: float) -> Tensor:
     return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
 
 
-def margin_gradient(defence: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+def margin_gradient(defence: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor | None:
     """The gradient (n,C,H,W) of the margin at the images; None where none reaches them."""
     leaf = x.clone().requires_grad_()
     with torch.enable_grad():
@@ -127,16 +129,12 @@ def probe_differences(
     seed = int(torch.randint(2**62, ()))
     points = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(step, 1 - step)
 
-    def seeded_margin(images: Tensor) -> Tensor:
+    def seeded_defence(images: Tensor) -> Tensor:
         with seeded(images.device, seed):
-            return margin(defence(images), y)
+            logits: Tensor = defence(images)
+        return logits
 
-    leaf = points.clone().requires_grad_()
-    gradient = None
-    with torch.enable_grad():
-        value = seeded_margin(leaf).sum()
-        if value.requires_grad:
-            gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0]
+    gradient = margin_gradient(seeded_defence, points, y)
     if gradient is None:
         return None, []
     errors = []
@@ -144,8 +142,8 @@ def probe_differences(
     with torch.no_grad():
         for _ in range(directions):
             direction = torch.randint_like(x, 2) * 2 - 1
-            ahead = seeded_margin(points + step * direction)
-            behind = seeded_margin(points - step * direction)
+            ahead = margin(seeded_defence(points + step * direction), y)
+            behind = margin(seeded_defence(points - step * direction), y)
             measured = (ahead - behind) / (2 * step)  # (n,)
             predicted = (gradient.nan_to_num() * direction).flatten(1).sum(1)  # (n,)
             size = (measured.abs() + predicted.abs()).clamp_min(1e-12)
