@@ -64,7 +64,7 @@ class PlantedHead:
 def planted_head(planted: PlantedHead) -> Iterator[None]:
     """Within the block the head answers with two logits, and the defence goes on from these."""
 
-    def answer(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def answer(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
         return F.linear(inputs[0], planted.weight, planted.bias)
 
     hook = planted.head.register_forward_hook(answer)
@@ -132,7 +132,7 @@ def find_head(defence: nn.Module, x: Tensor, classes: int) -> nn.Linear:
     """
     layers: list[nn.Linear] = []
 
-    def note(layer: nn.Linear, inputs: Any, output: Any) -> None:
+    def note(layer: nn.Linear, *_: Any) -> None:
         layers.append(layer)
 
     with contextlib.ExitStack() as stack, torch.no_grad():
