@@ -46,7 +46,8 @@ def test_a_checkout_takes_the_place_of_what_is_installed_of_it(
 
 def test_a_checkout_on_the_path_works_from_any_folder(tmp_path: Path) -> None:
     code = (
-        "from bench.questions.registry import attacks, defences, discover; discover(); "
+        "from bench.questions.discover import discover; discover(); "
+        "from bench.questions.registry import attacks, defences; "
         "print('pgd' in attacks, 'carso' in defences)"
     )
     done = subprocess.run(
