@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.decision import BISECTIONS, bisect, start
+from bench.attacks.decision import BISECTIONS, bisect, find_start
 from bench.cli.main import run_main
 from bench.data.sample import Dataset, load
 from bench.errors import BadInput
@@ -102,8 +102,8 @@ def foolbox_decision(name: str, **knobs: int) -> Run:
 
     def run(model: Target, data: Dataset, threat: ThreatModel) -> Tensor:
         norm = threat.norm
-        z, fooled, _ = start(model, data.x, data.y, norm)
-        z = bisect(model, data.x, data.y, z, norm, fooled, BISECTIONS)
+        z, fooled, _ = find_start(model, data.x, data.y, norm)
+        z = bisect(model, data.x, data.y, z, norm=norm, active=fooled, halvings=BISECTIONS)
         rows = (fooled & is_correct(model(data.x), data.y)).nonzero().squeeze(1)
         if len(rows) == 0:
             return z

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.via_autoattack import NAMES, Seen, seed
+from bench.attacks.via_autoattack import NAMES, LibraryModel, draw_seed
 from bench.cli.main import run_main
 from bench.errors import BadInput
 from bench.files import data_folder
@@ -98,13 +98,13 @@ def make_adversaries(
     candidates = [x]
     for loss in LOSSES:
         attack = APGDAttack(
-            Seen(target),
+            LibraryModel(target),
             loss=loss,
             norm=NAMES[threat.norm],
             eps=float(threat.eps),
             n_iter=strength.steps,
             eot_iter=strength.eot,
-            seed=seed(),
+            seed=draw_seed(),
             device=x.device,
             logger=logging.getLogger("auto-attack"),
         )

@@ -1,26 +1,34 @@
-"""The adaptive attack: every way around a defence that its declared parts open, one after the other, on what still stands."""
+"""The adaptive attack: every route around a defence that its declared parts open, in turn."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
-from bench.attacks.gradient import SURE, climb, passes
-from bench.attacks.losses import TARGETED, gradients_at_once
+from bench.attacks.gradient import WRONG_DRAWS, PGDOptions, pgd_calls, pgd_loop
+from bench.attacks.losses import ALL_LOSSES, images_per_gradient
 from bench.errors import BadInput, did_you_mean
 from bench.judging.target import Target, is_correct, margin
 from bench.questions.registry import attack
 from bench.questions.runs import TARGETS, runs
 from bench.questions.spec import ThreatModel
 
-MOST = 16  # routes that are tried; `calls` is their number's bound
+MAX_ROUTES = 16  # routes that are tried at most: `calls` counts on it
 DISTANCES = ("latent", "purifier")
 SMOOTHING = 0.25  # standard deviation of the noise of `smoothed`, relative to eps in linf
+
+Function = Callable[[Tensor], Tensor]
+
+
+def adaptive_calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
+    routes = len(str(knobs["only"]).split("+")) if knobs["only"] else MAX_ROUTES
+    return routes * (pgd_calls(knobs) + 4 + WRONG_DRAWS * 3 * runs(knobs)) + 2 * WRONG_DRAWS
 
 
 @attack(
@@ -29,13 +37,9 @@ SMOOTHING = 0.25  # standard deviation of the noise of `smoothed`, relative to e
     access="white-box",
     family="gradient",
     averages_draws=True,
-    choices={"loss": TARGETED},
+    choices={"loss": ALL_LOSSES},
     added_later={"only", "targets"},
-    calls=lambda knobs, stochastic: (
-        (len(str(knobs["only"]).split("+")) if knobs["only"] else MOST)
-        * (passes(knobs) + 4 + SURE * 3 * runs(knobs))
-        + 2 * SURE
-    ),
+    calls=adaptive_calls,
 )
 def adaptive(
     model: Target,
@@ -53,71 +57,89 @@ def adaptive(
     only: str = "",
     targets: int = TARGETS,
 ) -> dict[str, Tensor]:
-    """PGD by every route that the defence's declared parts open, each on the examples that still stand; the candidates (B,C,H,W) by route.
+    """PGD by every route that the defence's declared parts open.
 
-    The routes, where their parts are declared: each of `surrogates` under its own name; `base` (the bare classifier, scored on the defence);
-    `presoftmax`; `identity` (the purifier's gradient taken for 1: BPDA); `mean-logit` of `per_draw`; `fixed-noise` (one frozen draw of the
-    randomness); `latent` (the condition moved to that of the nearest image of another class); `purifier` (the purified image moved as far as can be);
-    and always `warm` (the defence's own gradient, from the strongest candidate so far), `full` (the same from a random start) and `smoothed`
-    (averaged over noise). The knobs are those of pgd-eot; `eot` draws are averaged where a route is random. `only`, names joined by +, tries these
-    alone: what a single way around finds by itself.
+    Each route attacks the examples that no route before it has broken. The routes are:
 
-    Where the gradient of the defence itself is not finite, `warm` and `full` step along that of the next surrogate, unless `only` is given.
+    - each of `surrogates`, under its own name;
+    - `base`: the bare classifier;
+    - `presoftmax`: the logits before a softmax;
+    - `identity`: the purifier's gradient is taken for 1 (BPDA);
+    - `mean-logit`: the mean logits of `per_draw`;
+    - `latent`: the condition moves to that of the nearest image of another class;
+    - `purifier`: the purified image moves as far from the image as can be;
+    - `fixed-noise`: one frozen draw of the randomness;
+    - `warm`: the defence's own gradient, from the strongest candidate so far;
+    - `full`: the defence's own gradient, from a random start;
+    - `smoothed`: the defence's own gradient, averaged over noise on the image.
 
-    An example is left alone once a candidate fooled the defence, in ten draws in a row where that is stochastic; where a route was not tried its
-    candidate is the image itself. Tramer et al. 2020, arXiv:2002.08347; Athalye et al. 2018, arXiv:1802.00420.
+    The last three are always tried, the others where the defence declares their parts. `only`,
+    names joined by `+`, tries these routes alone: what a single route finds by itself. The other
+    knobs are those of pgd-eot. `eot` draws are averaged where a route is random.
+
+    Where the gradient of the defence itself is not finite, `warm` and `full` step along that of
+    the next surrogate, unless `only` is given.
+
+    An example has fallen once a candidate fooled the defence: in ten draws in a row, if the
+    defence is stochastic. Returns the candidates (B,C,H,W) by route. Where a route was not tried,
+    its candidate is the image itself.
+
+    Tramer et al. 2020, arXiv:2002.08347; Athalye et al. 2018, arXiv:1802.00420.
     """
-    knobs = {
-        "loss": loss,
-        "steps": steps,
-        "restarts": restarts,
-        "step": step,
-        "wide": wide,
-        "momentum": momentum,
-        "targets": targets,
-    }
-    names = chosen(routes(model), only)
-    lent = (
-        list(surrogates(model).values())[: (MOST - len(names)) // 2] if not only else []
-    )  # so that `calls` holds, with each for both of the two
-    run = Run(model, x, y, threat, knobs, eot, lent)
-    return {name: run.by(name) for name in names}
+    options = PGDOptions(
+        loss=loss,
+        steps=steps,
+        restarts=restarts,
+        step=step,
+        wide=wide,
+        momentum=momentum,
+        eot=eot,
+        targets=targets,
+    )
+    names = choose_routes(route_names(model), only)
+    lent: list[Function] = []
+    if not only:  # `calls` holds: each may be queried by `warm` and by `full`
+        lent = list(surrogates(model).values())[: (MAX_ROUTES - len(names)) // 2]
+    search = RouteSearch(model, x, y, threat, options, lent)
+    return {name: search.run(name) for name in names}
 
 
-def routes(model: Target) -> list[str]:
-    """The names of what the defence's parts allow, the cheap and strong first: the same for every batch."""
-    named = dict.fromkeys(surrogates(model))
-    if "classifier" not in named and part(model, "base"):
-        named["base"] = None
+def route_names(model: Target) -> list[str]:
+    """The routes that the defence's parts open, the cheap and strong first.
+
+    They are the same for every batch.
+    """
+    names = dict.fromkeys(surrogates(model))
+    if "classifier" not in names and part(model, "base"):
+        names["base"] = None
     if part(model, "presoftmax"):
-        named["presoftmax"] = None
-    if "identity" not in named and part(model, "purify") and part(model, "classify"):
-        named["identity"] = None
-    if "mean-logit" not in named and part(model, "per_draw"):
-        named["mean-logit"] = None
+        names["presoftmax"] = None
+    if part(model, "purify") and part(model, "classify"):
+        names["identity"] = None
+    if part(model, "per_draw"):
+        names["mean-logit"] = None
     if part(model, "latent"):
-        named["latent"] = None
+        names["latent"] = None
     if part(model, "purify"):
-        named["purifier"] = None
+        names["purifier"] = None
     if model.stochastic:
-        named["fixed-noise"] = None
-    return [*list(named)[: MOST - 3], "warm", "full", "smoothed"]
+        names["fixed-noise"] = None
+    return [*list(names)[: MAX_ROUTES - 3], "warm", "full", "smoothed"]
 
 
-def chosen(names: list[str], only: str) -> list[str]:
-    """Of the defence's routes those that are named, in their order; all where none is."""
+def choose_routes(names: list[str], only: str) -> list[str]:
+    """Of the defence's routes those that `only` names, in their order; all where it is empty."""
     wanted = [name.strip() for name in only.split("+")] if only else names
     for name in wanted:
         if name not in names:
-            raise BadInput(
-                f"adaptive[only={only}]: this defence has no route '{name}'{did_you_mean(name, names)}"
-            )
+            hint = did_you_mean(name, names)
+            raise BadInput(f"adaptive[only={only}]: this defence has no route '{name}'{hint}")
     return [name for name in names if name in wanted]
 
 
-def surrogates(model: Target) -> Mapping[str, Callable[[Tensor], Tensor]]:
-    found: Mapping[str, Callable[[Tensor], Tensor]] = part(model, "surrogates") or {}
-    return found
+def surrogates(model: Target) -> Mapping[str, Function]:
+    declared: Mapping[str, Function] = part(model, "surrogates") or {}
+    return declared
 
 
 def part(model: Target, name: str) -> Any:
@@ -125,8 +147,13 @@ def part(model: Target, name: str) -> Any:
     return getattr(model, name, None)
 
 
-class Run:
-    """What the routes share: the examples, the strongest candidate of each so far, and which of them still stand."""
+class RouteSearch:
+    """What the routes share: the examples, and the strongest candidate of each so far.
+
+    A candidate is stronger if fewer draws on it are right, then if its mean margin is larger.
+    `lent` are functions whose gradient takes the place of the defence's own where that is not
+    finite.
+    """
 
     def __init__(
         self,
@@ -134,174 +161,195 @@ class Run:
         x: Tensor,
         y: Tensor,
         threat: ThreatModel,
-        knobs: dict[str, Any],
-        eot: int,
-        lent: Sequence[Callable[[Tensor], Tensor]],
+        options: PGDOptions,
+        lent: Sequence[Function],
     ) -> None:
-        self.model, self.x, self.y, self.threat, self.knobs, self.eot, self.lent = (
-            model,
-            x,
-            y,
-            threat,
-            knobs,
-            eot,
-            lent,
-        )
-        self.best = x.clone()
-        hits, gap = self.score(x.unsqueeze(0), y)
-        self.fewest, self.widest = hits[0], gap[0]
+        self.model = model
+        self.x = x
+        self.y = y
+        self.threat = threat
+        self.options = options
+        self.lent = lent
+        self.strongest = x.clone()  # (B,C,H,W)
+        right, margins = self.score(x.unsqueeze(0), y)
+        self.right_draws = right[0]  # (B,), of the strongest candidates
+        self.margins = margins[0]  # (B,)
 
-    @property
-    def standing(self) -> Tensor:
-        return (self.fewest > 0).nonzero().squeeze(1)
+    def run(self, name: str) -> Tensor:
+        """The strongest candidate (B,C,H,W) of this route for each example that survives so far.
 
-    def by(self, name: str) -> Tensor:
-        """The strongest candidate (B,C,H,W) that this route finds for what still stands; the image itself for the others."""
-        made, rows = self.x.clone(), self.standing
+        For the others it is the image itself.
+        """
+        candidates = self.x.clone()  # (B,C,H,W)
+        rows = (self.right_draws > 0).nonzero().squeeze(1)  # (R,)
         if not len(rows):
-            return made
-        # a distance knows its goals by their places, so that its images must be differentiated all at once
-        parts = rows.split(gradients_at_once(self.x, self.eot)) if name in DISTANCES else [rows]
-        tried = torch.cat([self.climb(name, part) for part in parts], 1)
-        hits, gap = self.score(tried, self.y[rows])
-        tied = hits == hits.amin(0)
-        best = torch.where(tied, gap, -torch.inf).argmax(0)
-        here = torch.arange(len(rows), device=self.x.device)
-        made[rows], hits, gap = tried[best, here], hits[best, here], gap[best, here]
-        better = (hits < self.fewest[rows]) | (
-            (hits == self.fewest[rows]) & (gap > self.widest[rows])
-        )
-        won = rows[better]
-        self.best[won], self.fewest[won], self.widest[won] = made[won], hits[better], gap[better]
-        return made
+            return candidates
+        chunks = [rows]
+        if name in DISTANCES:
+            # a distance knows its goals by their places: its images are differentiated all at once
+            chunks = list(rows.split(images_per_gradient(self.x, self.options.eot)))
+        tried = torch.cat([self.propose(name, chunk) for chunk in chunks], 1)  # (m,R,C,H,W)
+        right, margins = self.score(tried, self.y[rows])  # (m,R)
+        fewest = right == right.amin(0)
+        best = torch.where(fewest, margins, -torch.inf).argmax(0)  # (R,)
+        columns = torch.arange(len(rows), device=self.x.device)
+        candidates[rows] = tried[best, columns]
+        self.record(rows, candidates[rows], right[best, columns], margins[best, columns])
+        return candidates
 
-    def climb(self, name: str, rows: Tensor) -> Tensor:
+    def record(self, rows: Tensor, images: Tensor, right: Tensor, margins: Tensor) -> None:
+        """Keep the images (R,C,H,W) that are stronger than the strongest candidates so far."""
+        fewer = right < self.right_draws[rows]
+        farther = (right == self.right_draws[rows]) & (margins > self.margins[rows])
+        stronger = fewer | farther  # (R,)
+        self.strongest[rows[stronger]] = images[stronger]
+        self.right_draws[rows[stronger]] = right[stronger]
+        self.margins[rows[stronger]] = margins[stronger]
+
+    def propose(self, name: str, rows: Tensor) -> Tensor:
         """The candidates (m,R,C,H,W) of the route for the examples `rows` (R,)."""
-        stand_in, labels = self.stand_in(name, rows)
-        start = self.best[rows] if name == "warm" else None
-        knobs = self.knobs | (
-            {"loss": "margin"} if name in DISTANCES else {}
-        )  # a distance has no cross-entropy
-        eot = self.eot if stand_in.stochastic else 1
-        own: dict[str, Any] = (
-            {"spare": True, "stand_ins": self.stand_ins} if stand_in is self.model else {}
-        )
-        return climb(
-            stand_in, self.x[rows], labels, self.threat, start=start, eot=eot, **own, **knobs
+        target, labels = self.route_target(name, rows)
+        options = self.options
+        if name in DISTANCES:
+            options = replace(options, loss="margin")  # a distance has no cross-entropy
+        if not target.stochastic:
+            options = replace(options, eot=1)
+        is_defence = target is self.model
+        return pgd_loop(
+            target,
+            self.x[rows],
+            labels,
+            self.threat,
+            options,
+            start=self.strongest[rows] if name == "warm" else None,
+            early_stop=is_defence,
+            surrogate_models=self.surrogate_models if is_defence else None,
         )
 
     @torch.no_grad()
     def score(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each image (m,B,C,H,W), how many of the draws were right (m,B), and their mean margin (m,B)."""
-        draws = SURE if self.model.stochastic else 1
-        hits, gaps = [], []
-        for some in images:
-            logits = self.model.draws(some, draws)
-            labels = y.unsqueeze(1).expand(-1, draws)
-            hits.append(is_correct(logits, labels).sum(1))
-            gaps.append(margin(logits, labels).mean(1))
-        return torch.stack(hits), torch.stack(gaps)
+        """How many draws on each image (m,B,C,H,W) are right (m,B), and their mean margin (m,B)."""
+        draws = WRONG_DRAWS if self.model.stochastic else 1
+        labels = y.unsqueeze(1).expand(-1, draws)
+        right = []
+        margins = []
+        for candidate in images:
+            logits = self.model.draws(candidate, draws)
+            right.append(is_correct(logits, labels).sum(1))
+            margins.append(margin(logits, labels).mean(1))
+        return torch.stack(right), torch.stack(margins)
 
-    def stand_in(self, name: str, rows: Tensor) -> tuple[Target, Tensor]:
-        """What the route climbs in place of the defence, and the labels under which it does."""
-        model, y = self.model, self.y[rows]
-        if name in surrogates(model):
-            return self.wrap(surrogates(model)[name]), y
-        if name == "base":
-            return self.wrap(model.base), y
-        if name == "presoftmax":
-            return self.wrap(model.presoftmax), y
-        if name == "identity":
-            return self.wrap(
-                lambda images: model.classify(images + (model.purify(images) - images).detach())
-            ), y
-        if name == "mean-logit":
-            return self.wrap(lambda images: model.per_draw(images).mean(1)), y
-        if name == "fixed-noise":
-            return self.wrap(Frozen(model), random=False), y
-        if name == "smoothed":
-            size = (
-                SMOOTHING
-                * float(self.threat.eps)
-                * (1.0 if self.threat.norm == "linf" else self.x[0].numel() ** -0.5)
-            )
-            return self.wrap(
-                lambda images: model(images + size * torch.randn_like(images)), random=True
-            ), y
+    def route_target(self, name: str, rows: Tensor) -> tuple[Target, Tensor]:
+        """The target that the route attacks in place of the defence, and the labels for it."""
+        y = self.y[rows]
+        if name in surrogates(self.model):
+            return self.wrap(surrogates(self.model)[name]), y
         if name in DISTANCES:
-            towards = (
-                self.neighbours(model.latent, rows)
-                if name == "latent"
-                else away(model.purify, self.x[rows])
-            )
-            return self.wrap(towards), torch.zeros_like(y)
-        return model, y
+            distance = self.distance(name, rows)
+            return self.wrap(distance, random=distance.random), torch.zeros_like(y)
+        if name == "fixed-noise":
+            return self.wrap(FixedNoise(self.model), random=False), y
+        if name == "smoothed":
+            return self.wrap(self.smoothed, random=True), y
+        functions: dict[str, Callable[[], Function]] = {
+            "base": lambda: self.model.base,
+            "presoftmax": lambda: self.model.presoftmax,
+            "identity": lambda: self.straight_through,
+            "mean-logit": lambda: self.mean_draw,
+        }
+        if name in functions:
+            return self.wrap(functions[name]()), y
+        return self.model, y
+
+    def smoothed(self, images: Tensor) -> Tensor:
+        """The defence on images with Gaussian noise of a quarter of the ball's size."""
+        scale = 1.0 if self.threat.norm == "linf" else self.x[0].numel() ** -0.5
+        deviation = SMOOTHING * float(self.threat.eps) * scale
+        logits: Tensor = self.model(images + deviation * torch.randn_like(images))
+        return logits
+
+    def straight_through(self, images: Tensor) -> Tensor:
+        """The defence, with the purifier's gradient taken for 1."""
+        purified = images + (self.model.purify(images) - images).detach()
+        logits: Tensor = self.model.classify(purified)
+        return logits
+
+    def mean_draw(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model.per_draw(images).mean(1)
+        return logits
+
+    def distance(self, name: str, rows: Tensor) -> Distance:
+        if name == "latent":
+            return self.latent_distance(self.model.latent, rows)
+        return purifier_distance(self.model.purify, self.x[rows])
 
     @functools.cached_property
-    def lenders(self) -> list[Target]:
-        return [self.wrap(call) for call in self.lent]
+    def lent_targets(self) -> list[Target]:
+        return [self.wrap(function) for function in self.lent]
 
-    def stand_ins(self) -> list[Target]:
-        """What lends its gradient where the defence's own is not finite; made when first asked for, as that takes draws."""
-        return self.lenders
+    def surrogate_models(self) -> list[Target]:
+        """The `lent` functions as targets, made at the first call, since that takes draws."""
+        return self.lent_targets
 
-    def wrap(self, call: Callable[[Tensor], Tensor], *, random: bool | None = None) -> Target:
-        """A function of images as a target of its own; whether it is random is seen where it is not said."""
+    def wrap(self, function: Function, *, random: bool | None = None) -> Target:
+        """A function of images as a target of its own.
+
+        Whether it is random is tried out on two images where `random` does not say it.
+        """
         if random is None:
-            two = self.x[:2]
             with torch.no_grad():
-                random = (
-                    not torch.equal(call(two), call(two))
-                    if not isinstance(call, Distance)
-                    else call.random
-                )
-        return Target(
-            Through(call), classes=self.model.classes, stochastic=random, device=self.model.device
-        )
+                random = not torch.equal(function(self.x[:2]), function(self.x[:2]))
+        module = FunctionModule(function)
+        classes = self.model.classes
+        return Target(module, classes=classes, stochastic=random, device=self.model.device)
 
     @torch.no_grad()
-    def neighbours(self, latent: Callable[[Tensor], Tensor], rows: Tensor) -> Distance:
-        """The distance of `latent` from that of the nearest image of the batch with another label; from the image's own where there is none."""
-        codes = latent(self.x).flatten(1)
-        apart = torch.cdist(codes[rows], codes).masked_fill(
-            self.y[rows].unsqueeze(1) == self.y.unsqueeze(0), torch.inf
-        )
-        least, nearest = apart.min(1)
+    def latent_distance(self, latent: Function, rows: Tensor) -> Distance:
+        """The distance of `latent` from that of the nearest image of the batch of another label.
+
+        Where no image has another label, it is the distance from the image's own.
+        """
+        codes = latent(self.x).flatten(1)  # (B,D)
+        same_label = self.y[rows].unsqueeze(1) == self.y.unsqueeze(0)  # (R,B)
+        apart = torch.cdist(codes[rows], codes).masked_fill(same_label, torch.inf)
+        least, nearest = apart.min(1)  # (R,)
         goals = torch.where(least.isfinite().unsqueeze(1), codes[nearest], codes[rows])
-        return Distance(
-            latent,
-            goals,
-            nearer=True,
-            random=not torch.equal(latent(self.x[:2]).flatten(1), codes[:2]),
-        )
+        random = not torch.equal(latent(self.x[:2]).flatten(1), codes[:2])
+        return Distance(latent, goals, nearer=True, random=random)
 
 
-def away(purify: Callable[[Tensor], Tensor], x: Tensor) -> Distance:
-    """The distance of the purified image from the image, which is where a perfect purifier would leave it."""
-    with torch.no_grad():
-        random = not torch.equal(purify(x[:2]), purify(x[:2]))
+@torch.no_grad()
+def purifier_distance(purify: Function, x: Tensor) -> Distance:
+    """The distance of the purified image from the image, where a perfect purifier leaves it."""
+    random = not torch.equal(purify(x[:2]), purify(x[:2]))
     return Distance(purify, x.flatten(1), nearer=False, random=random)
 
 
 class Distance:
-    """A distance as if it were two logits (B,2): under the label 0, their margin rises as `call` comes nearer to the goals, or goes away."""
+    """A distance between `function` and its goals (R,D), as if it were two logits.
 
-    def __init__(
-        self, call: Callable[[Tensor], Tensor], goals: Tensor, *, nearer: bool, random: bool
-    ) -> None:
-        self.call, self.goals, self.sign, self.random = call, goals, 1.0 if nearer else -1.0, random
+    Under the label 0 their margin rises as the function comes nearer to the goals, or goes away
+    from them.
+    """
+
+    def __init__(self, function: Function, goals: Tensor, *, nearer: bool, random: bool) -> None:
+        self.function = function
+        self.goals = goals
+        self.sign = 1.0 if nearer else -1.0
+        self.random = random
 
     def __call__(self, images: Tensor) -> Tensor:
         goals = self.goals.repeat_interleave(len(images) // len(self.goals), 0)
-        far = (self.call(images).flatten(1) - goals).square().sum(1)
-        return torch.stack([self.sign * far, torch.zeros_like(far)], 1)
+        squared = (self.function(images).flatten(1) - goals).square().sum(1)
+        return torch.stack([self.sign * squared, torch.zeros_like(squared)], 1)
 
 
-class Frozen:
+class FixedNoise:
     """The defence under one draw of its randomness, the same at every call."""
 
     def __init__(self, model: Target) -> None:
-        self.model, self.noise = model, same_noise(model)
+        self.model = model
+        self.noise = same_noise(model)
 
     def __call__(self, images: Tensor) -> Tensor:
         with self.noise():
@@ -309,12 +357,12 @@ class Frozen:
         return logits
 
 
-class Through(nn.Module):
+class FunctionModule(nn.Module):
     """A function as a module."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Function) -> None:
         super().__init__()
-        self.call = call
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.call(x)
+        return self.function(x)

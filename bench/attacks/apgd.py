@@ -1,108 +1,70 @@
-"""Auto-PGD (Croce & Hein 2020, arXiv:2003.01690; in l1: Croce & Hein 2021, arXiv:2103.01208): the step size follows from how the ascent fares."""
+"""Auto-PGD: the step size follows from how the ascent fares.
+
+Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.attacks.losses import TARGETED, Loss, answers, at_once, likely, loss_named, mean_logits
-from bench.attacks.precision import PRECISIONS, confirmed, lowered
-from bench.attacks.stepsizes import Halving, Sparsity, meet
-from bench.judging.norms import NORMS, per_example, to_ball
-from bench.judging.target import Target, is_correct, margin
+from bench.attacks.best import BestImages, update_where
+from bench.attacks.losses import (
+    ALL_LOSSES,
+    Loss,
+    find_loss,
+    images_per_query,
+    likeliest_wrong,
+    mean_logits,
+    mean_margin,
+    query_gradient,
+)
+from bench.attacks.precision import PRECISIONS, confirm_wrong, lower_precision
+from bench.attacks.stepsizes import Halving, Sparsity, project_l1_in_box
+from bench.judging.norms import NORMS, to_ball
+from bench.judging.target import Target, is_correct
 from bench.questions.registry import attack
 from bench.questions.runs import TARGETS, runs
 from bench.questions.spec import ThreatModel
 
-Ask = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-CONFIRMED = 100  # wrong draws in a row after which an example is done with: one that is right in 3% of draws gets there in 5 cases of 100
+# Wrong draws in a row after which an example has fallen. An example that is right in 3% of its
+# draws gets there in 5 cases of 100.
+WRONG_DRAWS = 100
 
 
-def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
-    """The most that `search` asks per example: a look at the image, and for each run and draw a forward and a backward, which counts as two.
+def apgd_calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
+    """The most that APGD queries per example: a look at the image, then its runs.
 
-    A run asks at each step and where it starts, for each of three radii where the ball shrinks, and in half precision once more each time to confirm.
+    A run queries forward and backward, which counts as two, for each draw: at each step and where
+    it starts, for each of three radii where the ball shrinks. Half precision takes one more forward
+    each time to confirm.
     """
     each = 3 if knobs.get("precision", "float32") == "float32" else 4
     return int(knobs.get("eot", 1)) * (1 + each * runs(knobs) * (int(knobs["steps"]) + 3))
 
 
-@attack(
-    "apgd",
-    norms={"linf", "l2", "l1"},
-    access="white-box",
-    family="gradient",
-    iterated=True,
-    traced=True,
-    parallel_runs=True,
-    choices={"loss": TARGETED, "precision": PRECISIONS},
-    calls=passes,
-    added_later={"precision", "wide"},
-)
+APGD_FACTS: dict[str, Any] = {
+    "norms": {"linf", "l2", "l1"},
+    "access": "white-box",
+    "family": "gradient",
+    "iterated": True,
+    "traced": True,
+    "parallel_runs": True,
+    "choices": {"loss": ALL_LOSSES, "precision": PRECISIONS},
+    "calls": apgd_calls,
+    "added_later": {"precision", "wide"},
+}
+
+
+@attack("apgd", fixed={"eot": 1}, **APGD_FACTS)
+@attack("apgd-eot", averages_draws=True, stochastic_only=True, **APGD_FACTS)
 def apgd(
-    model: Target,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    loss: str = "ce",
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = TARGETS,
-    rho: float = 0.75,
-    from_x: bool = False,
-    precision: str = "float32",
-    wide: float = 0.0,
-) -> Tensor:
-    """Auto-PGD from random starts, one draw per step; `loss=ce+targeted` are the two that AutoAttack's standard version runs.
-
-    `loss` is one of ce, margin, dlr and targeted, or several, each run in turn. `targeted` is the targeted DLR loss, run once for each of the
-    `targets` most likely wrong classes; with fewer than four classes, the margin to that class. `rho` is the share of the steps between two
-    checkpoints that must raise the loss, or the step is halved (linf and l2). `from_x` starts the first restart at the image itself.
-    `precision` is that of pgd. `wide` makes the ball shrink, from that many times eps to halfway to eps and to eps, after 30% of the steps each, as
-    the paper does in l1 with 3; at 0 as the papers do, only there. In l2, on networks that were trained for linf, 3 finds far more.
-
-    On a deterministic defence an example leaves for good, across losses, targets and restarts, as soon as an iterate is misclassified. Returns
-    three candidates for each loss, over all of its runs: the last iterate of the run with the highest margin, the iterate with the highest loss
-    and the one with the highest margin (3*losses,B,C,H,W). They are the image itself where the example had left before.
-    Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208.
-    """
-    run = radii(threat.norm, float(threat.eps), steps, wide)
-    return search(
-        model,
-        x,
-        y,
-        threat,
-        run,
-        loss=loss,
-        restarts=restarts,
-        targets=targets,
-        rho=rho,
-        from_x=from_x,
-        precision=precision,
-    )
-
-
-@attack(
-    "apgd-eot",
-    norms={"linf", "l2", "l1"},
-    access="white-box",
-    family="gradient",
-    iterated=True,
-    averages_draws=True,
-    traced=True,
-    parallel_runs=True,
-    stochastic_only=True,
-    choices={"loss": TARGETED, "precision": PRECISIONS},
-    calls=passes,
-    added_later={"precision", "wide"},
-)
-def apgd_eot(
     model: Target,
     x: Tensor,
     y: Tensor,
@@ -118,197 +80,272 @@ def apgd_eot(
     precision: str = "float32",
     wide: float = 0.0,
 ) -> Tensor:
-    """Auto-PGD on the mean loss over `eot` draws per step, evaluated as one batch.
+    """Auto-PGD from random starts; `loss=ce+targeted` are the two losses of AutoAttack's standard.
 
-    An example leaves for good when one of its runs has been wrong in every draw of several steps in a row: two steps and 100 draws at least. This
-    holds for apgd on a stochastic defence too. The other knobs and the candidates are those of apgd. Athalye et al. 2018, arXiv:1707.07397.
+    `loss` is one of ce, margin, dlr and targeted, or several joined by `+`, each run in turn.
+    `targeted` is the targeted DLR loss, run once for each of the `targets` most likely wrong
+    classes. With fewer than four classes it is the margin to that class. `from_x` starts the first
+    restart at the image itself. `precision` is that of pgd.
+
+    `rho` is for linf and l2: the share of the steps between two checkpoints that must raise the
+    loss, or the step is halved. `wide` makes the ball shrink: from `wide` times eps to halfway to
+    eps and to eps, after 30% of the steps each. At 0 it does as the papers do: 3 in l1, no
+    shrinking elsewhere. In l2, on networks that were trained for linf, 3 finds far more.
+
+    A step of `apgd` follows the loss of one draw. A step of `apgd-eot` follows the mean loss over
+    `eot` draws, evaluated as one batch.
+
+    An example leaves for good, across losses, targets and restarts, once it has fallen. On a
+    deterministic defence it falls with its first misclassified iterate. On a stochastic one a run
+    must be wrong in every draw of several steps in a row: two steps and 100 draws at least.
+
+    Returns three candidates for each loss, over all of its runs (3*losses,B,C,H,W): the last
+    iterate of the run with the highest margin, the iterate with the highest loss, and the one with
+    the highest margin. They are the image itself where the example had left before.
+
+    Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208; draws:
+    Athalye et al. 2018, arXiv:1707.07397.
     """
-    run = radii(threat.norm, float(threat.eps), steps, wide)
-    return search(
-        model,
-        x,
-        y,
-        threat,
-        run,
-        loss=loss,
-        restarts=restarts,
-        targets=targets,
-        rho=rho,
-        from_x=from_x,
-        precision=precision,
-        eot=eot,
-    )
+    stages = plan_stages(threat.norm, float(threat.eps), steps, wide)
+    options = APGDOptions(targets, restarts, rho, from_x, eot, stages)
+    return APGD(model, x, y, threat, options).run(loss.split("+"), precision)
 
 
-def search(
-    model: Target,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    stages: list[tuple[float, int]],
-    *,
-    loss: str,
-    restarts: int,
-    targets: int,
-    rho: float,
-    from_x: bool,
-    precision: str,
-    eot: int = 1,
-) -> Tensor:
-    """The candidates of apgd. As many runs go side by side as fill a batch; each has a start of its own for every example, whoever is left.
+class Stage(NamedTuple):
+    """A part of a run: its radius and its number of steps."""
 
-    `stages` are the radii of a run, each with its number of steps.
+    radius: float
+    steps: int
+
+
+def plan_stages(norm: str, eps: float, steps: int, wide: float = 0.0) -> list[Stage]:
+    """The stages of a run: `wide` times eps, halfway from there to eps, and eps.
+
+    They take 30%, 30% and 40% of the steps. At 0 `wide` is 3 in l1, as in its paper, and 1
+    elsewhere, which is one stage.
     """
-    names, alive, aims = loss.split("+"), torch.ones_like(y, dtype=torch.bool), y.unsqueeze(0)
-    if "targeted" in names or not model.stochastic:
-        logits = mean_logits(model, x, eot)
-        aims = likely(logits, y, targets)
-        alive = alive if model.stochastic else is_correct(logits, y)
-    enough = max(2, -(-CONFIRMED // eot)) if model.stochastic else 1
-    model, candidates = lowered(model, precision), []
-    for name in names:
-        ask = partial(answer, model, loss_named(name), eot)
-        kept, scores = x.repeat(3, 1, 1, 1, 1), x.new_full((3, len(x)), -torch.inf)
+    factor = wide or (3 if norm == "l1" else 1)
+    part = min(math.ceil(0.3 * steps), (steps - 1) // 2) if factor > 1 else 0
+    if not part:
+        return [Stage(eps, steps)]
+    shrinking = [Stage(factor * eps, part), Stage((factor + 1) / 2 * eps, part)]
+    return [*shrinking, Stage(eps, steps - 2 * part)]
+
+
+@dataclass(frozen=True)
+class APGDOptions:
+    """The knobs of `apgd` that its runs need."""
+
+    targets: int
+    restarts: int
+    rho: float
+    from_x: bool
+    eot: int
+    stages: list[Stage]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An ascent to come: the classes (B,) that it aims at, and whether it starts at the image."""
+
+    targets: Tensor
+    at_image: bool
+
+
+class APGD:
+    """The search of `apgd`. As many runs go side by side as fill a query.
+
+    Each run has a start of its own for every example, whichever examples are left.
+    """
+
+    def __init__(
+        self, model: Target, x: Tensor, y: Tensor, threat: ThreatModel, options: APGDOptions
+    ) -> None:
+        self.model = model
+        self.x = x  # (B,C,H,W)
+        self.y = y  # (B,)
+        self.norm = threat.norm
+        self.eps = float(threat.eps)
+        self.options = options
+        self.alive = torch.ones_like(y, dtype=torch.bool)  # (B,), which have not fallen
+        self.falls_after = max(2, -(-WRONG_DRAWS // options.eot)) if model.stochastic else 1
+
+    def run(self, losses: list[str], precision: str) -> Tensor:
+        """The candidates (3*losses,B,C,H,W) of the losses, in turn."""
+        targets = self.y.unsqueeze(0)  # (T,B)
+        if "targeted" in losses or not self.model.stochastic:
+            logits = mean_logits(self.model, self.x, self.options.eot)
+            targets = likeliest_wrong(logits, self.y, self.options.targets)
+            if not self.model.stochastic:
+                self.alive = is_correct(logits, self.y)
+        self.model = lower_precision(self.model, precision)
+        candidates = []
+        for name in losses:
+            aims = targets if name == "targeted" else targets[:1]
+            candidates.append(self.maximise(find_loss(name), aims))
+        return torch.cat(candidates)
+
+    def maximise(self, loss: Loss, targets: Tensor) -> Tensor:
+        """The candidates (3,B,C,H,W) of all runs of one loss, for the `targets` (T,B)."""
+        candidates = self.x.repeat(3, 1, 1, 1, 1)
+        values = self.x.new_full((3, len(self.x)), -torch.inf)
         waiting = [
-            (aim, from_x and restart == 0)
-            for aim in (aims if name == "targeted" else aims[:1])
-            for restart in range(restarts)
+            Run(target, self.options.from_x and restart == 0)
+            for target, restart in itertools.product(targets, range(self.options.restarts))
         ]
-        while waiting and alive.any():
-            who = alive.nonzero().squeeze(1)
-            width = max(1, at_once(x, eot) // len(who))
-            group, waiting = waiting[:width], waiting[width:]
-            starts = torch.cat(
-                [begin(x, threat.norm, stages[0][0], still)[who] for _, still in group]
-            )
-            goals = torch.cat([aim[who] for aim, _ in group])
-            images, gains = climb(
-                ask, x, y, threat, starts, goals, who.repeat(len(group)), alive, stages, rho, enough
-            )
-            best, run = gains.unflatten(1, (len(group), len(who))).max(1)  # (3,left)
-            found = images[
-                torch.arange(3, device=x.device).unsqueeze(1),
-                run * len(who) + torch.arange(len(who), device=x.device),
-            ]
-            better = best >= scores[:, who]
-            scores[:, who] = torch.where(better, best, scores[:, who])
-            kept[:, who] = torch.where(better[..., None, None, None], found, kept[:, who])
-        candidates.append(kept)
-    return torch.cat(candidates)
+        while waiting and self.alive.any():
+            rows = self.alive.nonzero().squeeze(1)  # (A,)
+            width = max(1, images_per_query(self.x, self.options.eot) // len(rows))
+            images, new = self.run_together(loss, waiting[:width], rows)  # (3,A,C,H,W), (3,A)
+            waiting = waiting[width:]
+            better = new >= values[:, rows]  # (3,A)
+            values[:, rows] = torch.where(better, new, values[:, rows])
+            mask = better[:, :, None, None, None]
+            candidates[:, rows] = torch.where(mask, images, candidates[:, rows])
+        return candidates
+
+    def run_together(self, loss: Loss, runs: list[Run], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The best candidates (3,A,C,H,W) of `runs` for the examples `rows` (A,).
+
+        Gives their values (3,A) too: the margin, the loss and the margin.
+        """
+        count = len(rows)
+        starts = torch.cat([self.start_points(run.at_image)[rows] for run in runs])  # (R,C,H,W)
+        targets = torch.cat([run.targets[rows] for run in runs])  # (R,)
+        ascent = Ascent(self.x, self.y, starts, targets, rows.repeat(len(runs)))
+        self.ascend(loss, ascent)
+        images = torch.stack([ascent.x_adv, ascent.best.images, ascent.strongest.images])
+        values = torch.stack([ascent.strongest.values, ascent.best.values, ascent.strongest.values])
+        values, run = values.unflatten(1, (len(runs), count)).max(1)  # (3,A)
+        kind = torch.arange(3, device=rows.device).unsqueeze(1)
+        return images[kind, run * count + torch.arange(count, device=rows.device)], values
+
+    def start_points(self, at_image: bool) -> Tensor:
+        """Where a run starts (B,C,H,W): the images themselves, or points of the first ball.
+
+        In l1 it is the point nearest to a Gaussian around the image, which is sparse.
+        """
+        radius = self.options.stages[0].radius
+        if at_image:
+            return self.x
+        if self.norm == "l1":
+            return project_l1_in_box(self.x + torch.randn_like(self.x), self.x, radius)
+        return self.x + NORMS[self.norm].random_start(self.x, radius)
+
+    def ascend(self, loss: Loss, ascent: Ascent) -> None:
+        """Take all steps of the runs. A run stops when its example has fallen."""
+        for number, (radius, steps) in enumerate(self.options.stages):
+            ascent.start_stage(self.norm, radius)
+            step_sizes: Halving | Sparsity
+            if self.norm == "l1":
+                step_sizes = Sparsity(ascent.x, ascent.x_adv, radius, steps, fresh=number == 0)
+            else:
+                step_sizes = Halving(ascent.x, self.norm, radius, steps, self.options.rho)
+            for i in range(steps + 1):
+                if i > 0:
+                    ascent.move(i, step_sizes)
+                grad, losses, margins, wrong = self.query(loss, ascent)
+                ascent.record(i, grad, losses)
+                if radius == self.eps:
+                    ascent.record_margin(margins)
+                    self.remove_fallen(ascent, wrong)
+                if not len(ascent.rows):
+                    break
+                if i < steps:
+                    ascent.go_back(i, step_sizes)
+
+    def query(self, loss: Loss, ascent: Ascent) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradient, loss and margin of the current iterates, each the mean over `eot` draws.
+
+        Gives also whether all draws are wrong. The images are queried in parts of fixed size. The
+        margin is positive wherever all draws are wrong, so that a tie that counts as wrong is
+        kept as such. On a deterministic defence it is positive nowhere else.
+        """
+        rows = ascent.rows
+        x_adv = ascent.x_adv[rows]  # (N,C,H,W)
+        y = ascent.y[rows]  # (N,)
+        labels = y
+        if loss is ALL_LOSSES["targeted"]:
+            labels = torch.stack([y, ascent.targets[rows]], 1)  # (N,2)
+        size = images_per_query(x_adv, self.options.eot)
+        parts = zip(x_adv.split(size), y.split(size), labels.split(size), strict=True)
+        answers = [self.query_part(loss, *part) for part in parts]
+        grad, losses, margins, wrong = map(torch.cat, zip(*answers, strict=True))
+        return grad, losses, margins, wrong
+
+    def query_part(
+        self, loss: Loss, x_adv: Tensor, y: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        grad, value, logits = query_gradient(self.model, x_adv, labels, loss, self.options.eot)
+        all_wrong = ~is_correct(logits, y.unsqueeze(1).expand(-1, self.options.eot)).any(1)
+        wrong = confirm_wrong(self.model, x_adv, y, all_wrong)
+        margins = mean_margin(logits, y).to(x_adv)
+        otherwise = margins if self.model.stochastic else margins.clamp_max(0)
+        positive = margins.clamp_min(torch.finfo(margins.dtype).tiny)
+        return grad, value.to(x_adv), torch.where(wrong, positive, otherwise), wrong
+
+    def remove_fallen(self, ascent: Ascent, wrong: Tensor) -> None:
+        """Strike out the examples that were `wrong` (N,) often enough; all of their runs stop."""
+        rows = ascent.rows
+        wrong_steps = torch.where(wrong, ascent.wrong_steps[rows] + 1, 0)  # (N,)
+        ascent.wrong_steps[rows] = wrong_steps
+        self.alive[ascent.owner[rows[wrong_steps >= self.falls_after]]] = False
+        ascent.rows = rows[self.alive[ascent.owner[rows]]]
 
 
-def climb(
-    ask: Ask,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    x_adv: Tensor,
-    aim: Tensor,
-    owner: Tensor,
-    alive: Tensor,
-    stages: list[tuple[float, int]],
-    rho: float,
-    enough: int,
-) -> tuple[Tensor, Tensor]:
-    """Ascend from `x_adv` (R,C,H,W), each row for the example `owner` (R,) of `x` and, where the loss has one, towards the class `aim` (R,).
+class Ascent:
+    """R runs side by side, each for the example `owner` (R,) of `x`.
 
-    Gives the last, the highest-loss and the highest-margin iterate (3,R,C,H,W), and by what they are to be compared (3,R): margin, loss, margin.
-    An example whose row is wrong for the `enough`-th step in a row is struck out of `alive` (B,), and all of its rows stop there.
+    A run aims at the class `targets` (R,), if its loss has a target. `best` are the iterates of
+    the highest loss in a stage, `strongest` those of the highest margin within eps.
     """
-    x, y, norm = x[owner], y[owner], threat.norm
-    left = torch.arange(len(x), device=x.device)
-    lowest = x.new_full((len(x),), -torch.inf)
-    strongest, best_gap, wrongs = x_adv.clone(), lowest.clone(), torch.zeros_like(y)
-    for stage, (radius, count) in enumerate(stages):
-        here = to_ball(x_adv, x, norm, radius)
-        before, x_adv, grad, best_grad = (
-            here.clone(),
-            here.clone(),
-            torch.zeros_like(x),
-            torch.zeros_like(x),
-        )
-        value, best_loss, rises = lowest.clone(), lowest.clone(), torch.zeros_like(y)
-        plan = (
-            Sparsity(x, here, radius, count, fresh=stage == 0)
-            if norm == "l1"
-            else Halving(x, norm, radius, count, rho)
-        )
-        for i in range(count + 1):
-            now = here[left]
-            if i:
-                before[left], now = now, plan.move(i, left, now, before[left], grad[left])
-                here[left] = now
-            grad[left], loss, gap, wrong = ask(now, y[left], aim[left])
-            rises[left] += (loss > value[left]) & (i > 0)
-            higher = loss > best_loss[left]
-            value[left], best_loss[left] = loss, torch.where(higher, loss, best_loss[left])
-            for best, new in ((x_adv, now), (best_grad, grad[left])):
-                best[left] = torch.where(per_example(higher, x), new, best[left])
-            if radius == float(threat.eps):
-                farther = gap > best_gap[left]
-                best_gap[left] = torch.where(farther, gap, best_gap[left])
-                strongest[left] = torch.where(per_example(farther, x), now, strongest[left])
-                wrongs[left] = torch.where(wrong, wrongs[left] + 1, 0)
-                alive[owner[left[wrongs[left] >= enough]]] = False
-                left = left[alive[owner[left]]]
-            if not len(left):
-                break
-            if i < count:
-                back = plan.check(i, left, rises, best_loss, x_adv)
-                before[back] = here[back]
-                here[back], grad[back], value[back] = x_adv[back], best_grad[back], best_loss[back]
-    return torch.stack([here, x_adv, strongest]), torch.stack([best_gap, best_loss, best_gap])
 
+    def __init__(
+        self, x: Tensor, y: Tensor, starts: Tensor, targets: Tensor, owner: Tensor
+    ) -> None:
+        self.x = x[owner]  # (R,C,H,W)
+        self.y = y[owner]  # (R,)
+        self.targets = targets
+        self.owner = owner
+        self.rows = torch.arange(len(owner), device=x.device)  # (N,), the runs that go on
+        self.wrong_steps = torch.zeros_like(owner)  # (R,), misclassified iterates in a row
+        self.best = BestImages(starts)
+        self.strongest = BestImages(starts)
 
-def answer(
-    model: Target, loss: Loss, eot: int, x_adv: Tensor, y: Tensor, aim: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient, loss and margin, each the mean over `eot` draws, and whether all draws are wrong.
+    def start_stage(self, norm: str, radius: float) -> None:
+        """Begin again at the best iterates, put into the ball."""
+        self.x_adv = to_ball(self.best.images, self.x, norm, radius)  # (R,C,H,W)
+        self.previous = self.x_adv.clone()  # (R,C,H,W)
+        self.grad = torch.zeros_like(self.x)  # (R,C,H,W)
+        self.loss = self.x.new_full((len(self.x),), -torch.inf)  # (R,)
+        self.best = BestImages(self.x_adv)
+        self.best_grad = torch.zeros_like(self.x)  # (R,C,H,W)
+        self.rises = torch.zeros_like(self.owner)  # (R,), steps that raised the loss
 
-    Asked in parts of fixed size. The margin is positive wherever all draws are wrong, so that a tie that counts as wrong is kept as such, and on a
-    deterministic defence nowhere else.
-    """
-    size, parts = at_once(x_adv, eot), []
-    given = torch.stack([y, aim], 1) if loss is TARGETED["targeted"] else y
-    for images, names, said in zip(
-        x_adv.split(size), y.split(size), given.split(size), strict=True
-    ):
-        grad, value, logits = answers(model, images, said, loss, eot)
-        labels = names.unsqueeze(1).expand(-1, eot)
-        wrong, gap = (
-            confirmed(model, images, names, ~is_correct(logits, labels).any(1)),
-            margin(logits, labels).mean(1).to(x_adv),
-        )
-        gap = torch.where(
-            wrong,
-            gap.clamp_min(torch.finfo(gap.dtype).tiny),
-            gap if model.stochastic else gap.clamp_max(0),
-        )
-        parts.append((grad, value.to(x_adv), gap, wrong))
-    grads, values, gaps, wrongs = (torch.cat(found) for found in zip(*parts, strict=True))
-    return grads, values, gaps, wrongs
+    def move(self, i: int, step_sizes: Halving | Sparsity) -> None:
+        """The i-th step."""
+        rows = self.rows
+        x_adv = self.x_adv[rows]
+        moved = step_sizes.move(i, rows, x_adv, self.previous[rows], self.grad[rows])
+        self.previous[rows] = x_adv
+        self.x_adv[rows] = moved
 
+    def record(self, i: int, grad: Tensor, losses: Tensor) -> None:
+        """Keep gradient and loss of the iterates after the i-th step, and those of the best."""
+        rows = self.rows
+        self.rises[rows] += (losses > self.loss[rows]) & (i > 0)
+        self.grad[rows] = grad
+        self.loss[rows] = losses
+        higher = self.best.record(rows, self.x_adv[rows], losses)
+        update_where(higher, self.best_grad, rows, grad)
 
-def begin(x: Tensor, norm: str, radius: float, still: bool) -> Tensor:
-    """Where a run starts: the image itself, or a point of the ball, in l1 the nearest one to a Gaussian around the image, which is sparse."""
-    if still:
-        return x
-    return (
-        meet(x + torch.randn_like(x), x, radius)
-        if norm == "l1"
-        else x + NORMS[norm].random_start(x, radius)
-    )
+    def record_margin(self, margins: Tensor) -> None:
+        self.strongest.record(self.rows, self.x_adv[self.rows], margins)
 
-
-def radii(norm: str, eps: float, steps: int, wide: float = 0.0) -> list[tuple[float, int]]:
-    """The radii of a run, each with its number of steps: `wide` times eps, halfway from there to eps, and eps, 30%, 30% and 40% of the steps.
-
-    At 0 `wide` is 3 in l1, as in its paper, and 1 elsewhere, which is eps alone.
-    """
-    wide = wide or (3 if norm == "l1" else 1)
-    part = min(math.ceil(0.3 * steps), (steps - 1) // 2) if wide > 1 else 0
-    return (
-        [(wide * eps, part), ((wide + 1) / 2 * eps, part), (eps, steps - 2 * part)]
-        if part
-        else [(eps, steps)]
-    )
+    def go_back(self, i: int, step_sizes: Halving | Sparsity) -> None:
+        """Go back to the best iterates where the step sizes say so."""
+        back = step_sizes.check(i, self.rows, self.rises, self.best.values, self.best.images)
+        self.previous[back] = self.x_adv[back]
+        self.x_adv[back] = self.best.images[back]
+        self.grad[back] = self.best_grad[back]
+        self.loss[back] = self.best.values[back]

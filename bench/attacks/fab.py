@@ -1,4 +1,7 @@
-"""FAB through pyautoattack, as an attack of its own: within AutoAttack it sees what the attacks before it have left, and tells no distance."""
+"""FAB through pyautoattack, as an attack of its own.
+
+Within AutoAttack it sees what the attacks before it have left, and tells no distance.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.decision import reach
-from bench.attacks.minimal import HALVINGS, both
-from bench.attacks.via_autoattack import NAMES, Seen, quiet
+from bench.attacks.decision import move_to_eps
+from bench.attacks.minimal import HALVINGS, nearest_and_at_eps
+from bench.attacks.via_autoattack import NAMES, LibraryModel, silence_library
 from bench.judging.norms import NORMS
 from bench.judging.target import Target, is_correct
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
 
 
-def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
-    """Per run a forward, a backward and a check for each step, two forwards before and one after."""
+def fab_calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
+    """Per run a forward, a backward and a check a step, two forwards before and one after."""
     runs = int(knobs["targets"]) * int(knobs["restarts"])
-    return (1 + runs * (4 * int(knobs["steps"]) + 3)) * (
-        int(knobs["eot"]) if stochastic else 1
-    ) + HALVINGS
+    draws = int(knobs["eot"]) if stochastic else 1
+    return (1 + runs * (4 * int(knobs["steps"]) + 3)) * draws + HALVINGS
 
 
 @attack(
@@ -31,7 +33,7 @@ def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
     access="white-box",
     family="gradient",
     minimum_norm=True,
-    calls=passes,
+    calls=fab_calls,
 )
 def fab(
     model: Target,
@@ -44,42 +46,50 @@ def fab(
     targets: int = 9,
     eot: int = 4,
 ) -> Tensor:
-    """Projections onto the linearised boundary, biased towards the image, for each of the `targets` wrong classes with the highest logits.
+    """Projections onto the linearised boundary, biased towards the image.
 
-    `restarts` runs for each class, all but the first from a random point at half of eps. On a deterministic defence an example leaves when
-    a point inside the ball is found. Returns the nearest point found, and the one in its direction at distance eps (2,B,C,H,W). On a
-    stochastic defence each query is the mean logits of `eot` draws, and as the nearest point is the luckiest one, what every run found
-    follows, at distance eps (2+runs,B,C,H,W). Croce and Hein 2020, arXiv:1907.02044.
+    There are `restarts` runs for each of the `targets` wrong classes with the highest logits. All
+    but the first run of a class start from a random point at half of eps. On a deterministic
+    defence an example leaves when a point inside the ball is found. On a stochastic one each query
+    is the mean logits of `eot` draws.
+
+    Returns the nearest point found, and the one in its direction at distance eps (2,B,C,H,W). On a
+    stochastic defence the nearest point is the luckiest one. There, what every run found follows,
+    at distance eps (2+runs,B,C,H,W).
+
+    Croce and Hein 2020, arXiv:1907.02044.
     """
     from pyautoattack.fab_pt import FABAttack_PT
 
-    quiet()
+    silence_library()
     x = x.contiguous()
-    eps, distance = float(threat.eps), NORMS[threat.norm].distance
-    seen = Seen(model, eot if model.stochastic else 1)
-    run = FABAttack_PT(seen, norm=NAMES[threat.norm], n_iter=steps, eps=eps, device=model.device)
+    eps = float(threat.eps)
+    library_model = LibraryModel(model, eot if model.stochastic else 1)
+    library = FABAttack_PT(
+        library_model, norm=NAMES[threat.norm], n_iter=steps, eps=eps, device=model.device
+    )
     with torch.no_grad():
-        best, ahead = x.clone(), []
-        radius = torch.where(is_correct(seen(x), y) | model.stochastic, torch.inf, 0.0)
-        for target in range(min(targets, model.classes - 1)):
-            for restart in range(restarts):
-                rows = (
-                    (radius > eps).nonzero().squeeze(1)
-                    if not model.stochastic
-                    else torch.arange(len(x), device=x.device)
-                )
-                if not len(rows):
-                    break
-                run.target_class = (
-                    target + 2
-                )  # counted from the highest logit, which is the label's
-                made = run.attack_single_run(
-                    x[rows], y[rows], use_rand_start=restart > 0, is_targeted=True
-                ).detach()
-                if model.stochastic:
-                    ahead.append(reach(made, x, threat.norm, eps))
-                length = distance(made - x[rows])
-                nearer = ~is_correct(seen(made), y[rows]) & (length < radius[rows])
-                best[rows[nearer]], radius[rows[nearer]] = made[nearer], length[nearer]
-    found = both(model, x, y, best, threat, radius.isfinite())
-    return torch.cat([found, torch.stack(ahead)]) if ahead else found
+        best = x.clone()  # (B,C,H,W), the nearest misclassified points
+        unsolved = is_correct(library_model(x), y) | model.stochastic
+        radius = torch.where(unsolved, torch.inf, 0.0)  # (B,), of the best points
+        at_eps = []
+        for run in range(min(targets, model.classes - 1) * restarts):
+            rows = ((radius > eps) | model.stochastic).nonzero().squeeze(1)  # (R,)
+            if not len(rows):
+                break
+            # counted from the highest logit, which is the label's
+            library.target_class = run // restarts + 2
+            points = library.attack_single_run(
+                x[rows], y[rows], use_rand_start=run % restarts > 0, is_targeted=True
+            ).detach()
+            if model.stochastic:
+                at_eps.append(move_to_eps(points, x, threat.norm, eps))
+            distance = NORMS[threat.norm].distance(points - x[rows])
+            wrong = ~is_correct(library_model(points), y[rows])
+            nearer = wrong & (distance < radius[rows])
+            best[rows[nearer]] = points[nearer]
+            radius[rows[nearer]] = distance[nearer]
+    candidates = nearest_and_at_eps(model, x, y, best, threat, radius.isfinite())
+    if at_eps:
+        return torch.cat([candidates, torch.stack(at_eps)])
+    return candidates

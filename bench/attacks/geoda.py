@@ -1,4 +1,4 @@
-"""GeoDA: where the boundary is flat, its normal says at once where the nearest misclassified point lies."""
+"""GeoDA: where the boundary is flat, its normal says where the nearest misclassified point lies."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.attacks.decision import GRID, STARTS, bisect, fooled, normal, reach, start
-from bench.judging.norms import NORMS, free, per_example
+from bench.attacks.decision import GRID, STARTS, BoundaryWalk, estimate_normal
+from bench.judging.norms import NORMS, free
 from bench.judging.target import Target
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
@@ -36,70 +36,64 @@ def geoda(
     frequencies: float = 1.0,
     eot: int = 1,
 ) -> Tensor:
-    """Walks from the image itself along a normal of the boundary, estimated from labels, to the boundary, where it estimates the next one.
+    """Walks from the image along a normal of the boundary, to where it estimates the next normal.
 
-    Each of `rounds` normals is the mean of Gaussian directions, of root mean square length `spread` relative to the l2 distance, signed by the
-    label behind each; each takes `rate`^(-2/3) times as many labels as the one before. On a stochastic defence directions are ten times as long,
-    as labels next to each other tell less than chance there. They are of the lowest `frequencies` of the cosine transform: that share of each
-    axis, 1 for all of them. The walk follows the norm's steepest direction along the normal; of ten lengths, up to
-    twice the last distance, it takes the least that is misclassified, and bisects from there.
+    Each of `rounds` normals is the mean of Gaussian directions, signed by the label behind each.
+    Their root mean square length is `spread` relative to the l2 distance. On a stochastic defence
+    they are ten times as long, as labels next to each other tell less than chance there. Each
+    normal takes `rate`^(-2/3) times as many labels as the one before. The directions are of the
+    lowest `frequencies` of the cosine transform: that share of each axis, 1 for all of them.
 
-    Exactly `queries` queries per example, in fewer rounds where over an eighth would go to walks; on a deterministic defence an example
-    leaves when it is inside the ball. On a stochastic one `queries` counts draws: start, walks and bisections believe the majority of `eot` of
-    them, or of as many as leave room for labels, the normals one each. Returns the nearest point found, the one in its direction at
-    distance eps, and that of the last point (3,B,C,H,W). Rahmati et al. 2020, arXiv:2003.06468.
+    The walk follows the norm's steepest direction along the normal. Of ten lengths, up to twice
+    the last distance, it takes the least that is misclassified, and bisects from there.
+
+    It takes exactly `queries` queries per example, in fewer rounds where over an eighth would go
+    to walks. On a deterministic defence an example leaves when it is inside the ball. On a
+    stochastic one `queries` counts draws. Start, walks and bisections believe the majority of
+    `eot` of them, or of as many as leave room for labels. The normals take one each.
+
+    Returns the nearest point found, the one in its direction at distance eps, and that of the last
+    point (3,B,C,H,W).
+
+    Rahmati et al. 2020, arXiv:2003.06468.
     """
-    norm, eps, values = NORMS[threat.norm], float(threat.eps), x[0].numel()
-    halvings = max(1, min(20, math.ceil(2 * math.log2(values)), (queries - 1 - STARTS - GRID) // 4))
-    draws = (
-        max(1, min(eot, queries // (2 * (1 + STARTS + GRID + 2 * halvings))))
-        if model.stochastic
-        else 1
-    )
-    z, found, used = start(model, x, y, threat.norm, draws)
-    z = bisect(model, x, y, z, threat.norm, found, halvings, draws)
-    best, best_radius = z.clone(), norm.distance(z - x)
-    left, back = queries - (used + halvings) * draws, (GRID + halvings) * draws
-    ways, length = partial(waves, share=frequencies), spread * (10 if model.stochastic else 1)
+    norm = NORMS[threat.norm]
+    affordable = (queries - 1 - STARTS - GRID) // 4
+    halvings = max(1, min(20, math.ceil(2 * math.log2(x[0].numel())), affordable))
+    draws = 1
+    if model.stochastic:
+        draws = max(1, min(eot, queries // (2 * (1 + STARTS + GRID + 2 * halvings))))
+    walk = BoundaryWalk(model, x, y, threat, draws=draws, halvings=halvings)
+    length = spread * (10 if model.stochastic else 1)
+    # where a majority against the image itself was luck, the distance is zero and says nothing
+    least = walk.eps if model.stochastic else 0
     strides = torch.arange(1, GRID + 1, device=x.device) * (2 / GRID)
-    for count in shares(left, back, rounds, rate):
-        rows = (found & ((norm.distance(z - x) > eps) | model.stochastic)).nonzero().squeeze(1)
+    walk_queries = (GRID + halvings) * draws
+    for count in split_queries(queries - walk.queries, walk_queries, rounds, rate):
+        rows = walk.unfinished()  # (R,)
         if not len(rows):
             break
-        centre, here, names = x[rows], z[rows], y[rows]
-        # where a majority against the image itself was luck, the distance is zero and says nothing
-        size, radius = (
-            NORMS[kind].distance(here - centre).clamp_min(eps if model.stochastic else 0)
-            for kind in ("l2", threat.norm)
-        )
-        ahead = norm.steepest(free(normal(model, here, names, length * size, count, ways), centre))
-        tries = (
-            centre.unsqueeze(1)
-            + (radius.unsqueeze(1) * strides)[:, :, None, None, None] * ahead.unsqueeze(1)
-        ).clamp(0, 1)
-        wrong = fooled(model, tries, names, draws)
-        nearest = tries[torch.arange(len(rows), device=x.device), wrong.int().argmax(1)]
-        walked = torch.where(per_example(wrong.any(1), here), nearest, here)
-        z[rows] = bisect(
-            model,
-            centre,
-            names,
-            walked,
-            threat.norm,
-            torch.ones_like(names, dtype=torch.bool),
-            halvings,
-            draws,
-        )
-        radius = norm.distance(z - x)
-        best = torch.where(per_example(radius < best_radius, x), z, best)
-        best_radius = torch.minimum(radius, best_radius)
-    return torch.stack([best, *(reach(point, x, threat.norm, eps) for point in (best, z))])
+        centre = x[rows]
+        points = walk.points[rows]  # (R,C,H,W)
+        delta = length * NORMS["l2"].distance(points - centre).clamp_min(least)
+        directions = partial(waves, share=frequencies)
+        normal = estimate_normal(model, points, y[rows], delta, count, directions)
+        ahead = norm.steepest(free(normal, centre))  # (R,C,H,W)
+        radius = walk.distance(rows).clamp_min(least)
+        lengths = radius.unsqueeze(1) * strides  # (R,GRID)
+        steps = lengths[:, :, None, None, None] * ahead.unsqueeze(1)
+        walk.advance(rows, (centre.unsqueeze(1) + steps).clamp(0, 1))
+    return torch.stack([walk.best, walk.at_eps(walk.best), walk.at_eps(walk.points)])
 
 
-def shares(queries: int, back: int, rounds: int, rate: float) -> list[int]:
-    """The labels of each round, which with `back` queries for each walk make up `queries`; no rounds where there is no room for one."""
-    rounds = max(1, min(rounds, queries // (8 * back)))
-    labels = queries - rounds * back
+def split_queries(queries: int, walk_queries: int, rounds: int, rate: float) -> list[int]:
+    """The labels of each round.
+
+    With `walk_queries` for each walk they make up `queries`. There are no rounds where there is no
+    room for one.
+    """
+    rounds = max(1, min(rounds, queries // (8 * walk_queries)))
+    labels = queries - rounds * walk_queries
     if labels < 1:
         return []
     weights = [rate ** (-2 * i / 3) for i in range(rounds)]
@@ -108,21 +102,25 @@ def shares(queries: int, back: int, rounds: int, rate: float) -> list[int]:
 
 
 def waves(x: Tensor, count: int, share: float) -> Tensor:
-    """Gaussian directions (B,count,C,H,W) of root mean square length one, of the lowest `share` of the frequencies of each axis."""
+    """Gaussian directions (B,count,C,H,W) of root mean square length one.
+
+    They are of the lowest `share` of the frequencies of each axis.
+    """
+    batch, channels, height, width = x.shape
     if share >= 1:
-        return torch.randn(len(x), count, *x.shape[1:], device=x.device) / math.sqrt(x[0].numel())
-    rows, columns = (cosines(size, max(1, round(share * size)), x) for size in x.shape[2:])
-    weights = torch.randn(len(x), count, x.shape[1], len(rows), len(columns), device=x.device)
-    drawn: Tensor = rows.T @ weights @ columns
-    return drawn / math.sqrt(weights[0, 0].numel())
+        noise = torch.randn(batch, count, channels, height, width, device=x.device)
+        return noise / math.sqrt(x[0].numel())
+    rows = cosines(height, max(1, round(share * height)), x)  # (h,H)
+    columns = cosines(width, max(1, round(share * width)), x)  # (w,W)
+    weights = torch.randn(batch, count, channels, len(rows), len(columns), device=x.device)
+    mixed: Tensor = rows.T @ weights @ columns
+    return mixed / math.sqrt(weights[0, 0].numel())
 
 
 def cosines(size: int, count: int, like: Tensor) -> Tensor:
     """The first `count` vectors (count,size) of the orthonormal cosine basis."""
-    places, order = (
-        torch.arange(size, device=like.device) + 0.5,
-        torch.arange(count, device=like.device).unsqueeze(1),
-    )
+    places = torch.arange(size, device=like.device) + 0.5
+    order = torch.arange(count, device=like.device).unsqueeze(1)
     basis = torch.cos(math.pi / size * places * order) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis

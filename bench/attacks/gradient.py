@@ -1,43 +1,44 @@
-"""Gradient attacks for every norm: one loop, with the norm, the loss, the momentum and the number of draws as parameters."""
+"""Gradient attacks for every norm: one loop for all norms, losses, momenta and draws."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.attacks.best import BestImages
 from bench.attacks.losses import (
+    ALL_LOSSES,
     LOSSES,
-    TARGETED,
     Loss,
-    StandIns,
-    answers,
-    gradient,
-    likely,
-    loss_named,
+    SurrogateModels,
+    find_loss,
+    likeliest_wrong,
+    mean_gradient,
     mean_logits,
-    scale_of,
-    scaled,
+    parse_scale,
+    query_gradient,
+    scale_logits,
 )
-from bench.attacks.precision import PRECISIONS, confirmed, lowered
+from bench.attacks.precision import PRECISIONS, confirm_wrong, lower_precision
 from bench.judging.norms import NORMS, per_example, to_ball
 from bench.judging.target import Target, margin
 from bench.questions.registry import attack
 from bench.questions.runs import TARGETS, runs
 from bench.questions.spec import ThreatModel
 
-ALL = {"linf", "l2", "l1", "l0"}
-SURE = 10  # draws in a row that are misclassified before a stochastic defence's example has fallen
+ALL_NORMS = {"linf", "l2", "l1", "l0"}
+WRONG_DRAWS = 10  # in a row, after which an example of a stochastic defence has fallen
 SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its size
 
 
 @attack(
     "fgsm",
-    norms=ALL,
+    norms=ALL_NORMS,
     access="white-box",
     family="gradient",
     single_step=True,
@@ -45,97 +46,55 @@ SHRINKING = 0.6  # the share of the steps over which the ball shrinks to its siz
     choices={"loss": LOSSES},
     calls=lambda knobs, stochastic: 3 * len(knobs["loss"].split("+")),
     added_later={"scale"},
-    parsers={"scale": scale_of},
+    parsers={"scale": parse_scale},
 )
 def fgsm(
     model: Target, x: Tensor, y: Tensor, threat: ThreatModel, *, loss: str = "ce", scale: str = "1"
 ) -> Tensor:
     """One step of length eps along the steepest direction of the norm, from the image itself.
 
-    One candidate per loss, (losses,B,C,H,W). In l1 and l0 this is the best perturbation of the linearised model. `scale` is that of pgd.
+    Returns one candidate for each loss (losses,B,C,H,W). In l1 and l0 it is the best perturbation
+    of the linearised model. `scale` is that of pgd.
+
     Goodfellow et al. 2015, arXiv:1412.6572.
     """
+    norm = NORMS[threat.norm]
     eps = float(threat.eps)
-    slopes = [
-        gradient(model, x, y, scaled(loss_named(name), scale), 1)[0] for name in loss.split("+")
-    ]
-    return torch.stack([NORMS[threat.norm].ascend(x, slope, x, eps, eps) for slope in slopes])
+    candidates = []
+    for name in loss.split("+"):
+        grad, _, _ = mean_gradient(model, x, y, scale_logits(find_loss(name), scale), 1)
+        candidates.append(norm.ascend(x, grad, x, eps, eps))
+    return torch.stack(candidates)
 
 
-@attack(
-    "pgd",
-    norms=ALL,
-    access="white-box",
-    family="gradient",
-    iterated=True,
-    rescales=True,
-    traced=True,
-    choices={"loss": TARGETED, "precision": PRECISIONS},
-    calls=lambda knobs, stochastic: passes(knobs),
-    added_later={"precision", "scale", "targets"},
-    parsers={"scale": scale_of},
-)
-def pgd(
-    model: Target,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    loss: str = "ce",
-    steps: int = 40,
-    restarts: int = 1,
-    step: float = 2.0,
-    wide: float = 3.0,
-    momentum: float = 0.0,
-    from_x: bool = False,
-    precision: str = "float32",
-    scale: str = "1",
-    targets: int = TARGETS,
-) -> Tensor:
-    """Projected gradient ascent from random starts, one draw per step, with a step size that decays to zero.
+def pgd_calls(knobs: Mapping[str, Any]) -> int:
+    """The cost of `pgd_loop` per example: for each run, step and draw a forward and a backward.
 
-    `loss` is one of ce, margin, dlr and targeted, or several, each run in turn: `ce+margin`; targeted, once for each of `targets` classes, is that
-    of apgd. `step` is the first step's length relative to eps. In l2 and l1 the ball shrinks from `wide` times eps to eps over the first 60% of the
-    steps, as in APGD for l1 (Croce & Hein 2021). `from_x` starts the first restart of each at the image itself. `precision` is the model's under
-    the attack, for GPUs; what falls in half precision only has not fallen. Returns the last, the highest-loss and the highest-margin iterate of each
-    loss, or target, and restart (3*runs,B,C,H,W).
-
-    `scale` is what the logits are multiplied by before the loss, and for the loss alone: a positive number, or `gap`, which divides them by the
-    largest less the third largest (of two, less the smaller). The cross-entropy of large logits has no gradient in float32, and a small scale gives
-    it one; on logits of ordinary size it finds less, which `gap` does not. Madry et al. 2018, arXiv:1706.06083; Carlini & Wagner 2016,
-    arXiv:1607.04311.
+    A backward counts as two. Half precision takes one more forward to confirm. The targeted loss
+    takes a look at the image before.
     """
-    return climb(
-        *(lowered(model, precision), x, y, threat),
-        loss=loss,
-        steps=steps,
-        restarts=restarts,
-        step=step,
-        wide=wide,
-        momentum=momentum,
-        from_x=from_x,
-        scale=scale,
-        targets=targets,
-        spare=True,
-    )
+    each = 3 if knobs.get("precision", "float32") == "float32" else 4
+    looks = str(knobs["loss"]).split("+").count("targeted")
+    return int(knobs.get("eot", 1)) * (each * runs(knobs) * int(knobs["steps"]) + looks)
 
 
-@attack(
-    "pgd-eot",
-    norms=ALL,
-    access="white-box",
-    family="gradient",
-    iterated=True,
-    averages_draws=True,
-    rescales=True,
-    traced=True,
-    stochastic_only=True,
-    choices={"loss": TARGETED, "precision": PRECISIONS},
-    calls=lambda knobs, stochastic: passes(knobs),
-    added_later={"precision", "scale", "targets"},
-    parsers={"scale": scale_of},
-)
-def pgd_eot(
+PGD_FACTS: dict[str, Any] = {
+    "norms": ALL_NORMS,
+    "access": "white-box",
+    "family": "gradient",
+    "iterated": True,
+    "rescales": True,
+    "traced": True,
+    "choices": {"loss": ALL_LOSSES, "precision": PRECISIONS},
+    "calls": lambda knobs, stochastic: pgd_calls(knobs),
+    "added_later": {"precision", "scale", "targets"},
+    "parsers": {"scale": parse_scale},
+}
+
+
+@attack("pgd", fixed={"eot": 1}, **PGD_FACTS)
+@attack("pgd-eot", averages_draws=True, stochastic_only=True, **PGD_FACTS)
+def pgd(
     model: Target,
     x: Tensor,
     y: Tensor,
@@ -153,12 +112,30 @@ def pgd_eot(
     scale: str = "1",
     targets: int = TARGETS,
 ) -> Tensor:
-    """PGD on the mean loss over `eot` draws per step, evaluated as one batch.
+    """Projected gradient ascent from random starts, with a step size that decays to zero.
 
-    The other knobs and the candidates are those of pgd. Athalye et al. 2018, arXiv:1707.07397.
+    `loss` is one of ce, margin, dlr and targeted, or several joined by `+`, each run in turn.
+    `targeted` is that of apgd, run once for each of `targets` classes. `step` is the first step's
+    length relative to eps. `from_x` starts the first restart of each loss at the image itself.
+    A step of `pgd` follows the loss of one draw. A step of `pgd-eot` follows the mean loss over
+    `eot` draws, evaluated as one batch.
+
+    `wide` is for l2 and l1: the ball shrinks from `wide` times eps to eps over the first 60% of
+    the steps, as in APGD for l1 (Croce & Hein 2021). `precision` is that of the model under the
+    attack, for GPUs. An image that falls in half precision only has not fallen.
+
+    `scale` multiplies the logits before the loss, for the loss alone. It is a positive number or
+    `gap`, which divides the logits by their largest less their third largest. The cross-entropy of
+    large logits has no gradient in float32, and a small scale gives it one. On logits of ordinary
+    size a small scale finds less, and `gap` does not.
+
+    Returns the last, the highest-loss and the highest-margin iterate of each loss, or target, and
+    restart (3*runs,B,C,H,W).
+
+    Madry et al. 2018, arXiv:1706.06083; draws: Athalye et al. 2018, arXiv:1707.07397; scale:
+    Carlini & Wagner 2016, arXiv:1607.04311.
     """
-    return climb(
-        *(lowered(model, precision), x, y, threat),
+    options = PGDOptions(
         loss=loss,
         steps=steps,
         restarts=restarts,
@@ -169,120 +146,183 @@ def pgd_eot(
         eot=eot,
         scale=scale,
         targets=targets,
-        spare=True,
     )
+    return pgd_loop(lower_precision(model, precision), x, y, threat, options, early_stop=True)
 
 
-def climb(
+@dataclass(frozen=True, kw_only=True)
+class PGDOptions:
+    """The knobs of `pgd` that its loop needs."""
+
+    loss: str
+    steps: int
+    restarts: int
+    step: float
+    wide: float = 1.0
+    momentum: float = 0.0
+    from_x: bool = False
+    eot: int = 1
+    scale: str = "1"
+    targets: int = TARGETS
+
+
+def pgd_loop(
     model: Target,
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
+    options: PGDOptions,
     *,
-    loss: str,
-    steps: int,
-    restarts: int,
-    step: float,
-    wide: float,
-    momentum: float,
-    from_x: bool = False,
     start: Tensor | None = None,
-    eot: int = 1,
-    scale: str = "1",
-    targets: int = TARGETS,
-    spare: bool = False,
-    stand_ins: StandIns = None,
+    early_stop: bool = False,
+    surrogate_models: SurrogateModels = None,
 ) -> Tensor:
-    """The candidates of projected gradient ascent, three for each loss, or target, and restart: last, highest loss, highest margin.
+    """The candidates (3*runs,B,C,H,W) of projected gradient ascent.
 
-    The first restart begins at `start` where that is given. With `spare`, which is right where `model` is the defence itself, an example leaves the
-    batch for good once it has fallen, with that iterate for its last: at the first misclassified one or, where the defence is stochastic, when
-    ten draws in a row, of two iterates at least, were misclassified. `scale` is that of the logits in the loss. `stand_ins` lend their gradient
-    where that of `model` is not finite.
+    They are the last, the highest-loss and the highest-margin iterate of each loss, or target, and
+    restart. The first restart begins at `start` (B,C,H,W), if that is given. `surrogate_models`
+    lend their gradient where that of `model` is not finite.
+
+    `early_stop` is right where `model` is the defence itself. An example then leaves the batch for
+    good once it has fallen, and its last iterate is the fallen one.
     """
-    norm, eps = NORMS[threat.norm], float(threat.eps)
-    first = max(wide, 1.0) if threat.norm in ("l2", "l1") else 1.0
+    if options.from_x:
+        start = x
+    survivors = Survivors(model, y, options.eot, early_stop)
     candidates = []
-    left, fallen = torch.arange(len(x), device=x.device), torch.zeros_like(y)
-    enough = max(2, math.ceil(SURE / eot)) if model.stochastic else 1
-    measures: list[tuple[Loss, Tensor]] = []
-    for name in loss.split("+"):
-        goals = (
-            likely(mean_logits(model, x, eot), y, targets).unbind() if name == "targeted" else ()
-        )
-        measures += [
-            (scaled(loss_named(name), scale), labels)
-            for labels in [torch.stack([y, goal], 1) for goal in goals] or [y]
-        ]
-    for (measure, labels), restart in itertools.product(measures, range(restarts)):
-        given = x if from_x else start
-        x_adv = (
-            given.clone()
-            if given is not None and restart == 0
-            else to_ball(x + norm.random_start(x, first * eps), x, threat.norm, first * eps)
-        )
-        steepest, strongest = (to_ball(x_adv, x, threat.norm, eps) for _ in range(2))
-        best_loss, best_gap = (torch.full((len(x),), -torch.inf, device=x.device) for _ in range(2))
-        heading = torch.zeros_like(x)
-        for i in range(steps):
-            if not len(left):
-                break
-            radius = eps * max(1.0, first + (1 - first) * i / (SHRINKING * steps))
-            x_left = x[left]
-            here = to_ball(x_adv[left], x_left, threat.norm, radius)
-            grad, value, gap, wrong = ask(
-                model, here, y[left], labels[left], measure, eot, stand_ins
-            )
-            heading[left] = momentum * heading[left] + unit(grad) if momentum else grad
-            x_adv[left] = norm.ascend(
-                here,
-                heading[left],
-                x_left,
-                radius,
-                step * eps * (1 + math.cos(math.pi * i / steps)) / 2,
-            )
-            if radius == eps:
-                for best, new, kept in ((best_loss, value, steepest), (best_gap, gap, strongest)):
-                    rises = new > best[left]
-                    best[left] = torch.where(rises, new, best[left])
-                    kept[left] = torch.where(per_example(rises, x), here, kept[left])
-                fallen[left] = torch.where(wrong, fallen[left] + 1, 0)
-                gone = (fallen[left] >= enough) & spare
-                x_adv[left[gone]], left = here[gone], left[~gone]
-        candidates += [to_ball(x_adv, x, threat.norm, eps), steepest, strongest]
+    for term in loss_terms(model, x, y, options, surrogate_models):
+        for restart in range(options.restarts):
+            x_adv = start_points(x, threat, options.wide, start if restart == 0 else None)
+            candidates += ascend(term, x, x_adv, threat, options, survivors)
     return torch.stack(candidates)
 
 
-def ask(
-    model: Target,
+def ascend(
+    term: LossTerm,
+    x: Tensor,
     x_adv: Tensor,
-    y: Tensor,
-    labels: Tensor,
-    loss: Loss,
-    eot: int,
-    stand_ins: StandIns = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient (B,C,H,W), loss (B,) and margin (B,), each the mean over `eot` draws, and whether all of these are misclassified (B,).
+    threat: ThreatModel,
+    options: PGDOptions,
+    survivors: Survivors,
+) -> list[Tensor]:
+    """The last, the highest-loss and the highest-margin iterate of one run from `x_adv`."""
+    norm = NORMS[threat.norm]
+    eps = float(threat.eps)
+    highest_loss = BestImages(to_ball(x_adv, x, threat.norm, eps))
+    highest_margin = BestImages(highest_loss.images)
+    momentum_buffer = torch.zeros_like(x)  # (B,C,H,W)
+    for i in range(options.steps):
+        rows = survivors.rows  # (R,)
+        if not len(rows):
+            break
+        radius = eps * shrinking_factor(i, options.steps, first_factor(threat.norm, options.wide))
+        size = options.step * eps * (1 + math.cos(math.pi * i / options.steps)) / 2
 
-    `labels` are what the loss takes: `y`, or pairs of it and a target.
+        images = to_ball(x_adv[rows], x[rows], threat.norm, radius)  # (R,C,H,W)
+        direction, losses, margins, wrong = term.query(rows, images)
+        if options.momentum:
+            direction = options.momentum * momentum_buffer[rows] + unit_gradient(direction)
+            momentum_buffer[rows] = direction
+        x_adv[rows] = norm.ascend(images, direction, x[rows], radius, size)
+        if radius == eps:
+            highest_loss.record(rows, images, losses)
+            highest_margin.record(rows, images, margins)
+            fallen = survivors.remove_fallen(wrong)  # (R,)
+            x_adv[rows[fallen]] = images[fallen]
+    return [to_ball(x_adv, x, threat.norm, eps), highest_loss.images, highest_margin.images]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A loss of PGD, with the labels (B,), or pairs of label and target (B,2), that it takes."""
+
+    model: Target
+    y: Tensor
+    loss: Loss
+    labels: Tensor
+    eot: int
+    surrogate_models: SurrogateModels
+
+    def query(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the model answers to the images (R,C,H,W) of the examples `rows` (R,).
+
+        Gives gradient (R,C,H,W), loss (R,) and margin (R,), each a mean over the draws, and
+        whether all draws are misclassified (R,).
+        """
+        y = self.y[rows]
+        grad, value, logits = query_gradient(
+            self.model,
+            images,
+            self.labels[rows],
+            self.loss,
+            self.eot,
+            surrogate_models=self.surrogate_models,
+        )
+        margins = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))  # (R,eot)
+        wrong = confirm_wrong(self.model, images, y, (margins > 0).all(1))
+        return grad, value, margins.mean(1), wrong
+
+
+def loss_terms(
+    model: Target, x: Tensor, y: Tensor, options: PGDOptions, surrogate_models: SurrogateModels
+) -> list[LossTerm]:
+    """The losses that PGD maximises in turn: one for each name, for `targeted` one a target."""
+    terms = []
+    for name in options.loss.split("+"):
+        loss = scale_logits(find_loss(name), options.scale)
+        labels = [y]
+        if name == "targeted":
+            targets = likeliest_wrong(mean_logits(model, x, options.eot), y, options.targets)
+            labels = [torch.stack([y, target], 1) for target in targets]
+        terms += [LossTerm(model, y, loss, each, options.eot, surrogate_models) for each in labels]
+    return terms
+
+
+class Survivors:
+    """The examples that have not fallen: all of them, for good, if there is no early stop.
+
+    On a deterministic defence an example falls with its first misclassified iterate. On a
+    stochastic one it falls after ten misclassified draws in a row, of two iterates at least.
     """
-    grad, value, logits = answers(model, x_adv, labels, loss, eot, stand_ins)
-    gaps = margin(logits, y.unsqueeze(1).expand(-1, logits.shape[1]))
-    return grad, value, gaps.mean(1), confirmed(model, x_adv, y, (gaps > 0).all(1))
+
+    def __init__(self, model: Target, y: Tensor, eot: int, early_stop: bool) -> None:
+        self.rows = torch.arange(len(y), device=y.device)  # (R,)
+        self.wrong_steps = torch.zeros_like(y)  # (B,), misclassified iterates in a row
+        self.falls_after = max(2, math.ceil(WRONG_DRAWS / eot)) if model.stochastic else 1
+        self.early_stop = early_stop
+
+    def remove_fallen(self, wrong: Tensor) -> Tensor:
+        """Which of the `rows` have fallen (R,), and leave, now that their iterates are `wrong`."""
+        wrong_steps = torch.where(wrong, self.wrong_steps[self.rows] + 1, 0)  # (R,)
+        self.wrong_steps[self.rows] = wrong_steps
+        fallen = (wrong_steps >= self.falls_after) & self.early_stop
+        self.rows = self.rows[~fallen]
+        return fallen
 
 
-def passes(knobs: Mapping[str, Any]) -> int:
-    """The cost of `climb` per example: a forward and a backward, which counts as two, for each run, step and draw.
+def start_points(x: Tensor, threat: ThreatModel, wide: float, start: Tensor | None) -> Tensor:
+    """A copy of `start`, or random points (B,C,H,W) of the ball with which the run begins."""
+    if start is not None:
+        return start.clone()
+    radius = first_factor(threat.norm, wide) * float(threat.eps)
+    return to_ball(x + NORMS[threat.norm].random_start(x, radius), x, threat.norm, radius)
 
-    In half precision there is one more forward to confirm, and before the targeted loss a look at the image.
+
+def first_factor(norm: str, wide: float) -> float:
+    """The radius with which a run begins, relative to eps."""
+    return max(wide, 1.0) if norm in ("l2", "l1") else 1.0
+
+
+def shrinking_factor(i: int, steps: int, first: float) -> float:
+    """The radius at the i-th step, counted from 0, relative to eps."""
+    return max(1.0, first + (1 - first) * i / (SHRINKING * steps))
+
+
+def unit_gradient(grad: Tensor) -> Tensor:
+    """The gradient (B,C,H,W) scaled to a mean size of one per example.
+
+    So momentum weighs every step alike (Dong et al. 2018, arXiv:1710.06081).
     """
-    each = 3 if knobs.get("precision", "float32") == "float32" else 4
-    looks = str(knobs["loss"]).split("+").count("targeted")
-    return int(knobs.get("eot", 1)) * (each * runs(knobs) * int(knobs["steps"]) + looks)
-
-
-def unit(grad: Tensor) -> Tensor:
-    """Scaled to a mean size of one per example, so that momentum weighs every step alike (Dong et al. 2018)."""
     top = grad.abs().flatten(1).amax(1)
     scaled = grad / per_example(top, grad).clamp_min(torch.finfo(grad.dtype).tiny)
     return scaled / per_example(scaled.abs().flatten(1).mean(1), grad).clamp_min(1e-12)

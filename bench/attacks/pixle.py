@@ -1,4 +1,7 @@
-"""The rearrangement attack: pixels take the values of other pixels of the same image, all images and all proposals of a round in one batch."""
+"""The rearrangement attack: pixels take the values of other pixels of the same image.
+
+All images and all proposals of a round are one batch.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import torch
 from torch import Tensor
 
 from bench.attacks.draws import draw_margins
-from bench.attacks.losses import rows_at_once
+from bench.attacks.losses import rows_per_query
 from bench.judging.target import Target
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
 
-TRIED = 4  # rounds whose winners a stochastic defence is to be judged on
+CANDIDATES = 4  # rounds whose winners a stochastic defence is judged on
 
 
 @attack(
@@ -35,80 +38,94 @@ def pixle(
     samples: int = 50,
     eot: int = 4,
 ) -> Tensor:
-    """Rounds of `samples` proposals that copy a patch of the image, pixel by pixel, to random places; the best one is kept if it beats the last.
+    """Rounds of `samples` proposals that copy a patch of the image to random places.
 
-    An image holds floor(eps) copies; a proposal replaces a random number of them by the pixels of one rectangle. Asks 1 + steps*samples
-    queries per example; on a deterministic defence an example leaves when it is fooled. On a stochastic one each query is the mean margin
-    of `eot` draws, and the winners of the last four rounds are returned (4,B,C,H,W). Pomponi et al. 2022, arXiv:2202.02236.
+    A patch is copied pixel by pixel, and an image holds floor(eps) copies. A proposal replaces a
+    random number of the copies by the pixels of one rectangle. The best proposal of a round is
+    kept if it beats the last.
 
-    Ours, not that of torchattacks, which goes image by image, query by query, in Python, draws patches of sizes that no budget bounds
-    (its first round alone may change 100 pixels), and takes all of its randomness from numpy.
+    It takes 1 + steps*samples queries per example. On a deterministic defence an example leaves
+    when it is fooled. On a stochastic one each query is the mean margin of `eot` draws, and the
+    winners of the last four rounds are returned (4,B,C,H,W).
+
+    Pomponi et al. 2022, arXiv:2202.02236.
+
+    This is not the attack of torchattacks, which goes image by image, query by query, in Python. It
+    draws patches of sizes that no budget bounds: its first round alone may change 100 pixels. It
+    takes all of its randomness from numpy.
     """
-    pixels, draws = math.floor(threat.eps), eot if model.stochastic else 1
+    pixels = math.floor(threat.eps)
     if not pixels:
         return x
-    places = torch.zeros(
-        2, len(x), pixels, dtype=torch.long, device=x.device
-    )  # where to, where from: at first each copy is of itself
-    best_gap = fit(model, x, y, places.unsqueeze(2), draws).squeeze(1)
-    todo = torch.arange(len(x), device=x.device)
+    draws = eot if model.stochastic else 1
+    # (2,B,pixels), where to and where from: at first each copy is of itself
+    copies = torch.zeros(2, len(x), pixels, dtype=torch.long, device=x.device)
+    best_margin = copy_margins(model, x, y, copies.unsqueeze(2), draws).squeeze(1)  # (B,)
+    rows = torch.arange(len(x), device=x.device)  # (R,), which are not fooled
     winners: list[Tensor] = []
     for _ in range(steps):
         if not model.stochastic:
-            todo = todo[best_gap[todo] <= 0]
-            if not len(todo):
+            rows = rows[best_margin[rows] <= 0]
+            if not len(rows):
                 break
-        tried = propose(places[:, todo], samples, *x.shape[2:])
-        gaps, first = fit(model, x[todo], y[todo], tried, draws).max(1)
-        winner = tried[:, torch.arange(len(todo), device=x.device), first]
-        better = gaps > best_gap[todo]
-        places[:, todo[better]], best_gap[todo[better]] = winner[:, better], gaps[better]
-        winners = [*winners[1 - TRIED :], winner] if model.stochastic else []
-    return torch.cat([copy(x, one.unsqueeze(2)).transpose(0, 1) for one in winners or [places]])
-
-
-def propose(places: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Copies (2,B,count,pixels), a random number of them replaced in each: from a rectangle, row by row, to places drawn at random."""
-    batch, pixels, at = places.shape[1], places.shape[2], places.device
-
-    def below(limit: Tensor) -> Tensor:
-        return (torch.rand(batch, count, 1, device=at) * limit).long()  # 0 to limit - 1
-
-    size = 1 + below(torch.tensor(pixels, device=at))
-    least = -(-size // height)  # narrower, the rectangle would be taller than the image
-    wide = least + below(size.clamp_max(width) - least + 1)
-    tall = -(-size // wide)
-    order = torch.arange(pixels, device=at)
-    row, column = below(height - tall + 1) + order // wide, below(width - wide + 1) + order % wide
-    source = (row * width + column).clamp_max(
-        height * width - 1
-    )  # those beyond `size` may lie outside, and are not used
-    goal = torch.randint(height * width, (batch, count, pixels), device=at)
-    turn = (
-        order + below(torch.tensor(pixels, device=at))
-    ) % pixels  # which of the held copies gives way to which new one
-    new = torch.stack([goal, source]).gather(3, turn.expand(2, -1, -1, -1))
-    return torch.where(turn < size, new, places.unsqueeze(2))
-
-
-def fit(model: Target, x: Tensor, y: Tensor, places: Tensor, draws: int) -> Tensor:
-    """The mean margin (B,P) of the images that the copies (2,B,P,pixels) make."""
-    group = max(
-        1, rows_at_once(x) // (places.shape[2] * draws)
-    )  # images of a few examples at a time: all proposals may not fit in memory
-    parts = zip(
-        torch.split(x, group), torch.split(y, group), torch.split(places, group, 1), strict=True
-    )
+        proposals = propose(copies[:, rows], samples, *x.shape[2:])  # (2,R,samples,pixels)
+        margins, first = copy_margins(model, x[rows], y[rows], proposals, draws).max(1)
+        winner = proposals[:, torch.arange(len(rows), device=x.device), first]  # (2,R,pixels)
+        better = margins > best_margin[rows]
+        copies[:, rows[better]] = winner[:, better]
+        best_margin[rows[better]] = margins[better]
+        if model.stochastic:
+            winners = [*winners[1 - CANDIDATES :], winner]
     return torch.cat(
-        [
-            draw_margins(model, copy(images, some), labels, draws).mean(2)
-            for images, labels, some in parts
-        ]
+        [paste(x, places.unsqueeze(2)).transpose(0, 1) for places in winners or [copies]]
     )
 
 
-def copy(x: Tensor, places: Tensor) -> Tensor:
-    """The images (B,P,C,H,W) in which pixels `places[0]` have the values that pixels `places[1]` have in `x`, both (B,P,pixels)."""
-    goal, source = (one.unsqueeze(2).expand(-1, -1, x.shape[1], -1) for one in places)
-    flat = x.flatten(2).unsqueeze(1).expand(-1, places.shape[2], -1, -1)
+def propose(copies: Tensor, count: int, height: int, width: int) -> Tensor:
+    """Copies (2,B,count,pixels), of which a random number is replaced in each.
+
+    The new ones go from a rectangle, row by row, to places drawn at random.
+    """
+    batch, pixels = copies.shape[1:]
+    device = copies.device
+
+    def draw_below(limit: Tensor) -> Tensor:
+        """Whole numbers (B,count,1) from 0 to limit - 1."""
+        return (torch.rand(batch, count, 1, device=device) * limit).long()
+
+    size = 1 + draw_below(torch.tensor(pixels, device=device))
+    least = -(-size // height)  # narrower, the rectangle would be taller than the image
+    rect_width = least + draw_below(size.clamp_max(width) - least + 1)
+    rect_height = -(-size // rect_width)
+    order = torch.arange(pixels, device=device)
+    row = draw_below(height - rect_height + 1) + order // rect_width
+    column = draw_below(width - rect_width + 1) + order % rect_width
+    # pixels beyond `size` may lie outside of the image, and are not used
+    source = (row * width + column).clamp_max(height * width - 1)
+    goal = torch.randint(height * width, (batch, count, pixels), device=device)
+    # which of the present copies gives way to which new one
+    turn = (order + draw_below(torch.tensor(pixels, device=device))) % pixels
+    new = torch.stack([goal, source]).gather(3, turn.expand(2, -1, -1, -1))
+    return torch.where(turn < size, new, copies.unsqueeze(2))
+
+
+def copy_margins(model: Target, x: Tensor, y: Tensor, copies: Tensor, draws: int) -> Tensor:
+    """The mean margin (B,P) of the images that the copies (2,B,P,pixels) make."""
+    # images of a few examples at a time: all proposals may not fit in memory
+    size = max(1, rows_per_query(x) // (copies.shape[2] * draws))
+    parts = zip(x.split(size), y.split(size), copies.split(size, 1), strict=True)
+    means = [
+        draw_margins(model, paste(images, places), labels, draws).mean(2)
+        for images, labels, places in parts
+    ]
+    return torch.cat(means)
+
+
+def paste(x: Tensor, copies: Tensor) -> Tensor:
+    """The images (B,P,C,H,W) in which some pixels have the values of others in `x`.
+
+    Pixels `copies[0]` have those of pixels `copies[1]`, both (B,P,pixels).
+    """
+    goal, source = copies.unsqueeze(3).expand(-1, -1, -1, x.shape[1], -1)  # (B,P,C,pixels)
+    flat = x.flatten(2).unsqueeze(1).expand(-1, copies.shape[2], -1, -1)  # (B,P,C,H*W)
     return flat.scatter(3, goal, flat.gather(3, source)).view(*flat.shape[:3], *x.shape[2:])

@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.attacks.adam import Adam
+from bench.attacks.best import BestImages
 from bench.attacks.draws import draw_margins, same_noise
-from bench.attacks.losses import finite, rows_at_once
+from bench.attacks.losses import rows_per_query, zero_nonfinite
 from bench.judging.norms import NORMS, to_ball
 from bench.judging.target import Target
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
 
 
-def calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
+def estimate_calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
     """The queries per example of a walk along estimated gradients."""
-    return (
-        int(knobs["steps"])
-        * (2 * int(knobs["samples"]) + 1)
-        * (int(knobs["eot"]) if stochastic else 1)
-    )
+    draws = int(knobs["eot"]) if stochastic else 1
+    return int(knobs["steps"]) * (2 * int(knobs["samples"]) + 1) * draws
 
 
 @attack(
@@ -32,7 +32,7 @@ def calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
     norms={"linf", "l2"},
     access="score",
     family="score",
-    calls=calls,
+    calls=estimate_calls,
     added_later={"eot", "common"},
 )
 def spsa(
@@ -48,31 +48,45 @@ def spsa(
     eot: int = 1,
     common: bool = False,
 ) -> Tensor:
-    """Adam on the margin, with gradients estimated from `samples` antithetic pairs of random-sign directions of size `delta`.
+    """Adam on the margin, with gradients estimated from pairs of random-sign directions.
 
-    `step` is Adam's learning rate relative to eps (in l2, relative to eps over the square root of the number of values). Each step asks
-    2*samples + 1 queries per example; on a deterministic defence an example leaves when it is fooled. On a stochastic one every query
-    is the mean margin of `eot` draws of its own, each of them counted; one draw each and more pairs tell more about the gradient than
-    more draws of fewer pairs. The two points of a pair meet noise of their own, for who sees scores alone does not choose the defence's noise: a
-    `delta` of 0.05 makes up for most of that. With `common` they meet the same noise, which no deployed defence grants, and their difference
-    is the image's alone. Returns the last and the best iterate (2,B,C,H,W). Uesato et al. 2018, arXiv:1802.05666.
+    A step takes `samples` antithetic pairs of directions of size `delta`. `step` is Adam's
+    learning rate relative to eps; in l2, relative to eps over the square root of the number of
+    values. Each step takes 2*samples + 1 queries per example. On a deterministic defence an
+    example leaves when it is fooled.
 
-    Ours, not that of torchattacks, which gives all images of a batch the same directions, so that an example's result depends on its
-    neighbours, asks queries outside of the box, goes on after success, and is linf only.
+    On a stochastic defence every query is the mean margin of `eot` draws of its own, each of them
+    counted. One draw each and more pairs tell more about the gradient than more draws of fewer
+    pairs. The two points of a pair meet noise of their own, since who sees scores alone does not
+    choose the defence's noise. A `delta` of 0.05 makes up for most of that. With `common` they
+    meet the same noise, and their difference is the image's alone. No deployed defence grants that.
+
+    Returns the last and the best iterate (2,B,C,H,W).
+
+    Uesato et al. 2018, arXiv:1802.05666.
+
+    This is not the attack of torchattacks, which gives all images of a batch the same directions.
+    There an example's result depends on its neighbours. It also queries outside of the box, goes
+    on after success, and is linf only.
     """
-    rate = float(threat.eps) * step * (x[0].numel() ** -0.5 if threat.norm == "l2" else 1.0)
-    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+    scale = x[0].numel() ** -0.5 if threat.norm == "l2" else 1.0
+    rate = float(threat.eps) * step * scale
+    adam = Adam(x)
 
-    def adam(i: int, rows: Tensor, grad: Tensor) -> Tensor:
-        mean[rows] = 0.9 * mean[rows] + 0.1 * grad
-        square[rows] = 0.999 * square[rows] + 0.001 * grad**2
-        return rate * (mean[rows] / (1 - 0.9**i)) / ((square[rows] / (1 - 0.999**i)).sqrt() + 1e-8)
+    def move(i: int, rows: Tensor, grad: Tensor) -> Tensor:
+        return adam.step(i, rows, grad, rate)
 
-    return walk(model, x, y, threat, adam, signs, steps, samples, delta, eot, common)
+    options = EstimateOptions(steps, samples, delta, eot, common, random_signs)
+    return walk(model, x, y, threat, options, move)
 
 
 @attack(
-    "nes", norms={"linf", "l2"}, access="score", family="score", calls=calls, added_later={"common"}
+    "nes",
+    norms={"linf", "l2"},
+    access="score",
+    family="score",
+    calls=estimate_calls,
+    added_later={"common"},
 )
 def nes(
     model: Target,
@@ -88,26 +102,40 @@ def nes(
     eot: int = 1,
     common: bool = False,
 ) -> Tensor:
-    """Momentum ascent of the margin, with gradients estimated from `samples` antithetic pairs of Gaussian directions of deviation `delta`.
+    """Momentum ascent of the margin, with gradients estimated from pairs of Gaussian directions.
 
-    In linf a step follows the sign of the running mean of the estimates, in l2 its direction; `step` is the first one's length relative to
-    eps, and decays to zero along a cosine. Queries, `eot`, `common`, who leaves, and the candidates are those of spsa.
+    A step takes `samples` antithetic pairs of directions of deviation `delta`. In linf it follows
+    the sign of the running mean of the estimates, in l2 the direction of that mean. `step` is the
+    first step's length relative to eps; it decays to zero along a cosine. Queries, `eot`,
+    `common`, who leaves, and the candidates are those of spsa.
+
     Ilyas et al. 2018, arXiv:1804.08598.
     """
-    norm, eps = NORMS[threat.norm], float(threat.eps)
-    heading = torch.zeros_like(x)
+    eps = float(threat.eps)
+    momentum_buffer = torch.zeros_like(x)  # (B,C,H,W)
 
-    def ahead(i: int, rows: Tensor, grad: Tensor) -> Tensor:
-        heading[rows] = momentum * heading[rows] + (1 - momentum) * grad
-        return (
-            eps
-            * step
-            * (1 + math.cos(math.pi * (i - 1) / steps))
-            / 2
-            * norm.steepest(heading[rows])
-        )
+    def move(i: int, rows: Tensor, grad: Tensor) -> Tensor:
+        momentum_buffer[rows] = momentum * momentum_buffer[rows] + (1 - momentum) * grad
+        size = eps * step * (1 + math.cos(math.pi * (i - 1) / steps)) / 2
+        return size * NORMS[threat.norm].steepest(momentum_buffer[rows])
 
-    return walk(model, x, y, threat, ahead, gaussians, steps, samples, delta, eot, common)
+    options = EstimateOptions(steps, samples, delta, eot, common, gaussians)
+    return walk(model, x, y, threat, options, move)
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """The knobs of a walk along estimated gradients.
+
+    `directions(x, count)` -> (B,count,C,H,W) are of unit variance.
+    """
+
+    steps: int
+    samples: int
+    delta: float
+    eot: int
+    common: bool
+    directions: Callable[[Tensor, int], Tensor]
 
 
 def walk(
@@ -115,82 +143,78 @@ def walk(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
+    options: EstimateOptions,
     move: Callable[[int, Tensor, Tensor], Tensor],
-    directions: Callable[[Tensor, int], Tensor],
-    steps: int,
-    samples: int,
-    delta: float,
-    eot: int,
-    common: bool,
 ) -> Tensor:
-    """The last and the best iterate (2,B,C,H,W) of ascent from the image along estimated gradients.
+    """The last and the best iterate (2,B,C,H,W) of ascent from the image on estimated gradients.
 
     `move(i, rows, grad)` is what the i-th step, counted from 1, adds to the examples `rows`.
     """
-    draws = eot if model.stochastic else 1
-    x_adv, best = x.clone(), x.clone()
-    best_gap = torch.full((len(x),), -torch.inf, device=x.device)
-    todo = torch.arange(len(x), device=x.device)
-    for i in range(1, steps + 1):
-        here, names = x_adv[todo], y[todo]
-        gap = draw_margins(model, here.unsqueeze(1), names, draws).mean(2).squeeze(1)
-        grad, around = estimate(model, here, names, samples, delta, directions, draws, common)
-        if model.stochastic:
-            gap = around  # the mean of 2*samples draws next to the iterate says more than one draw on it
-        better = gap > best_gap[todo]
-        best[todo[better]], best_gap[todo[better]] = here[better], gap[better]
-        x_adv[todo] = to_ball(here + move(i, todo, grad), x[todo], threat.norm, float(threat.eps))
+    draws = options.eot if model.stochastic else 1
+    x_adv = x.clone()  # (B,C,H,W)
+    best = BestImages(x)
+    rows = torch.arange(len(x), device=x.device)  # (R,), which are not fooled
+    for i in range(1, options.steps + 1):
+        images = x_adv[rows]  # (R,C,H,W)
+        margins = draw_margins(model, images.unsqueeze(1), y[rows], draws).mean(2).squeeze(1)
+        grad, nearby_margins = estimate_gradient(model, images, y[rows], options)
+        if model.stochastic:  # the mean of 2*samples draws nearby says more than one draw here
+            margins = nearby_margins
+        best.record(rows, images, margins)
+        moved = images + move(i, rows, grad)
+        x_adv[rows] = to_ball(moved, x[rows], threat.norm, float(threat.eps))
         if not model.stochastic:
-            fooled = gap > 0
-            x_adv[todo[fooled]] = here[fooled]
-            todo = todo[~fooled]
-            if not len(todo):
+            fooled = margins > 0
+            x_adv[rows[fooled]] = images[fooled]
+            rows = rows[~fooled]
+            if not len(rows):
                 break
-    return torch.stack([x_adv, best])
+    return torch.stack([x_adv, best.images])
 
 
-def estimate(
-    model: Target,
-    x: Tensor,
-    y: Tensor,
-    samples: int,
-    delta: float,
-    directions: Callable[[Tensor, int], Tensor],
-    draws: int,
-    common: bool = False,
+def estimate_gradient(
+    model: Target, x: Tensor, y: Tensor, options: EstimateOptions
 ) -> tuple[Tensor, Tensor]:
-    """The antithetic estimate (B,C,H,W) of the margin's gradient at `x`, and the mean margin (B,) of the points that it asked about.
+    """The antithetic estimate (B,C,H,W) of the margin's gradient at `x`.
 
-    `directions(x, count)` -> (B,count,C,H,W), of unit variance; each point is asked `draws` times, with `common` both of a pair under the same noise.
+    Gives also the mean margin (B,) of the points that were queried.
     """
-    grad, total, done = torch.zeros_like(x), torch.zeros(len(x), device=x.device), 0
-    while done < samples:
-        count = min(samples - done, max(1, rows_at_once(x) // (2 * len(x))))
-        ways = directions(x, count)
-        noise, gaps = same_noise(model) if common and model.stochastic else nullcontext, []
-        for side in (1, -1):
-            with noise():
-                gaps.append(
-                    draw_margins(
-                        model, (x.unsqueeze(1) + side * delta * ways).clamp(0, 1), y, draws
-                    ).mean(2)
-                )
-        ahead, behind = gaps
-        grad += ((ahead - behind)[:, :, None, None, None] * ways).sum(1)
+    grad = torch.zeros_like(x)
+    total = torch.zeros(len(x), device=x.device)
+    done = 0
+    while done < options.samples:
+        count = min(options.samples - done, max(1, rows_per_query(x) // (2 * len(x))))
+        directions = options.directions(x, count)  # (B,count,C,H,W)
+        ahead, behind = pair_margins(model, x, y, directions, options)  # (B,count)
+        grad += ((ahead - behind)[:, :, None, None, None] * directions).sum(1)
         total += (ahead + behind).sum(1)
         done += count
-    return finite(grad / (2 * delta * samples)), total / (2 * samples)
+    estimate = zero_nonfinite(grad / (2 * options.delta * options.samples))
+    return estimate, total / (2 * options.samples)
 
 
-def signs(x: Tensor, count: int) -> Tensor:
+def pair_margins(
+    model: Target, x: Tensor, y: Tensor, directions: Tensor, options: EstimateOptions
+) -> list[Tensor]:
+    """The mean margins (B,P) ahead of `x` and behind it, along the directions (B,P,C,H,W).
+
+    With `common` both points of a pair meet the same noise.
+    """
+    draws = options.eot if model.stochastic else 1
+    noise = same_noise(model) if options.common and model.stochastic else nullcontext
+    margins = []
+    for side in (1, -1):
+        points = (x.unsqueeze(1) + side * options.delta * directions).clamp(0, 1)
+        with noise():
+            margins.append(draw_margins(model, points, y, draws).mean(2))
+    return margins
+
+
+def random_signs(x: Tensor, count: int) -> Tensor:
     """Random signs (B,count,C,H,W)."""
-    return (
-        torch.randint(2, (len(x), count, *x.shape[1:]), device=x.device, dtype=torch.int8).to(
-            x.dtype
-        )
-        * 2
-        - 1
-    )
+    shape = (len(x), count, *x.shape[1:])
+    bits = torch.randint(2, shape, device=x.device, dtype=torch.int8)
+    return bits.to(x.dtype) * 2 - 1
 
 
 def gaussians(x: Tensor, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attacks.gradient import climb, passes
+from bench.attacks.gradient import PGDOptions, pgd_calls, pgd_loop
 from bench.attacks.losses import LOSSES
 from bench.judging.target import Target
 from bench.questions.registry import attack
@@ -19,7 +19,7 @@ from bench.questions.spec import ThreatModel
     access="transfer",
     family="transfer",
     choices={"loss": LOSSES},
-    calls=lambda knobs, stochastic: passes(knobs),
+    calls=lambda knobs, stochastic: pgd_calls(knobs),
     added_later={"diversity"},
 )
 def transfer(
@@ -36,48 +36,41 @@ def transfer(
     momentum: float = 1.0,
     diversity: float = 0.0,
 ) -> Tensor:
-    """Momentum PGD on the classifier `source`, or the mean logits of several, joined by `+`; the defence is never asked.
+    """Momentum PGD on the classifier `source`, or on the mean logits of several, joined by `+`.
 
-    `model` is the surrogate. `diversity` is the probability with which the surrogate is shown an image shrunk by up to a tenth, at a random place
-    on black, at each step: what fools it then fools others more often. The other knobs are those of pgd. Returns the last iterate of each loss and
-    restart (losses*restarts,B,C,H,W). Dong et al. 2018, arXiv:1710.06081; Xie et al. 2019, arXiv:1803.06978.
+    The defence is never queried: `model` is the surrogate. `diversity` is the probability that,
+    at a step, the surrogate is shown the image shrunk by up to a tenth, at a random place on
+    black. What fools the surrogate then fools others more often. The other knobs are those of pgd.
+
+    Returns the last iterate of each loss and restart (losses*restarts,B,C,H,W).
+
+    Dong et al. 2018, arXiv:1710.06081; Xie et al. 2019, arXiv:1803.06978.
     """
     if diversity:
-        model = Target(Diverse(model, diversity), classes=model.classes, device=model.device)
-    return climb(
-        model,
-        x,
-        y,
-        threat,
-        loss=loss,
-        steps=steps,
-        restarts=restarts,
-        step=step,
-        wide=1.0,
-        momentum=momentum,
-    )[::3]
+        diverse = DiverseInputs(model, diversity)
+        model = Target(diverse, classes=model.classes, device=model.device)
+    options = PGDOptions(loss=loss, steps=steps, restarts=restarts, step=step, momentum=momentum)
+    return pgd_loop(model, x, y, threat, options)[::3]
 
 
-class Diverse(nn.Module):
-    """A model that sees each image (B,C,H,W), with probability `p`, shrunk to 0.9 to 1 of its size and moved, the rest black."""
+class DiverseInputs(nn.Module):
+    """A model that sees an image (B,C,H,W), with probability `p`, shrunk and moved, on black.
+
+    The image shrinks to 0.9 to 1 of its size.
+    """
 
     def __init__(self, model: nn.Module, p: float) -> None:
         super().__init__()
-        self.model, self.p = model, p
+        self.model = model
+        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.where(
-            torch.rand(len(x), device=x.device) < self.p,
-            1 + torch.rand(len(x), device=x.device) / 9,
-            1.0,
-        )
-        shift = (2 * torch.rand(len(x), 2, device=x.device) - 1) * (scale - 1).unsqueeze(1)
-        theta = torch.cat(
-            [torch.diag_embed(scale.unsqueeze(1).expand(-1, 2)), shift.unsqueeze(2)], 2
-        ).to(x.dtype)
-        logits: Tensor = self.model(
-            F.grid_sample(
-                x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
-            )
-        )
+        chosen = torch.rand(len(x), device=x.device) < self.p  # (B,)
+        scale = torch.where(chosen, 1 + torch.rand(len(x), device=x.device) / 9, 1.0)  # (B,)
+        shift = 2 * torch.rand(len(x), 2, device=x.device) - 1  # (B,2)
+        shift = shift * (scale - 1).unsqueeze(1)
+        zoom = torch.diag_embed(scale.unsqueeze(1).expand(-1, 2))  # (B,2,2)
+        theta = torch.cat([zoom, shift.unsqueeze(2)], 2).to(x.dtype)  # (B,2,3)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        logits: Tensor = self.model(F.grid_sample(x, grid, align_corners=False))
         return logits

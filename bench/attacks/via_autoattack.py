@@ -1,9 +1,12 @@
-"""AutoAttack and Square through pyautoattack (Croce & Hein 2020, arXiv:2003.01690; Andriushchenko et al. 2020, arXiv:1912.00049).
+"""AutoAttack and Square through pyautoattack.
 
-The library's attacks are used one by one. Its front class is not: it re-seeds from the clock unless told not to, keeps a "dynamic
-defence" counter for the life of the process, switches off `sys.settrace`, checks the model anew for every batch, and on a stochastic
-model throws away the candidates that one lucky draw calls failures. On a deterministic model the order, the parameters and the
-results are those of its `standard` and `plus` versions, bit for bit (a test holds this).
+Croce & Hein 2020, arXiv:2003.01690; Andriushchenko et al. 2020, arXiv:1912.00049.
+
+The library's attacks are used one by one. Its front class is not: it re-seeds from the clock unless
+told not to, keeps a "dynamic defence" counter for the life of the process, and switches off
+`sys.settrace`. It checks the model anew for every batch. On a stochastic model it throws away the
+candidates that one lucky draw calls failures. On a deterministic model the order, the parameters
+and the results are those of its `standard` and `plus` versions, bit for bit (a test holds this).
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.attacks.draws import same_noise
-from bench.attacks.losses import finite
+from bench.attacks.losses import zero_nonfinite
 from bench.judging.target import Target, is_correct, margin
 from bench.questions.registry import attack
 from bench.questions.spec import ThreatModel
@@ -26,10 +30,12 @@ NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 SQUARE = {"p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
 
 
-class Seen(nn.Module):
-    """The target as the library expects it: contiguous images, a graph that reaches them, finite gradients, logits free to be overwritten.
+class LibraryModel(nn.Module):
+    """The target as the library expects it.
 
-    With `eot` > 1 the logits are the mean over that many draws. They are drawn in a block of `noise`.
+    Images are contiguous, a graph reaches them, gradients are finite, and the library is free to
+    overwrite the logits. With `eot` > 1 the logits are the mean over that many draws. They are
+    drawn in a block of `noise`.
     """
 
     def __init__(
@@ -39,37 +45,59 @@ class Seen(nn.Module):
         noise: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
-        self.model, self.eot, self.noise = model, eot, noise
+        self.model = model
+        self.eot = eot
+        self.noise = noise
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        if x.requires_grad and torch.is_grad_enabled():
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        if wants_gradient:
             x = x.view_as(x)
-            x.register_hook(finite)
+            x.register_hook(zero_nonfinite)
         with self.noise():
             logits: Tensor = (
                 self.model.draws(x, self.eot).mean(1) if self.eot > 1 else self.model(x)
             )
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+        if wants_gradient and not logits.requires_grad:
             return logits + 0 * x.flatten(1).sum(1, keepdim=True)
         return logits.clone()
 
 
-class Unbeaten(nn.Module):
-    """Logits (B,K) that are never wrong, and whose margins against `y` (B,) have the order of those of `seen`: a search goes on to its end."""
+class NeverWrong(nn.Module):
+    """Logits (B,K) that are never wrong, so that a search goes on to its end.
 
-    def __init__(self, seen: Seen, y: Tensor) -> None:
+    Their margins against `y` (B,) have the order of those of `model`.
+    """
+
+    def __init__(self, model: LibraryModel, y: Tensor) -> None:
         super().__init__()
-        self.seen, self.y = seen, y
+        self.model = model
+        self.y = y
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.seen(x)
+        logits = self.model(x)
         lead = -margin(logits, self.y)
         root = lead.hypot(torch.ones_like(lead))
-        above = torch.where(
-            lead > 0, root + lead, 1 / (root - lead)
-        )  # root + lead, which rounds to zero where the lead is far below it
+        # root + lead, which rounds to zero where the lead is far below it
+        above = torch.where(lead > 0, root + lead, 1 / (root - lead))
         return torch.zeros_like(logits).scatter(1, self.y.unsqueeze(1), above.unsqueeze(1))
+
+
+def autoattack_calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
+    """The most forward passes per example, a backward counting as two."""
+    if knobs["version"] == "rand" or (knobs["version"] == "auto" and stochastic):
+        return 6 * (int(knobs["rand_steps"]) + 1) * int(knobs["eot"])
+    steps = int(knobs["steps"])
+    targets = int(knobs["targets"])
+    apgd = 3 * (steps + 3)  # in l1 with two more starts for its larger radii
+    targeted_apgd = targets * (apgd + 1)
+    targeted_fab = targets * (4 * steps + 4)
+    standard = 1 + 5 * apgd + targeted_apgd + targeted_fab + int(knobs["queries"]) + 12
+    if knobs["version"] != "plus":
+        return standard
+    fab = (2 * (targets + 1) + 2) * steps + 3
+    return standard + 5 * apgd + 5 * fab + 8
 
 
 @attack(
@@ -81,7 +109,7 @@ class Unbeaten(nn.Module):
     ensemble=True,
     least_classes=3,
     choices={"version": ("auto", "standard", "plus", "rand")},
-    calls=lambda knobs, stochastic: passes(knobs, stochastic),
+    calls=autoattack_calls,
 )
 def autoattack(
     model: Target,
@@ -96,24 +124,30 @@ def autoattack(
     eot: int = 20,
     rand_steps: int = 100,
 ) -> Tensor:
-    """AutoAttack: its `standard` version on a deterministic defence, its `rand` version on a stochastic one.
+    """AutoAttack: `standard` on a deterministic defence, `rand` on a stochastic one.
 
-    `standard` runs APGD-CE, targeted APGD-DLR, targeted FAB and Square in turn on what is left; `steps` are theirs, `queries` Square's,
-    `targets` the number of wrong classes that the targeted ones try. With three classes APGD-DLR takes the place of its targeted form, with
-    two none does; Square is left out where it has no form for the size of the images (12x12 in l2, say).
+    `standard` runs APGD-CE, targeted APGD-DLR, targeted FAB and Square in turn on what is left.
+    `steps` are theirs, `queries` Square's, `targets` the number of wrong classes that the targeted
+    ones try. With three classes APGD-DLR takes the place of its targeted form, with two none does.
+    Square is left out where it has no form for the size of the images (12x12 in l2, say).
 
-    `plus` runs APGD-CE and APGD-DLR, of five restarts each, and untargeted FAB, of five too, then Square and the two targeted ones. FAB asks for a
-    gradient of every class: in the number of calls they are taken to be one more than `targets`.
+    `plus` runs APGD-CE and APGD-DLR, of five restarts each, and untargeted FAB, of five too. Then
+    it runs Square and the two targeted ones. FAB asks for a gradient of every class: the number of
+    calls takes the classes to be one more than `targets`.
 
-    `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It returns the highest-loss and the last
-    misclassified iterate of each (4,B,C,H,W) for the harness to choose from: the library's own choice, made on single draws, would return
-    the clean image after a lucky one. Croce & Hein 2020, arXiv:2003.01690.
+    `rand` runs APGD-CE and APGD-DLR with `rand_steps` steps of `eot` draws on every example. It
+    returns the highest-loss and the last misclassified iterate of each (4,B,C,H,W), and the
+    harness chooses. The library's own choice, made on single draws, would return the clean image
+    after a lucky one.
+
+    Croce & Hein 2020, arXiv:2003.01690.
     """
-    quiet()
+    silence_library()
     x = x.contiguous()
     if version == "rand" or (version == "auto" and model.stochastic):
-        return rand(model, x, y, threat, rand_steps, eot)
-    return in_turn(model, x, y, threat, steps, queries, targets, plus=version == "plus")
+        return run_rand(model, x, y, threat, rand_steps, eot)
+    options = AutoAttackOptions(steps, queries, targets, plus=version == "plus")
+    return run_in_turn(model, x, y, threat, options)
 
 
 @attack(
@@ -135,124 +169,142 @@ def square(
     eot: int = 20,
     common: bool = False,
 ) -> Tensor:
-    """Random search over square patches: `queries` queries per example; on a deterministic defence an example leaves when it is fooled.
+    """Random search over square patches, with `queries` queries per example.
 
-    On a stochastic one each query asks for the mean logits of `eot` draws, each of them counted, and the search goes on to its last query:
-    where their margin turns positive, an image is wrong but half of the time. With `common` an image meets the same `eot` draws at every query,
-    so that the search compares images and not luck; no deployed defence grants that. Andriushchenko et al. 2020, arXiv:1912.00049.
+    On a deterministic defence an example leaves when it is fooled. On a stochastic one each query
+    is the mean logits of `eot` draws, each of them counted, and the search goes on to its last
+    query: where their margin turns positive, an image is wrong but half of the time. With `common`
+    an image meets the same `eot` draws at every query, so that the search compares images and not
+    luck. No deployed defence grants that.
+
+    Andriushchenko et al. 2020, arXiv:1912.00049.
     """
-    quiet()
-    if not tiles(x, threat.norm):
+    silence_library()
+    if not square_fits(x, threat.norm):
+        size = f"{x.shape[2]}x{x.shape[3]}"
         raise ValueError(
-            f"pyautoattack's Square has no {threat.norm} form for images of {x.shape[2]}x{x.shape[3]}: its first tiles do not fit"
+            f"pyautoattack's Square has no {threat.norm} form for images of {size}: "
+            "its first tiles do not fit"
         )
     x = x.contiguous()
-    noise = same_noise(model) if common and model.stochastic else nullcontext
-    seen = Unbeaten(Seen(model, eot, noise), y) if model.stochastic else Seen(model)
+    library_model: nn.Module = LibraryModel(model)
+    if model.stochastic:
+        noise = same_noise(model) if common else nullcontext
+        library_model = NeverWrong(LibraryModel(model, eot, noise), y)
     x_adv = x.clone()
     with torch.no_grad():
-        todo = is_correct(seen(x), y)
-        if todo.any() and queries > 1:
-            run = square_search()(
-                seen,
-                norm=NAMES[threat.norm],
-                eps=float(threat.eps),
-                n_queries=queries - 2,
-                seed=seed(),
-                device=model.device,
-                **SQUARE,
-            )
-            run.init_hyperparam(x)
-            x_adv[todo] = run.attack_single_run(x[todo], y[todo])[1]
+        rows = is_correct(library_model(x), y)  # (B,)
+        if rows.any() and queries > 1:
+            options = library_options(model, threat) | {"n_queries": queries - 2}
+            search = square_class()(library_model, **options, **SQUARE)
+            search.init_hyperparam(x)
+            x_adv[rows] = search.attack_single_run(x[rows], y[rows])[1]
     return x_adv
 
 
-def in_turn(
-    model: Target,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    steps: int,
-    queries: int,
-    targets: int,
-    *,
-    plus: bool,
+@dataclass(frozen=True)
+class AutoAttackOptions:
+    """The knobs of `autoattack` that its versions for deterministic defences need."""
+
+    steps: int
+    queries: int
+    targets: int
+    plus: bool
+
+
+def run_in_turn(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, options: AutoAttackOptions
 ) -> Tensor:
     """The standard version, or the plus version: each attack on what is left by those before."""
-    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
-
-    seen, sparse = Seen(model), threat.norm == "l1"
-    facts: dict[str, Any] = {
-        "norm": NAMES[threat.norm],
-        "eps": float(threat.eps),
-        "seed": seed(),
-        "device": model.device,
-    }
-    climbing = {
-        **facts,
-        "n_iter": steps,
-        "use_largereps": sparse and not plus,
-        "logger": logging.getLogger("auto-attack"),
-    }
-    others = min(targets, model.classes - 1)
-    first = [APGDAttack(seen, loss="ce", n_restarts=5 if sparse or plus else 1, **climbing)]
-    last = [FABAttack_PT(seen, n_iter=steps, targeted=True, n_target_classes=others, **facts)]
-    if model.classes > 3:
-        last.insert(
-            0,
-            APGDAttack_targeted(
-                seen, n_target_classes=min(others, 5) if sparse and not plus else others, **climbing
-            ),
-        )
-    if model.classes > 2 and (plus or model.classes == 3):
-        first.append(APGDAttack(seen, loss="dlr", n_restarts=5 if plus else 1, **climbing))
-    if plus:
-        first.append(FABAttack_PT(seen, n_iter=steps, n_restarts=5, **facts))
-    anywhere = (
-        [square_search()(seen, n_queries=queries, **facts, **SQUARE)]
-        if tiles(x, threat.norm)
-        else []
-    )
-    runs = [*first, *anywhere, *last] if plus else [*first, *last, *anywhere]
+    library_model = LibraryModel(model)
+    attacks = library_attacks(model, library_model, x, threat, options)
     x_adv = x.clone()
     with torch.no_grad():
-        alive = is_correct(seen(x), y)
-        for run in runs:
-            rows = alive.nonzero().squeeze(1)
+        alive = is_correct(library_model(x), y)  # (B,)
+        for library_attack in attacks:
+            rows = alive.nonzero().squeeze(1)  # (R,)
             if not len(rows):
                 break
-            made = run.perturb(x[rows], y[rows]).detach()
-            fooled = ~is_correct(seen(made), y[rows])
-            x_adv[rows[fooled]] = made[fooled]
+            images = library_attack.perturb(x[rows], y[rows]).detach()
+            fooled = ~is_correct(library_model(images), y[rows])
+            x_adv[rows[fooled]] = images[fooled]
             alive[rows[fooled]] = False
     return x_adv
 
 
-def rand(model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, eot: int) -> Tensor:
+def library_attacks(
+    model: Target,
+    library_model: LibraryModel,
+    x: Tensor,
+    threat: ThreatModel,
+    options: AutoAttackOptions,
+) -> list[Any]:
+    """The library's attacks, in the order of the version."""
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+
+    plus = options.plus
+    is_l1 = threat.norm == "l1"
+    common = library_options(model, threat)
+    fab = common | {"n_iter": options.steps}
+    apgd = apgd_options(common, options.steps) | {"use_largereps": is_l1 and not plus}
+    targets = min(options.targets, model.classes - 1)
+    apgd_targets = min(targets, 5) if is_l1 and not plus else targets
+
+    ce_restarts = 5 if is_l1 or plus else 1
+    untargeted = [APGDAttack(library_model, loss="ce", n_restarts=ce_restarts, **apgd)]
+    if model.classes > 2 and (plus or model.classes == 3):
+        dlr_restarts = 5 if plus else 1
+        untargeted.append(APGDAttack(library_model, loss="dlr", n_restarts=dlr_restarts, **apgd))
+    if plus:
+        untargeted.append(FABAttack_PT(library_model, n_restarts=5, **fab))
+    targeted = []
+    if model.classes > 3:
+        targeted.append(APGDAttack_targeted(library_model, n_target_classes=apgd_targets, **apgd))
+    targeted.append(FABAttack_PT(library_model, targeted=True, n_target_classes=targets, **fab))
+    squares = []
+    if square_fits(x, threat.norm):
+        squares.append(square_class()(library_model, n_queries=options.queries, **common, **SQUARE))
+    if plus:
+        return [*untargeted, *squares, *targeted]
+    return [*untargeted, *targeted, *squares]
+
+
+def run_rand(
+    model: Target, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, eot: int
+) -> Tensor:
+    """The highest-loss and the last misclassified iterate of each loss (4,B,C,H,W)."""
     from pyautoattack.autopgd_base import APGDAttack
 
     candidates = []
     for loss in ("ce", "dlr") if model.classes > 2 else ("ce",):
-        run = APGDAttack(
-            Seen(model),
-            loss=loss,
-            norm=NAMES[threat.norm],
-            eps=float(threat.eps),
-            n_iter=steps,
-            eot_iter=eot,
-            seed=seed(),
-            device=model.device,
-            logger=logging.getLogger("auto-attack"),
-        )
-        run.init_hyperparam(x)
-        highest, _, _, misclassified = run.attack_single_run(x, y)
-        candidates += [highest.detach(), misclassified.detach()]
+        options = apgd_options(library_options(model, threat), steps) | {"eot_iter": eot}
+        apgd = APGDAttack(LibraryModel(model), loss=loss, **options)
+        apgd.init_hyperparam(x)
+        highest_loss, _, _, misclassified = apgd.attack_single_run(x, y)
+        candidates += [highest_loss.detach(), misclassified.detach()]
     return torch.stack(candidates)
 
 
-def square_search() -> Any:
-    """The library's Square, which crashes in l2 and l1 when the last margin left is exactly 0 or NaN: both are successes."""
+def library_options(model: Target, threat: ThreatModel) -> dict[str, Any]:
+    """The options that all attacks of the library take."""
+    return {
+        "norm": NAMES[threat.norm],
+        "eps": float(threat.eps),
+        "seed": draw_seed(),
+        "device": model.device,
+    }
+
+
+def apgd_options(common: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    return {**common, "n_iter": steps, "logger": logging.getLogger("auto-attack")}
+
+
+def square_class() -> Any:
+    """The library's Square, which crashes in l2 and l1 when the last margin is exactly 0 or NaN.
+
+    Both are successes.
+    """
     from pyautoattack.square import SquareAttack
 
     class Square(SquareAttack):  # type: ignore[misc]
@@ -263,46 +315,31 @@ def square_search() -> Any:
     return Square
 
 
-def tiles(x: Tensor, norm: str) -> bool:
-    """Whether the library's Square can start: in l2 and l1 it lays a fifth of the image's height side by side, and may run over the edge."""
-    size = x.shape[2]
+def square_fits(x: Tensor, norm: str) -> bool:
+    """Whether the library's Square can start.
+
+    In l2 and l1 it lays a fifth of the image's height side by side, and may run over the edge.
+    """
     if norm == "linf":
         return True
-    tile = size // 5
-    return tile == 1 or (
-        tile > 1 and size == x.shape[3] and (size - 5 * tile) // 2 + size // tile * tile <= size
-    )
+    height, width = x.shape[2:]
+    tile = height // 5
+    if tile <= 1:
+        return tile == 1
+    end = (height - 5 * tile) // 2 + height // tile * tile
+    return height == width and end <= height
 
 
-def passes(knobs: Mapping[str, Any], stochastic: bool) -> int:
-    """The most forward passes per example, a backward counting as two."""
-    if knobs["version"] == "rand" or (knobs["version"] == "auto" and stochastic):
-        return 6 * (int(knobs["rand_steps"]) + 1) * int(knobs["eot"])
-    steps, targets = int(knobs["steps"]), int(knobs["targets"])
-    climb = 3 * (steps + 3)  # APGD, in l1 with two more starts for its larger radii
-    more = (
-        5 * climb + 5 * ((2 * (targets + 1) + 2) * steps + 3) + 8
-        if knobs["version"] == "plus"
-        else 0
-    )
-    return (
-        1
-        + 5 * climb
-        + targets * (climb + 1)
-        + targets * (4 * steps + 4)
-        + int(knobs["queries"])
-        + 12
-        + more
-    )
-
-
-def seed() -> int:
-    """A seed for the library from the global generator, which the harness has seeded for this batch."""
+def draw_seed() -> int:
+    """A seed for the library from the global generator, which the harness has seeded."""
     return int(torch.randint(2**31, ()))
 
 
-def quiet() -> None:
-    """Its warnings go to whoever configures logging, and otherwise nowhere: the harness's own probes say the same and keep it."""
+def silence_library() -> None:
+    """Send its warnings to whoever configures logging, and otherwise nowhere.
+
+    The harness's own probes say the same and keep it.
+    """
     logger = logging.getLogger("auto-attack")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.apgd import radii
-from bench.attacks.losses import at_once, rows_at_once
+from bench.attacks.apgd import plan_stages
+from bench.attacks.losses import images_per_query, rows_per_query
 from bench.checks.failure_indicators import DRAWS, LAST, POINTS, RADIUS, RISES, UNSTABLE
 from bench.judging.norms import NORMS
 from bench.judging.randomness import random_stream
@@ -108,7 +108,7 @@ def margin_change(target: Target, x: Tensor, y: Tensor) -> float:
         moved = torch.cat([mean_margin(target, point, y, seed) for point in points])
     else:
         here = margin(target(x), y).double()
-        parts = points.split(rows_at_once(x))
+        parts = points.split(rows_per_query(x))
         moved = torch.cat([margin(target(part), y.expand(len(part))).double() for part in parts])
     return min(1.0, float(((moved - here).abs() / here.abs().where(here != 0, 1)).mean()))
 
@@ -142,9 +142,9 @@ def was_still_rising(traced: Traced, attack: Spec, classes: int) -> bool:
     """
     if not traced.margins:
         return False
-    at_once_count = at_once(traced.x, int(attack.params.get("eot", 1)))
-    runs_within = split_runs(torch.cat(traced.within), attack, traced.norm, at_once_count, classes)
-    runs = split_runs(torch.cat(traced.margins), attack, traced.norm, at_once_count, classes)
+    side_by_side = images_per_query(traced.x, int(attack.params.get("eot", 1)))
+    runs_within = split_runs(torch.cat(traced.within), attack, traced.norm, side_by_side, classes)
+    runs = split_runs(torch.cat(traced.margins), attack, traced.norm, side_by_side, classes)
     farthest = -torch.inf
     rise = 0.0
     for within, margins in zip(runs_within, runs, strict=True):
@@ -159,11 +159,11 @@ def was_still_rising(traced: Traced, attack: Spec, classes: int) -> bool:
 
 
 def split_runs(
-    rows: Tensor, attack: Spec, norm: str, at_once_count: int, classes: int
+    rows: Tensor, attack: Spec, norm: str, side_by_side: int, classes: int
 ) -> list[Tensor]:
     """What an attack met, in order (N,), run by run.
 
-    PGD's runs come one after the other. Of APGD's, `at_once_count` go side by side. These have one
+    PGD's runs come one after the other. Of APGD's, `side_by_side` go side by side. These have one
     step more, where they start, for each of their radii. What is left of a run that was cut short
     stays with it.
     """
@@ -171,13 +171,13 @@ def split_runs(
     steps = int(knobs["steps"])
     if not attacks.get(attack.name).facts.parallel_runs:
         return list(rows.split(steps))
-    looks = steps + len(radii(norm, 1.0, steps, float(knobs.get("wide", 0))))
+    looks = steps + len(plan_stages(norm, 1.0, steps, float(knobs.get("wide", 0))))
     runs: list[Tensor] = []
     for loss in str(knobs["loss"]).split("+"):
         targets = min(int(knobs["targets"]), classes - 1) if loss == "targeted" else 1
         left = int(knobs["restarts"]) * targets
         while left > 0 and len(rows):
-            width = min(at_once_count, left)
+            width = min(side_by_side, left)
             part = rows[: width * looks]
             rows = rows[width * looks :]
             left -= width

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.attacks.losses import finite, gradients_at_once, rows_at_once
+from bench.attacks.losses import images_per_gradient, rows_per_query, zero_nonfinite
 from bench.checks.gradient_quality import ALIKE, MOST, TRIES
 from bench.judging.norms import per_example
 from bench.judging.randomness import random_stream
@@ -105,7 +105,7 @@ def sum_differences(
     draws is the same on both sides of a pair, and fresh for each pair.
     """
     total = points.new_zeros(len(points), points[0].numel(), dtype=torch.float64)
-    group = max(1, rows_at_once(points) // len(points))
+    group = max(1, rows_per_query(points) // len(points))
     for done in range(0, directions, group):
         count = min(group, directions - done)
         shape = (len(points), count, *points.shape[1:])
@@ -132,7 +132,7 @@ def margin_gradients(answer: Answer, points: Tensor, y: Tensor, draws: int) -> T
     """
     images = points.repeat(draws, 1, 1, 1)
     labels = y.repeat(draws)
-    size = gradients_at_once(points, 1)
+    size = images_per_gradient(points, 1)
     parts = []
     for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
         leaf = part.clone().requires_grad_()
@@ -141,7 +141,7 @@ def margin_gradients(answer: Answer, points: Tensor, y: Tensor, draws: int) -> T
             value = margin(answer(leaf), part_labels).sum()
             if value.requires_grad:
                 gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0]
-        parts.append(torch.zeros_like(part) if gradient is None else finite(gradient))
+        parts.append(torch.zeros_like(part) if gradient is None else zero_nonfinite(gradient))
     return torch.cat(parts).flatten(1).double().reshape(draws, len(points), -1)
 
 

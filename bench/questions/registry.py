@@ -9,6 +9,7 @@ place of a classifier: `jpeg[quality=75,inner=carso[samples=4]]`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -97,14 +98,19 @@ class Registry(Generic[Kind]):
         *,
         choices: Words | None = None,
         parsers: Parsers | None = None,
+        fixed: Knobs | None = None,
     ) -> None:
-        """Keep `make` under `name`; BadInput where another function has that name already."""
+        """Keep `make` under `name`; BadInput where another function has that name already.
+
+        Knobs that are `fixed` have that value and are not offered.
+        """
         self.refuse_twice(name, make)
         # The numbers of an attack have a least value, so that no run is empty.
         minimum: dict[type, int] = {int: 1, float: 0} if isinstance(facts, QuestionFacts) else {}
+        fixed = fixed or {}
         knobs = {}
         for parameter in inspect.signature(make).parameters.values():
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.name in fixed:
                 continue
             knob, default = parameter.name, parameter.default
             if not isinstance(default, bool | int | float | str):
@@ -120,6 +126,8 @@ class Registry(Generic[Kind]):
                 minimum=minimum.get(type(default)),
                 parse=(parsers or {}).get(knob),
             )
+        if fixed:
+            make = functools.update_wrapper(functools.partial(make, **fixed), make)
         self._entries[name] = Entry(self.kind, name, make, facts, knobs)
 
     def refuse_twice(self, name: str, make: Callable[..., Any]) -> None:
@@ -204,18 +212,21 @@ def attack(
     family: str,
     choices: Words | None = None,
     parsers: Parsers | None = None,
+    fixed: Knobs | None = None,
     **facts: Any,
 ) -> Callable[[Function], Function]:
     """Register a function `(model, x, y, threat, *, knobs) -> x_adv`.
 
     `choices` are the words that a knob takes, alone or joined by `+`. `parsers` give the text of a
-    knob in its one form. For the facts see `AttackFacts`, for `family` and traits `AttackTraits`.
+    knob in its one form. Knobs that are `fixed` have that value under this name and are not
+    offered: so one function has two names. For the facts see `AttackFacts`, for `family` and traits
+    `AttackTraits`.
     """
     known = make_facts(AttackFacts, "attack", name, norms, access=access, family=family, **facts)
 
     def register(make: Function) -> Function:
         checks.refuse_twice(name, make)
-        attacks.add(name, make, known, choices=choices, parsers=parsers)
+        attacks.add(name, make, known, choices=choices, parsers=parsers, fixed=fixed)
         return make
 
     return register

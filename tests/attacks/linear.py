@@ -48,7 +48,8 @@ class Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
+        self.weight = weight
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.weight.T + self.bias
@@ -57,7 +58,8 @@ class Linear(nn.Module):
 class Wrapped(nn.Module):
     def __init__(self, base: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.base, self.change = base, change
+        self.base = base
+        self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
         return self.change(self.base(x), x)
@@ -65,7 +67,10 @@ class Wrapped(nn.Module):
 
 @dataclass(frozen=True)
 class Problem:
-    """Images in the middle of the box, their labels under `model`, and the smallest perturbation of each by norm."""
+    """Images in the middle of the box, and their labels under `model`.
+
+    `optimum` is the size of the smallest perturbation of each (B,), by norm.
+    """
 
     model: nn.Module
     x: Tensor
@@ -93,17 +98,19 @@ def two_classes(
     gap: float | None = None,
     smooth: bool = False,
 ) -> Problem:
-    """Two classes apart by one plane: the optimum is the distance to it in the dual norm, the same for every image, on either side."""
+    """Two classes on either side of one plane.
+
+    The optimum is the distance to the plane in the dual norm, the same for every image.
+    """
     generator = torch.Generator().manual_seed(channels * size)
     weight = torch.randn(channels, size, size, generator=generator)
     if smooth:  # patches of equal sign, as images have them
-        weight = weight.abs() * torch.randn(
-            channels, 2, 2, generator=generator
-        ).sign().repeat_interleave(size // 2, 1).repeat_interleave(size // 2, 2)
+        signs = torch.randn(channels, 2, 2, generator=generator).sign()
+        signs = signs.repeat_interleave(size // 2, 1).repeat_interleave(size // 2, 2)
+        weight = weight.abs() * signs
     flat = weight.flatten() / weight.norm()
-    gap = (
-        0.3 * float(flat.abs().max()) if gap is None else gap
-    )  # so that no optimum reaches the box
+    if gap is None:
+        gap = 0.3 * float(flat.abs().max())  # so that no optimum reaches the box
     x = 0.5 + 0.1 * (2 * torch.rand(batch, channels * size * size, generator=generator) - 1)
     side = torch.where(torch.arange(batch) % 2 == 0, 1.0, -1.0)
     x = x + (side * gap - (x - 0.5) @ flat).unsqueeze(1) * flat
@@ -123,7 +130,10 @@ def two_classes(
 
 
 def many_classes(classes: int, batch: int = 8, channels: int = 3, size: int = 8) -> Problem:
-    """Several classes, random images near the middle labelled by the model: the optimum is the least over the wrong classes."""
+    """Several classes, and random images near the middle, labelled by the model.
+
+    The optimum is the least over the wrong classes.
+    """
     generator = torch.Generator().manual_seed(classes)
     weight = torch.randn(classes, channels * size * size, generator=generator) / 10
     x = 0.5 + 0.02 * torch.randn(batch, channels * size * size, generator=generator)
@@ -154,19 +164,41 @@ def candidates(
     entry = registry.attacks.get(name)
     threat = ThreatModel(norm, Fraction(eps).limit_denominator(10**9), entry.facts.access)
     torch.manual_seed(seed)
-    access = (
-        "white-box" if threat.access == "transfer" else threat.access
-    )  # the harness hands over the surrogate
-    made = entry.make(
-        target or problem.target(access), problem.x.clone(), problem.y.clone(), threat, **knobs
-    )
-    made = (torch.stack(list(made.values())) if isinstance(made, dict) else made).detach()
-    return made if made.dim() == 5 else made.unsqueeze(0)
+    # for `transfer` the harness hands over the surrogate
+    access = "white-box" if threat.access == "transfer" else threat.access
+    target = target or problem.target(access)
+    x_adv = entry.make(target, problem.x.clone(), problem.y.clone(), threat, **knobs)
+    if isinstance(x_adv, dict):
+        x_adv = torch.stack(list(x_adv.values()))
+    x_adv = x_adv.detach()
+    return x_adv if x_adv.dim() == 5 else x_adv.unsqueeze(0)
 
 
 def fooled(problem: Problem, name: str, norm: str, eps: float, **knobs: Any) -> Tensor:
     """For which examples a candidate of the attack, put into the ball, is misclassified."""
-    made = candidates(problem, name, norm, eps, **knobs)
-    return torch.stack(
-        [~is_correct(problem.model(to_ball(one, problem.x, norm, eps)), problem.y) for one in made]
-    ).any(0)
+    x_adv = candidates(problem, name, norm, eps, **knobs)
+    projected = torch.stack([to_ball(images, problem.x, norm, eps) for images in x_adv])
+    return misclassified(problem, projected).any(0)
+
+
+def misclassified(problem: Problem, x_adv: Tensor) -> Tensor:
+    """Which of the candidates (m,B,C,H,W) the model misclassifies (m,B)."""
+    return torch.stack([~is_correct(problem.model(images), problem.y) for images in x_adv])
+
+
+def nan_gradients(problem: Problem, rows: Tensor) -> Problem:
+    """The problem with gradients that are NaN for the examples `rows` (B,), and logits as ever."""
+
+    def poison(logits: Tensor, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.detach().flatten(1), problem.x.flatten(1)).argmin(1)
+        ill = rows[nearest].nonzero().squeeze(1)
+        root_of_zero = ((x[ill] - x[ill].detach()) ** 2).sum((1, 2, 3)).sqrt()
+        return logits.index_add(0, ill, 0 * root_of_zero.unsqueeze(1).expand(-1, 2))
+
+    return Problem(Wrapped(problem.model, poison), problem.x, problem.y, {})
+
+
+def nan_here_and_there(logits: Tensor, x: Tensor) -> Tensor:
+    """The logits (B,K), NaN for about a third of the images."""
+    ill = x.sum((1, 2, 3)) * 1e3 % 3 < 1
+    return torch.where(ill.unsqueeze(1), torch.nan, logits)

@@ -1,4 +1,4 @@
-"""The adaptive attack: each route defeats the defence that only it can defeat, and what was found is told apart."""
+"""The adaptive attack: each route defeats the defence that only it can defeat."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks import losses
-from bench.attacks.adaptive import Distance, Frozen, adaptive, routes
-from bench.attacks.gradient import climb
+from bench.attacks.adaptive import Distance, FixedNoise, adaptive, route_names
+from bench.attacks.gradient import PGDOptions, pgd_loop
 from bench.errors import BadInput
 from bench.judging.proposals import routes_of
 from bench.judging.target import Target, is_correct, margin
@@ -36,7 +36,7 @@ class Masked(nn.Module):
         return logits
 
 
-def attacked(
+def run_adaptive(
     problem: Problem,
     defence: nn.Module,
     *,
@@ -54,7 +54,7 @@ def problem_eps(problem: Problem, norm: str) -> Fraction:
     return Fraction(EPS * float(problem.optimum[norm][0])).limit_denominator(10**6)
 
 
-def broken(problem: Problem, images: Tensor) -> Tensor:
+def is_broken(problem: Problem, images: Tensor) -> Tensor:
     return ~is_correct(problem.model(images), problem.y)
 
 
@@ -69,66 +69,63 @@ PARTS: dict[str, Callable[[nn.Module], dict[str, object]]] = {
 
 @pytest.mark.parametrize("route", list(PARTS))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_declared_part_is_the_way_around_a_gradient_that_is_not_there(
-    route: str, norm: str
-) -> None:
+def test_a_declared_part_is_the_way_around_a_missing_gradient(route: str, norm: str) -> None:
     problem = two_classes()
-    assert not any(
-        broken(problem, made).any()
-        for made in attacked(problem, Masked(problem.model), norm=norm).values()
-    )
-    made = attacked(problem, Masked(problem.model, **PARTS[route](problem.model)), norm=norm)
-    assert broken(problem, made[route]).all()
-    others = [
-        name for name in made if name != route and list(made).index(name) > list(made).index(route)
-    ]
-    assert all(torch.equal(made[name], problem.x) for name in others), (
-        "what has fallen is left alone"
-    )
+    without = run_adaptive(problem, Masked(problem.model), norm=norm)
+    assert not any(is_broken(problem, images).any() for images in without.values())
+    masked = Masked(problem.model, **PARTS[route](problem.model))
+    by_route = run_adaptive(problem, masked, norm=norm)
+    assert is_broken(problem, by_route[route]).all()
+    names = list(by_route)
+    for name in names[names.index(route) + 1 :]:
+        assert torch.equal(by_route[name], problem.x), "what has fallen is left alone"
 
 
 class Torn(nn.Module):
-    """The linear model, whose gradient is NaN where the margin is still more than half of that of the images."""
+    """The linear model, whose gradient is NaN while the margin is over half of the images'."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.model = problem.model
         self.far = float(margin(problem.model(problem.x), problem.y).mean()) / 2
         self.surrogates = {"empty": lambda x: self.model(x) / 0.0, "near": self.near}
-        self.asked = 0
+        self.queried = 0
 
-    def gap(self, logits: Tensor) -> Tensor:
+    def logit_spread(self, logits: Tensor) -> Tensor:
         return -(logits[:, 0] - logits[:, 1]).abs()
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
         ill = 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None]
-        return logits + torch.where((self.gap(logits) < self.far)[:, None], ill, 0)
+        return logits + torch.where((self.logit_spread(logits) < self.far)[:, None], ill, 0)
 
     def near(self, x: Tensor) -> Tensor:
-        """A surrogate that leads the right way for as long as the defence does not, and from there back."""
-        self.asked += len(x)
+        """A surrogate that leads the right way while the defence does not, and from there back."""
+        self.queried += len(x)
         logits: Tensor = self.model(x)
-        return torch.where((self.gap(logits) < self.far)[:, None], logits, -logits)
+        return torch.where((self.logit_spread(logits) < self.far)[:, None], logits, -logits)
 
 
 @pytest.mark.parametrize("loss", ["ce+margin", "targeted"])
-def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_its_place(
-    loss: str,
-) -> None:
-    """Neither alone gets there: the one stands still, and the other turns back; the first surrogate has no finite gradient at all."""
+def test_a_surrogate_lends_its_gradient_where_the_own_one_is_not_finite(loss: str) -> None:
+    """Neither alone gets there: the one stands still, and the other turns back.
+
+    The first surrogate has no finite gradient at all.
+    """
     problem = two_classes()
     torn = Torn(problem)
-    assert not broken(problem, attacked(problem, torn, only="full", loss=loss)["full"]).any()
-    assert torn.asked == 0, "a way that is tried alone gets no help"
+    assert not is_broken(problem, run_adaptive(problem, torn, only="full", loss=loss)["full"]).any()
+    assert torn.queried == 0, "a way that is tried alone gets no help"
     for alone in ("near", "empty"):
-        assert not broken(problem, attacked(problem, torn, only=alone, loss=loss)[alone]).any()
+        assert not is_broken(
+            problem, run_adaptive(problem, torn, only=alone, loss=loss)[alone]
+        ).any()
     threat = ThreatModel("linf", problem_eps(problem, "linf"), "white-box")
     target = Target(torn, classes=2)
-    made = adaptive(target, problem.x, problem.y, threat, loss=loss, steps=20, eot=4)
-    assert list(made) == ["empty", "near", "warm", "full", "smoothed"]
-    assert not any(broken(problem, made[name]).any() for name in ("empty", "near"))
-    assert broken(problem, made["warm"]).all()
+    by_route = adaptive(target, problem.x, problem.y, threat, loss=loss, steps=20, eot=4)
+    assert list(by_route) == ["empty", "near", "warm", "full", "smoothed"]
+    assert not any(is_broken(problem, by_route[name]).any() for name in ("empty", "near"))
+    assert is_broken(problem, by_route["warm"]).all()
     assert target.nonfinite > 0, "the harness hears of it all the same"
     calls = registry.attacks.get("adaptive").facts.calls
     knobs = registry.attacks.get("adaptive").resolve({"loss": loss, "steps": 20, "eot": 4})
@@ -136,7 +133,8 @@ def test_where_the_own_gradient_is_not_finite_that_of_the_next_surrogate_takes_i
 
 
 def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
-    problem, asked = two_classes(), []
+    problem = two_classes()
+    asked = []
 
     class Whole(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -147,42 +145,37 @@ def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
         asked.append(True)
         return []
 
-    knobs = {"loss": "ce", "steps": 4, "restarts": 1, "step": 2.0, "wide": 1.0, "momentum": 0.0}
+    options = PGDOptions(loss="ce", steps=4, restarts=1, step=2.0)
     threat = ThreatModel("linf", problem_eps(problem, "linf"), "white-box")
-    climb(Target(Whole(), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs)
-    assert asked == []
-    climb(
-        Target(Torn(problem), classes=2), problem.x, problem.y, threat, stand_ins=no_help, **knobs
-    )
-    assert len(asked) == 4
+    for model, count in ((Whole(), 0), (Torn(problem), 4)):
+        target = Target(model, classes=2)
+        pgd_loop(target, problem.x, problem.y, threat, options, surrogate_models=no_help)
+        assert len(asked) == count
 
 
-def test_one_way_alone_is_tried_where_it_is_named_and_one_that_is_not_there_is_refused() -> None:
+def test_only_tries_the_named_routes_and_refuses_others() -> None:
     problem = two_classes()
     parts = {**PARTS["soft"](problem.model), **PARTS["base"](problem.model)}
-    made = attacked(problem, Masked(problem.model, **parts), only="full+base")
-    assert list(made) == ["base", "full"]
-    assert broken(problem, made["base"]).all()
-    alone = attacked(problem, Masked(problem.model, **parts), only="full")
-    assert not broken(problem, alone["full"]).any(), "no other way has helped it"
-    with pytest.raises(
-        BadInput,
-        match=r"adaptive\[only=ful\]: this defence has no route 'ful'; did you mean 'full'\?",
-    ):
-        attacked(problem, Masked(problem.model, **parts), only="ful")
+    by_route = run_adaptive(problem, Masked(problem.model, **parts), only="full+base")
+    assert list(by_route) == ["base", "full"]
+    assert is_broken(problem, by_route["base"]).all()
+    alone = run_adaptive(problem, Masked(problem.model, **parts), only="full")
+    assert not is_broken(problem, alone["full"]).any(), "no other way has helped it"
+    message = r"adaptive\[only=ful\]: this defence has no route 'ful'; did you mean 'full'\?"
+    with pytest.raises(BadInput, match=message):
+        run_adaptive(problem, Masked(problem.model, **parts), only="ful")
 
 
 def test_the_latent_of_another_class_is_approached() -> None:
     problem = two_classes()
     normal = problem.model.weight[1] - problem.model.weight[0]
-    made = attacked(
-        problem, Masked(problem.model, latent=lambda x: (x.flatten(1) - 0.5) @ normal.unsqueeze(1))
-    )
-    assert broken(problem, made["latent"]).all()
+    masked = Masked(problem.model, latent=lambda x: (x.flatten(1) - 0.5) @ normal.unsqueeze(1))
+    by_route = run_adaptive(problem, masked)
+    assert is_broken(problem, by_route["latent"]).all()
 
 
 @pytest.mark.parametrize(("route", "part"), [("latent", "latent"), ("purifier", "purify")])
-def test_a_distance_is_climbed_in_parts_of_bounded_size_to_the_same_end(
+def test_a_distance_in_parts_of_bounded_size_comes_to_the_same_end(
     route: str, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = two_classes()
@@ -194,21 +187,22 @@ def test_a_distance_is_climbed_in_parts_of_bounded_size_to_the_same_end(
             sizes.append(len(x))
         return calls[part](x)
 
-    made = []
+    results = []
     for images, seen in ((1000, {12}), (5, {5, 2})):
         monkeypatch.setattr(losses, "VALUES", images * 64 * 4)  # of four draws each
         sizes.clear()
-        made.append(attacked(problem, Masked(problem.model, **{part: noted}), only=route)[route])
+        masked = Masked(problem.model, **{part: noted})
+        results.append(run_adaptive(problem, masked, only=route)[route])
         assert set(sizes) == seen
-    assert torch.allclose(made[0], made[1], atol=1e-6)
+    assert torch.allclose(results[0], results[1], atol=1e-6)
 
 
 def test_a_purifier_is_driven_away_from_the_image() -> None:
     problem = two_classes()
-    made = attacked(problem, Masked(problem.model, purify=lambda x: 2 * x))["purifier"]
+    by_route = run_adaptive(problem, Masked(problem.model, purify=lambda x: 2 * x))["purifier"]
     # what moves 2x farthest from the clean image is the whole ball's corner, away from zero
     eps = float(problem_eps(problem, "linf"))
-    assert torch.allclose(made, (problem.x + eps).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(by_route, (problem.x + eps).clamp(0, 1), atol=1e-6)
 
 
 def test_the_order_does_not_depend_on_the_batch_and_names_are_not_doubled() -> None:
@@ -221,7 +215,7 @@ def test_the_order_does_not_depend_on_the_batch_and_names_are_not_doubled() -> N
     }
     declared = Masked(model, **everything, surrogates={"classifier": model, "identity": model})
     target = Target(declared, classes=2, stochastic=True)
-    assert routes(target) == [
+    assert route_names(target) == [
         "classifier",
         "identity",
         "presoftmax",
@@ -232,11 +226,14 @@ def test_the_order_does_not_depend_on_the_batch_and_names_are_not_doubled() -> N
         "full",
         "smoothed",
     ]
-    assert routes(Target(model, classes=2)) == ["warm", "full", "smoothed"]
+    assert route_names(Target(model, classes=2)) == ["warm", "full", "smoothed"]
 
 
 def test_a_stochastic_example_is_left_alone_only_when_it_fell_ten_times() -> None:
-    """A coin that is right half of the time whatever the image: no route can end it, so every route is tried on every example."""
+    """A coin is right half of the time whatever the image.
+
+    No route can end it, so every route is tried on every example.
+    """
     problem = two_classes(batch=6)
 
     class Coin(nn.Module):
@@ -244,9 +241,9 @@ def test_a_stochastic_example_is_left_alone_only_when_it_fell_ten_times() -> Non
             logits: Tensor = problem.model(x)
             return torch.where(torch.rand(len(x), 1) < 0.5, logits, logits.flip(1))
 
-    made = attacked(problem, Coin(), stochastic=True)
-    assert list(made) == ["fixed-noise", "warm", "full", "smoothed"]
-    assert all((made[name] != problem.x).flatten(1).any(1).all() for name in made)
+    by_route = run_adaptive(problem, Coin(), stochastic=True)
+    assert list(by_route) == ["fixed-noise", "warm", "full", "smoothed"]
+    assert all((by_route[name] != problem.x).flatten(1).any(1).all() for name in by_route)
 
 
 def test_noise_is_frozen_for_one_route_and_the_generator_goes_on() -> None:
@@ -254,15 +251,17 @@ def test_noise_is_frozen_for_one_route_and_the_generator_goes_on() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.randn(len(x), 2)
 
-    frozen = Frozen(Target(Noisy(), classes=2, stochastic=True))
+    frozen = FixedNoise(Target(Noisy(), classes=2, stochastic=True))
     before = torch.get_rng_state()
-    one, two = frozen(torch.zeros(3, 1)), frozen(torch.zeros(3, 1))
-    assert torch.equal(one, two)
+    assert torch.equal(frozen(torch.zeros(3, 1)), frozen(torch.zeros(3, 1)))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_smoothing_finds_the_slope_that_ripples_hide() -> None:
-    """Ripples too fine to matter, whose slope is four times that of what they ride on: the gradient is of random sign, its mean over noise is not."""
+    """Ripples too fine to matter, whose slope is four times that of what they ride on.
+
+    The gradient is of random sign, its mean over noise is not.
+    """
     problem = two_classes()
 
     class Rippled(nn.Module):
@@ -270,17 +269,16 @@ def test_smoothing_finds_the_slope_that_ripples_hide() -> None:
             logits: Tensor = problem.model(x + 2e-4 * torch.sin(20000 * x))
             return logits
 
-    made = attacked(problem, Rippled(), eot=64)
-    assert (made["full"] != problem.x).flatten(1).any(1).all()
-    assert not broken(problem, made["full"]).any()
-    assert broken(problem, made["smoothed"]).all()
+    by_route = run_adaptive(problem, Rippled(), eot=64)
+    assert (by_route["full"] != problem.x).flatten(1).any(1).all()
+    assert not is_broken(problem, by_route["full"]).any()
+    assert is_broken(problem, by_route["smoothed"]).all()
 
 
 def test_distances_are_repeated_for_draws() -> None:
     goals = torch.tensor([[0.0], [1.0]])
-    near, far = (
-        Distance(lambda x: x, goals, nearer=nearer, random=False) for nearer in (True, False)
-    )
+    near = Distance(lambda x: x, goals, nearer=True, random=False)
+    far = Distance(lambda x: x, goals, nearer=False, random=False)
     x = torch.tensor([[0.5], [0.5], [3.0], [3.0]])
     assert near(x)[:, 0].tolist() == [0.25, 0.25, 4.0, 4.0]
     assert far(x)[:, 0].tolist() == [-0.25, -0.25, -4.0, -4.0]

@@ -25,7 +25,8 @@ class Noisy(nn.Module):
 
     def __init__(self, base: nn.Module, deviation: float = 1.0) -> None:
         super().__init__()
-        self.base, self.deviation = base, deviation
+        self.base = base
+        self.deviation = deviation
         self.drawn: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,20 +40,17 @@ class Noisy(nn.Module):
 def test_noise_that_is_added_to_the_margin_has_no_say(name: str, norm: str) -> None:
     problem = two_classes(batch=6)
     eps = 0.5 * float(problem.optimum[norm][0])
-    defences = (Noisy(problem.model, 0.0), Noisy(problem.model))  # so that both draw
 
-    def ends(common: bool) -> list[Tensor]:
-        targets = [
-            Target(defence, access="score", stochastic=True, classes=2) for defence in defences
-        ]
-        return [
-            candidates(problem, name, norm, eps, target, common=common, **LONG[name])[0]
-            for target in targets
-        ]
+    def last_iterate(deviation: float, common: bool) -> Tensor:
+        defence = Noisy(problem.model, deviation)  # it draws at any deviation
+        target = Target(defence, access="score", stochastic=True, classes=2)
+        return candidates(problem, name, norm, eps, target, common=common, **LONG[name])[0]
 
-    still, noisy = ends(common=True)
+    still = last_iterate(0.0, common=True)
+    noisy = last_iterate(1.0, common=True)
     assert torch.allclose(still, noisy, atol=1e-3 * eps)
-    still, noisy = ends(common=False)
+    still = last_iterate(0.0, common=False)
+    noisy = last_iterate(1.0, common=False)
     assert (still - noisy).flatten(1).abs().amax(1).min() > 0.1 * eps / 64, (
         "without common random numbers noise turns the search"
     )
@@ -66,10 +64,9 @@ def test_a_pair_shares_its_noise_and_nobody_else_has_it(name: str, eot: int) -> 
     target = Target(model, access="score", stochastic=True, classes=2)
     torch.manual_seed(0)
     candidates(problem, name, "linf", 0.01, target, steps=3, samples=4, eot=eot, common=True)
-    drawn = [
-        one for one in model.drawn if len(one) > 1
-    ]  # one image alone is asked for the number of classes
-    assert [len(one) for one in drawn] == [2 * eot, 8 * eot, 8 * eot] * 3
+    # one image alone is asked for the number of classes
+    drawn = [noise for noise in model.drawn if len(noise) > 1]
+    assert [len(noise) for noise in drawn] == [2 * eot, 8 * eot, 8 * eot] * 3
     assert all(torch.equal(drawn[i], drawn[i + 1]) for i in (1, 4, 7))
     assert torch.cat([drawn[i] for i in (0, 1, 3, 4, 6, 7)]).unique().numel() == 3 * 10 * eot
 
@@ -77,34 +74,28 @@ def test_a_pair_shares_its_noise_and_nobody_else_has_it(name: str, eot: int) -> 
 def test_square_meets_the_same_draws_at_every_query() -> None:
     problem = two_classes(batch=4)
     model = Noisy(problem.model)
-    candidates(
-        problem,
-        "square",
-        "linf",
-        0.01,
-        Target(model, access="score", stochastic=True, classes=2),
-        queries=9,
-        eot=3,
-        common=True,
-    )
+    target = Target(model, access="score", stochastic=True, classes=2)
+    candidates(problem, "square", "linf", 0.01, target, queries=9, eot=3, common=True)
     assert len(model.drawn) == 9
-    assert all(torch.equal(model.drawn[0], one) for one in model.drawn)
+    assert all(torch.equal(model.drawn[0], noise) for noise in model.drawn)
     assert model.drawn[0].unique().numel() == 4 * 3
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_deterministic_defence_is_attacked_as_ever_and_no_query_is_added(name: str) -> None:
+def test_common_adds_no_query_and_spares_deterministic_defences(name: str) -> None:
     problem = two_classes(batch=4)
     noisy = Wrapped(problem.model, lambda logits, x: logits + torch.randn_like(logits))
-    asked, made = [], []
+    queried = []
+    results = []
     for defence, stochastic in ((problem.model, False), (noisy, True)):
         for common in (False, True):
             target = Target(defence, access="score", stochastic=stochastic, classes=2)
-            made.append(candidates(problem, name, "l2", 0.05, target, **TINY[name], common=common))
-            asked.append(target.forwards)
-    assert torch.equal(made[0], made[1])
-    assert asked[0] == asked[1]
-    assert asked[2] == asked[3]
+            knobs = {**TINY[name], "common": common}
+            results.append(candidates(problem, name, "l2", 0.05, target, **knobs))
+            queried.append(target.forwards)
+    assert torch.equal(results[0], results[1])
+    assert queried[0] == queried[1]
+    assert queried[2] == queried[3]
 
 
 def test_same_noise_leaves_the_generator_where_it_was() -> None:

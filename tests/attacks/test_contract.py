@@ -17,6 +17,8 @@ from bench.judging.norms import to_ball
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.budgets import PLANS
+from bench.questions.facts import AttackFacts
+from bench.questions.registry import Entry
 from bench.questions.spec import Spec
 from tests.attacks.linear import (
     TINY,
@@ -25,25 +27,41 @@ from tests.attacks.linear import (
     Wrapped,
     candidates,
     many_classes,
+    misclassified,
+    nan_gradients,
+    nan_here_and_there,
     two_classes,
 )
 
 EPS = {"linf": 0.02, "l2": 0.1, "l1": 0.3, "l0": 2.0}
 L0 = ("onepixel", "pixle")  # for this norm only
+# The norms of each attack; all four where nothing else is said.
+NORMS_OF = {
+    **dict.fromkeys(L0, {"l0"}),
+    **dict.fromkeys(("boundary", "hopskipjump", "geoda", "spsa", "nes"), {"linf", "l2"}),
+    **dict.fromkeys(("apgd", "apgd-eot", "autoattack", "square", "fab"), {"linf", "l2", "l1"}),
+    "deepfool": {"linf", "l2"},
+    "cw": {"l2"},
+}
 PAIRS = [
-    (name, norm)
-    for name in TINY
-    for norm in sorted({"linf", "l2", "l1", "l0"})
-    if norm in ("linf", "l2")
-    or name not in ("boundary", "hopskipjump", "geoda", "spsa", "nes", "deepfool")
+    (name, norm) for name in TINY for norm in sorted(NORMS_OF.get(name, {"linf", "l2", "l1", "l0"}))
 ]
-PAIRS = [
-    (name, norm)
-    for name, norm in PAIRS
-    if not (name in L0 and norm != "l0")
-    and not (name == "cw" and norm != "l2")
-    and not (name in ("apgd", "apgd-eot", "autoattack", "square", "fab") and norm == "l0")
-]
+# Attacks whose seeds matter little: they end at the same optimum.
+CONVERGENT = {
+    "none",
+    "fgsm",
+    "pgd",
+    "pgd-eot",
+    "deepfool",
+    "cw",
+    "fab",
+    "apgd",
+    "apgd-eot",
+    "autoattack",
+    "transfer",
+    "adaptive",
+    "eight-bit",
+}
 KINDS: dict[str, Problem] = {
     "one example": many_classes(4, batch=1),
     "two classes": two_classes(batch=5),
@@ -61,7 +79,7 @@ KINDS["one label"] = Problem(
 )
 BLACK = KINDS["two classes"]
 KINDS["corners of the box"] = Problem(
-    BLACK.model, BLACK.x.round(), right_labels := BLACK.model(BLACK.x.round()).argmax(1), {}
+    BLACK.model, BLACK.x.round(), BLACK.model(BLACK.x.round()).argmax(1), {}
 )
 
 
@@ -74,16 +92,17 @@ def coin(problem: Problem, p: float = 0.7) -> nn.Module:
     return Wrapped(problem.model, flip)
 
 
+def own_attacks() -> list[Entry[AttackFacts]]:
+    """The attacks of the package, less those of plug-ins."""
+    return [
+        entry for entry in registry.attacks if entry.make.__module__.startswith("bench.attacks.")
+    ]
+
+
 def test_the_table_of_this_test_is_whole() -> None:
-    ours = {
-        entry.name: entry
-        for entry in registry.attacks
-        if entry.make.__module__.startswith("bench.attacks.")
-    }
-    assert set(ours) == set(TINY)
-    assert {(name, norm) for name, entry in ours.items() for norm in entry.facts.norms} == set(
-        PAIRS
-    )
+    assert {entry.name for entry in own_attacks()} == set(TINY)
+    pairs = {(entry.name, norm) for entry in own_attacks() for norm in entry.facts.norms}
+    assert pairs == set(PAIRS)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -92,30 +111,31 @@ def test_the_table_of_this_test_is_whole() -> None:
 def test_returns_finite_images_near_the_ball_and_stays_in_its_budget(
     name: str, norm: str, kind: str, stochastic: bool
 ) -> None:
-    problem, entry = KINDS[kind], registry.attacks.get(name)
+    problem = KINDS[kind]
+    entry = registry.attacks.get(name)
     model = coin(problem) if stochastic else problem.model
     target = Target(
         model, access=entry.facts.access, stochastic=stochastic, classes=problem.classes
     )
     before = problem.x.clone()
-    made = candidates(problem, name, norm, EPS[norm], target, **TINY[name])
-    assert made.shape[1:] == problem.x.shape
-    assert made.isfinite().all()
-    assert made.min() >= -1e-6
-    assert made.max() <= 1 + 1e-6
+    x_adv = candidates(problem, name, norm, EPS[norm], target, **TINY[name])
+    assert x_adv.shape[1:] == problem.x.shape
+    assert x_adv.isfinite().all()
+    assert x_adv.min() >= -1e-6
+    assert x_adv.max() <= 1 + 1e-6
     assert torch.equal(problem.x, before)
     knobs = entry.resolve(TINY[name])
     assert target.forwards + 2 * target.backwards <= entry.facts.calls(knobs, stochastic) * len(
         problem.x
     )
     if not entry.facts.minimum_norm:  # those report what they found, in the ball or not
-        inside = torch.stack([to_ball(one, problem.x, norm, EPS[norm]) for one in made])
-        assert (
-            inside - made
-        ).abs().max() < 1e-4  # the library's l1 projection is good to the fifth digit
+        inside = torch.stack([to_ball(images, problem.x, norm, EPS[norm]) for images in x_adv])
+        # the library's l1 projection is good to the fifth digit
+        assert (inside - x_adv).abs().max() < 1e-4
 
 
-# What TINY's knobs allow an attack without gradients to ask on a deterministic defence; 35 is the start, ten bisections and two queries a step.
+# What TINY's knobs allow an attack without gradients to query on a deterministic defence; 35 is the
+# start, ten bisections and two queries a step.
 QUERIES = {
     "noise": 12,
     "gaussian-noise": 12,
@@ -128,39 +148,30 @@ QUERIES = {
     "geoda": 120,
     "boundary": 35,
 }
-COUNT_DRAWS = (
-    "hopskipjump",
-    "geoda",
-)  # of these `queries` is the number of draws, of the others that of questions, each of `eot` draws
+# Of these `queries` is the number of draws, of the others that of queries, each of `eot` draws.
+COUNT_DRAWS = ("hopskipjump", "geoda")
 
 
 def test_every_attack_without_gradients_has_a_budget_that_is_tested_here() -> None:
-    ours = [
-        entry
-        for entry in registry.attacks
-        if entry.make.__module__.startswith(("bench.attacks.", "bench.checks."))
-    ]
-    assert {entry.name for entry in ours if entry.facts.access in ("score", "decision")} == {
-        *QUERIES,
-        "none",
+    black_box = {
+        entry.name for entry in own_attacks() if entry.facts.access in ("score", "decision")
     }
+    assert black_box == {*QUERIES, "none"}
 
 
 @pytest.mark.parametrize(("name", "queries"), QUERIES.items())
 def test_a_budget_of_queries_is_spent_to_the_last(name: str, queries: int) -> None:
-    """At an eps that nothing reaches, so that no example leaves; where the defence is called stochastic every draw counts."""
-    problem, entry = two_classes(gap=1.0), registry.attacks.get(name)
+    """At an eps that nothing reaches, so that no example leaves.
+
+    Where the defence is called stochastic, every draw counts.
+    """
+    problem = two_classes(gap=1.0)
+    entry = registry.attacks.get(name)
     knobs = entry.resolve(TINY[name])
     for stochastic in (False, True):
         target = problem.target(entry.facts.access, stochastic)
-        candidates(
-            problem,
-            name,
-            "l0" if name in L0 else "linf",
-            1.0 if name in L0 else 1e-4,
-            target,
-            **TINY[name],
-        )
+        norm, eps = ("l0", 1.0) if name in L0 else ("linf", 1e-4)
+        candidates(problem, name, norm, eps, target, **TINY[name])
         draws = 1 if name in COUNT_DRAWS or not stochastic else knobs.get("eot", 1)
         assert target.forwards == queries * draws * len(problem.x)
         assert target.backwards == 0
@@ -170,38 +181,20 @@ def test_a_budget_of_queries_is_spent_to_the_last(name: str, queries: int) -> No
 def test_equal_seeds_give_equal_candidates_and_others_do_not(name: str, norm: str) -> None:
     problem = two_classes(batch=4)
     state = random.getstate(), np.random.get_state()[1].tolist()
-    one, two, three = (
-        candidates(problem, name, norm, EPS[norm], seed=seed, **TINY[name]) for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, two)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == state, (
-        "all randomness is torch's"
-    )
-    if name not in (
-        "none",
-        "fgsm",
-        "pgd",
-        "pgd-eot",
-        "deepfool",
-        "cw",
-        "fab",
-        "apgd",
-        "apgd-eot",
-        "autoattack",
-        "transfer",
-        "adaptive",
-        "eight-bit",
-    ):  # those end at the same optimum
-        assert not torch.equal(one, three)
+    first = candidates(problem, name, norm, EPS[norm], seed=0, **TINY[name])
+    again = candidates(problem, name, norm, EPS[norm], seed=0, **TINY[name])
+    other = candidates(problem, name, norm, EPS[norm], seed=1, **TINY[name])
+    assert torch.equal(first, again)
+    after = random.getstate(), np.random.get_state()[1].tolist()
+    assert after == state, "all randomness is torch's"
+    if name not in CONVERGENT:
+        assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_parameters_gradients_and_modes_are_left_alone(name: str, norm: str) -> None:
-    net = (
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 4))
-        .eval()
-        .requires_grad_(False)
-    )
+    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 4))
+    net = nn.Sequential(*layers).eval().requires_grad_(False)
     problem = Problem(net, torch.rand(4, 1, 8, 8), torch.arange(4), {})
     before = {key: value.clone() for key, value in net.state_dict().items()}
     candidates(problem, name, norm, EPS[norm], **TINY[name])
@@ -217,34 +210,19 @@ def test_parameters_gradients_and_modes_are_left_alone(name: str, norm: str) -> 
 def test_no_step_is_taken_on_a_gradient_that_is_not_a_number(name: str, norm: str) -> None:
     problem = two_classes(batch=4)
     half = torch.tensor([True, False, True, False])
-
-    def poison(logits: Tensor, x: Tensor) -> Tensor:
-        ill = (
-            half[torch.cdist(x.detach().flatten(1), problem.x.flatten(1)).argmin(1)]
-            .nonzero()
-            .squeeze(1)
-        )
-        return logits.index_add(
-            0,
-            ill,
-            0 * ((x[ill] - x[ill].detach()) ** 2).sum((1, 2, 3)).sqrt().unsqueeze(1).expand(-1, 2),
-        )
-
     eps = 2 * float(problem.optimum[norm][0])
-    sick = Problem(Wrapped(problem.model, poison), problem.x, problem.y, {})
+    sick = nan_gradients(problem, half)
     knobs = {"from_x": True} if name == "pgd" else {}
     target = sick.target()
-    made = candidates(sick, name, norm, eps, target, **TINY[name], **knobs)
-    assert made.isfinite().all()
+    x_adv = candidates(sick, name, norm, eps, target, **TINY[name], **knobs)
+    assert x_adv.isfinite().all()
     assert target.nonfinite > 0, "the harness still hears of it"
     if name in ("fgsm", "pgd"):
-        first = made[:3] if name == "pgd" else made
-        assert torch.equal(first[:, half], problem.x[half].expand_as(first[:, half])), (
-            "it stays where it began"
-        )
-        assert (~is_correct(problem.model(first[0]), problem.y))[~half].all(), (
-            "its neighbours are attacked as ever"
-        )
+        first = x_adv[:3] if name == "pgd" else x_adv
+        stays = problem.x[half].expand_as(first[:, half])
+        assert torch.equal(first[:, half], stays), "it stays where it began"
+        others = ~is_correct(problem.model(first[0]), problem.y)[~half]
+        assert others.all(), "its neighbours are attacked as ever"
 
 
 def test_a_graph_that_does_not_reach_the_image_is_no_crash() -> None:
@@ -258,17 +236,7 @@ def test_a_graph_that_does_not_reach_the_image_is_no_crash() -> None:
 
 def test_a_single_nan_answer_is_no_crash_for_those_that_see_labels() -> None:
     problem = two_classes(batch=4)
-    holes = Problem(
-        Wrapped(
-            problem.model,
-            lambda logits, x: torch.where(
-                (x.sum((1, 2, 3)) * 1e3 % 3 < 1).unsqueeze(1), torch.nan, logits
-            ),
-        ),
-        problem.x,
-        problem.y,
-        {},
-    )
+    holes = Problem(Wrapped(problem.model, nan_here_and_there), problem.x, problem.y, {})
     for name in (
         "boundary",
         "hopskipjump",
@@ -322,36 +290,30 @@ def test_a_stochastic_defence_is_given_several_candidates(name: str) -> None:
     entry = registry.attacks.get(name)
     norm = "l0" if name in L0 else "linf"
     target = Target(coin(problem, 0.5), access=entry.facts.access, stochastic=True, classes=4)
-    made = candidates(problem, name, norm, EPS[norm], target, **TINY[name])
-    assert len(made) >= 2
+    x_adv = candidates(problem, name, norm, EPS[norm], target, **TINY[name])
+    assert len(x_adv) >= 2
     if name in ("pgd", "pgd-eot", "apgd", "apgd-eot", "autoattack"):
-        assert ((made - problem.x).abs().flatten(2).amax(2) > 0).all()
+        assert ((x_adv - problem.x).abs().flatten(2).amax(2) > 0).all()
 
 
 def test_eot_averages_away_what_single_draws_hide() -> None:
-    """Gradient noise of thirty times the signal: with one draw per step the attack fails where with many it works."""
+    """Gradient noise of thirty times the signal.
+
+    With one draw per step the attack fails where with many it works.
+    """
     problem = two_classes(gap=0.1, batch=20)
 
     def shake(logits: Tensor, x: Tensor) -> Tensor:
-        return logits + (
-            (x - x.detach()).flatten(1).unsqueeze(1) @ torch.randn(len(x), 64, 2) * 2
-        ).squeeze(1)
+        zero = (x - x.detach()).flatten(1).unsqueeze(1)
+        return logits + (zero @ torch.randn(len(x), 64, 2) * 2).squeeze(1)
 
     noisy = Problem(Wrapped(problem.model, shake), problem.x, problem.y, {})
     eps = 2 * float(problem.optimum["linf"][0])
     rates = []
     for eot in (1, 200):
-        made = candidates(
-            noisy, "pgd-eot", "linf", eps, noisy.target(stochastic=True), steps=5, eot=eot
-        )
-        rates.append(
-            float(
-                torch.stack([~is_correct(problem.model(one), problem.y) for one in made])
-                .any(0)
-                .float()
-                .mean()
-            )
-        )
+        target = noisy.target(stochastic=True)
+        x_adv = candidates(noisy, "pgd-eot", "linf", eps, target, steps=5, eot=eot)
+        rates.append(float(misclassified(problem, x_adv).any(0).float().mean()))
     assert rates[0] < 0.5
     assert rates[1] == 1
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.decision import bisect, fooled, start
+from bench.attacks.decision import bisect, find_start, fooled
 from bench.judging.target import Target, margin
 from bench.questions import registry
 from tests.attacks.linear import Problem, Wrapped, candidates, two_classes
 
 
 class Votes(nn.Module):
-    """The image's first pixel times ten is how many of five draws name class 1, the others class 0."""
+    """The image's first pixel times ten is how many of five draws name class 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.draws(x, 1)[:, 0]
@@ -32,32 +32,37 @@ def test_the_majority_of_the_draws_decides() -> None:
         [True, True, True, False, False, False],
     ]
     assert target.forwards == 2 * 6 * 5
-    assert not fooled(target, images[:1, 1:2], torch.tensor([0]), 2).any(), (
-        "half of the draws are no majority"
-    )
+    half = fooled(target, images[:1, 1:2], torch.tensor([0]), 2)
+    assert not half.any(), "half of the draws are no majority"
 
 
 def test_a_start_is_misclassified_by_most_draws() -> None:
     x = torch.tensor([0.1, 0.2, 0.3, 0.5]).view(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous()
     target = Target(Votes(), access="decision", stochastic=True, classes=2)
-    z, found, used = start(target, x, torch.tensor([0, 0, 0, 1]), "l2", 5)
+    points, found, used = find_start(target, x, torch.tensor([0, 0, 0, 1]), "l2", 5)
     assert found.all()
     assert used == 1
     assert target.forwards == 20
-    # 0.1 and 0.2 take the nearest that most draws call 1, which is not the nearest that one draw calls so; 0.3 is wrong itself
-    assert z[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.3, 0.3, 0.2])
-    z = bisect(
+    # 0.1 and 0.2 take the nearest that most draws call 1, not the nearest that one draw calls so;
+    # 0.3 is wrong itself
+    assert points[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.3, 0.3, 0.2])
+
+
+def test_bisection_ends_where_most_draws_change() -> None:
+    x = torch.tensor([0.1, 0.2, 0.3, 0.5]).view(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous()
+    target = Target(Votes(), access="decision", stochastic=True, classes=2)
+    points = bisect(
         target,
         x,
         torch.zeros(4, dtype=torch.long),
         torch.full_like(x, 0.5),
-        "l2",
-        torch.tensor([True, True, False, False]),
-        6,
-        5,
+        norm="l2",
+        active=torch.tensor([True, True, False, False]),
+        halvings=6,
+        draws=5,
     )
-    assert target.forwards == 20 + 2 * 6 * 5
-    assert z[:2, 0, 0, 0].tolist() == pytest.approx([0.25, 0.25], abs=0.01)
+    assert target.forwards == 2 * 6 * 5
+    assert points[:2, 0, 0, 0].tolist() == pytest.approx([0.25, 0.25], abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,8 @@ def test_each_draw_is_a_query_and_the_budget_is_spent_to_the_last(
 )
 def test_eot_changes_nothing_on_a_deterministic_defence(name: str, knobs: dict[str, int]) -> None:
     problem = two_classes(batch=4)
-    one, five = (candidates(problem, name, "l2", 0.01, **knobs, eot=eot) for eot in (1, 5))
+    one = candidates(problem, name, "l2", 0.01, **knobs, eot=1)
+    five = candidates(problem, name, "l2", 0.01, **knobs, eot=5)
     assert torch.equal(one, five)
 
 
@@ -93,18 +99,20 @@ def test_eot_changes_nothing_on_a_deterministic_defence(name: str, knobs: dict[s
 def test_majorities_hold_the_walk_on_the_misclassified_side(
     name: str, knobs: dict[str, int]
 ) -> None:
-    """A tenth of the labels is wrong by chance: believed one by one, the walk ends on images that are right."""
+    """A tenth of the labels is wrong by chance.
+
+    Believed one by one, they lead the walk to images that are right.
+    """
     problem = two_classes()
 
     def flip(logits: Tensor, x: Tensor) -> Tensor:
         return torch.where(torch.rand(len(x), 1) < 0.1, logits.flip(1), logits)
 
     noisy = Problem(Wrapped(problem.model, flip), problem.x, problem.y, {})
-    gaps = []
+    margins = []
     for eot in (1, 9):
-        made = candidates(
-            noisy, name, "l2", 1e-3, noisy.target("decision", stochastic=True), **knobs, eot=eot
-        )[0]
-        gaps.append(margin(problem.model(made), problem.y))
-    assert (gaps[0] < 0).float().mean() > 0.8
-    assert (gaps[1] > -0.02 * problem.optimum["l2"]).float().mean() > 0.8
+        target = noisy.target("decision", stochastic=True)
+        points = candidates(noisy, name, "l2", 1e-3, target, **knobs, eot=eot)[0]
+        margins.append(margin(problem.model(points), problem.y))
+    assert (margins[0] < 0).float().mean() > 0.8
+    assert (margins[1] > -0.02 * problem.optimum["l2"]).float().mean() > 0.8

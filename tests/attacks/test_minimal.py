@@ -1,4 +1,4 @@
-"""Minimal-norm attacks with gradients: the distance that they report, against the optimum, the box, and what they leave alone."""
+"""Minimal-norm attacks with gradients: the distances that they report, against the optimum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.minimal import planes
+from bench.attacks.minimal import linearise
 from bench.judging.norms import NORMS
 from bench.judging.target import is_correct, margin
 from tests.attacks.linear import (
@@ -18,6 +18,7 @@ from tests.attacks.linear import (
     candidates,
     fooled,
     many_classes,
+    misclassified,
     two_classes,
 )
 
@@ -40,9 +41,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 def test_the_point_found_is_misclassified_and_lies_at_the_optimum(
     problem: Problem, name: str, norm: str, knobs: dict[str, Any]
 ) -> None:
-    found = candidates(problem, name, norm, 1e-4, **knobs)[0]
-    assert (margin(problem.model(found), problem.y) >= 0).all()
-    beyond = NORMS[norm].distance(found - problem.x) - problem.optimum[norm]
+    points = candidates(problem, name, norm, 1e-4, **knobs)[0]
+    assert (margin(problem.model(points), problem.y) >= 0).all()
+    beyond = NORMS[norm].distance(points - problem.x) - problem.optimum[norm]
     assert (beyond > -1e-6).all()
     assert (beyond < 0.02 * problem.optimum[norm] + 3e-5).all()
 
@@ -55,14 +56,13 @@ def test_the_second_candidate_decides_at_a_fixed_eps(
     best = float(problem.optimum[norm][0])
     assert fooled(problem, name, norm, 1.02 * best, **knobs).all()
     assert not fooled(problem, name, norm, 0.98 * best, **knobs).any()
-    ahead = candidates(problem, name, norm, 0.5 * best, **knobs)[1]
-    assert NORMS[norm].distance(ahead - problem.x).tolist() == pytest.approx(
-        [0.5 * best] * len(problem.x), rel=1e-4
-    )
+    at_eps = candidates(problem, name, norm, 0.5 * best, **knobs)[1]
+    distance = NORMS[norm].distance(at_eps - problem.x)
+    assert distance.tolist() == pytest.approx([0.5 * best] * len(problem.x), rel=1e-4)
 
 
 class Wall(nn.Module):
-    """Class 1 beyond a plane whose steepest coordinates lie at the edge of the box in most images."""
+    """Class 1 beyond a plane; its steepest coordinates lie at the edge of the box in most cases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,42 +77,44 @@ class Wall(nn.Module):
 def test_coordinates_that_the_box_blocks_are_gone_around(
     name: str, norm: str, knobs: dict[str, Any]
 ) -> None:
-    """The steep half of the image is white and can grow no further: the optimum is reached by the other half alone."""
+    """The steep half of the image is white and can grow no further.
+
+    The other half alone reaches the optimum.
+    """
     x = torch.cat([torch.ones(4, 8), torch.full((4, 8), 0.4)], 1).view(4, 1, 4, 4)
     problem = Problem(Wall(), x, torch.zeros(4, dtype=torch.long), {})
     best = {"linf": 0.1, "l2": 0.1 * 8**0.5}[norm]
-    found = candidates(problem, name, norm, 1e-4, **knobs)[0]
-    assert (margin(problem.model(found), problem.y) >= 0).all()
-    assert NORMS[norm].distance(found - x).max() < 1.03 * best
-    assert found.max() <= 1
+    points = candidates(problem, name, norm, 1e-4, **knobs)[0]
+    assert (margin(problem.model(points), problem.y) >= 0).all()
+    assert NORMS[norm].distance(points - x).max() < 1.03 * best
+    assert points.max() <= 1
 
 
 @pytest.mark.parametrize(("name", "norm", "knobs"), CASES)
-def test_who_is_done_leaves_and_who_was_misclassified_stays_put(
+def test_a_found_example_leaves_and_a_misclassified_one_stays_put(
     name: str, norm: str, knobs: dict[str, Any]
 ) -> None:
     problem = two_classes(batch=6)
     last = torch.arange(6) >= 3
     mixed = Problem(problem.model, problem.x, torch.where(last, 1 - problem.y, problem.y), {})
     alone = Problem(problem.model, problem.x[:3], problem.y[:3], {})
-    targets = [problem.target() for _ in range(2)]
-    made, three = (
-        candidates(one, name, norm, 1e-4, target, **knobs)
-        for one, target in zip((mixed, alone), targets, strict=True)
-    )
-    assert (made[0] - problem.x)[last].abs().max() < 2e-6
-    assert torch.allclose(made[0, :3], three[0], atol=1e-6)
-    assert targets[0].backwards <= targets[1].backwards + 3 * 2, (
-        "one look at each of the misclassified"
-    )
+    mixed_target = problem.target()
+    alone_target = problem.target()
+    together = candidates(mixed, name, norm, 1e-4, mixed_target, **knobs)
+    three = candidates(alone, name, norm, 1e-4, alone_target, **knobs)
+    assert (together[0] - problem.x)[last].abs().max() < 2e-6
+    assert torch.allclose(together[0, :3], three[0], atol=1e-6)
+    # one look at each of the misclassified
+    assert mixed_target.backwards <= alone_target.backwards + 3 * 2
     inside = problem.target()
     candidates(alone, name, norm, 3 * float(problem.optimum[norm][0]), inside, **knobs)
     if name == "cw":
-        assert inside.backwards < targets[1].backwards
+        assert inside.backwards < alone_target.backwards
 
 
 def test_fab_looks_no_further_where_a_point_inside_the_ball_is_found() -> None:
-    problem, targets = many_classes(5), []
+    problem = many_classes(5)
+    targets = []
     for eps in (1e-7, 1.0):
         targets.append(problem.target())
         candidates(problem, "fab", "l2", eps, targets[-1], steps=10, targets=4)
@@ -121,7 +123,10 @@ def test_fab_looks_no_further_where_a_point_inside_the_ball_is_found() -> None:
 
 
 def test_deepfool_on_a_curve_takes_newtons_steps() -> None:
-    """One coordinate, f(x) = x^2 - 1/4 from x = 0.8: each step is Newton's, with the overshoot of the whole way."""
+    """One coordinate, f(x) = x^2 - 1/4 from x = 0.8.
+
+    Each step is Newton's, with the overshoot of the whole way.
+    """
 
     def curve(logits: Tensor, x: Tensor) -> Tensor:
         value = 0.25 - x[:, 0, 0, 0] ** 2
@@ -134,39 +139,37 @@ def test_deepfool_on_a_curve_takes_newtons_steps() -> None:
         {},
     )
     for steps in (1, 2):
-        z, share = 0.8, 0.0
+        z = 0.8
+        share = 0.0
         for _ in range(steps):
             share = share + (0.25 - z**2) / (2 * z)
             z = 0.8 + 1.01 * share
-        found = candidates(problem, "deepfool", "l2", 1e-4, steps=steps, overshoot=0.01)[0]
-        assert float(found) == pytest.approx(z, rel=1e-5)
+        points = candidates(problem, "deepfool", "l2", 1e-4, steps=steps, overshoot=0.01)[0]
+        assert float(points) == pytest.approx(z, rel=1e-5)
     far = candidates(problem, "deepfool", "l2", 1e-4, steps=20, overshoot=0.1)[0]
     assert float(far) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_planes_are_those_of_the_highest_wrong_classes() -> None:
     problem = many_classes(6, batch=4)
-    gaps, slopes, wrong = planes(problem.target(), problem.x, problem.y, 3)
+    planes = linearise(problem.target(), problem.x, problem.y, 3)
     logits = problem.model(problem.x)
     for i, label in enumerate(problem.y.tolist()):
         order = [k for k in logits[i].argsort(descending=True).tolist() if k != label][:3]
-        assert gaps[i].tolist() == pytest.approx(
-            [float(logits[i, k] - logits[i, label]) for k in order], abs=1e-6
-        )
-        for slope, k in zip(slopes[i], order, strict=True):
-            assert torch.allclose(
-                slope.flatten(), problem.model.weight[k] - problem.model.weight[label], atol=1e-6
-            )
-    assert not wrong.any()
-    assert planes(problem.target(), problem.x, (problem.y + 1) % 6, 3)[2].all()
+        gaps = [float(logits[i, k] - logits[i, label]) for k in order]
+        assert planes.gaps[i].tolist() == pytest.approx(gaps, abs=1e-6)
+        for grad, k in zip(planes.grads[i], order, strict=True):
+            normal = problem.model.weight[k] - problem.model.weight[label]
+            assert torch.allclose(grad.flatten(), normal, atol=1e-6)
+    assert not planes.wrong.any()
+    assert linearise(problem.target(), problem.x, (problem.y + 1) % 6, 3).wrong.all()
 
 
 def test_cw_with_confidence_goes_as_far_as_that() -> None:
     problem = two_classes(gap=0.1)
-    found = candidates(
-        problem, "cw", "l2", 1e-4, steps=100, searches=6, rate=0.01, constant=0.01, confidence=0.05
-    )[0]
-    lead = margin(problem.model(found), problem.y)
+    knobs = {"steps": 100, "searches": 6, "rate": 0.01, "constant": 0.01, "confidence": 0.05}
+    points = candidates(problem, "cw", "l2", 1e-4, **knobs)[0]
+    lead = margin(problem.model(points), problem.y)
     assert lead.min() >= 0.05
     assert lead.max() < 0.06
 
@@ -176,9 +179,8 @@ def test_a_noisy_defence_is_walked_to_its_mean_boundary(
     name: str, norm: str, knobs: dict[str, Any]
 ) -> None:
     problem = two_classes()
-    size = (0.1 if name == "fab" else 0.3) * float(
-        -margin(problem.model(problem.x), problem.y).mean()
-    )
+    lead = -margin(problem.model(problem.x), problem.y).mean()
+    size = (0.1 if name == "fab" else 0.3) * float(lead)
 
     def shake(logits: Tensor, x: Tensor) -> Tensor:
         return logits + size * torch.randn(len(x), 1) * torch.tensor([-1.0, 1.0])
@@ -186,10 +188,9 @@ def test_a_noisy_defence_is_walked_to_its_mean_boundary(
     noisy = Problem(Wrapped(problem.model, shake), problem.x, problem.y, {})
     eps = 1.5 * float(problem.optimum[norm][0])
     target = noisy.target(stochastic=True)
-    made = candidates(noisy, name, norm, eps, target, **knobs)[1:]
-    assert torch.stack([~is_correct(problem.model(one), problem.y) for one in made]).any(0).all(), (
-        "the direction is right, whatever single draws say"
-    )
+    x_adv = candidates(noisy, name, norm, eps, target, **knobs)[1:]
+    wrong = misclassified(problem, x_adv).any(0)
+    assert wrong.all(), "the direction is right, whatever single draws say"
     assert target.backwards >= len(problem.x) * 20, "nobody leaves early"
 
 
@@ -202,15 +203,6 @@ def test_a_constant_and_a_cut_graph_are_no_crash() -> None:
     ):
         sick = Problem(Wrapped(problem.model, change), problem.x, problem.y, {})
         for name, norm, _ in CASES:
-            assert (
-                candidates(
-                    sick,
-                    name,
-                    norm,
-                    0.1,
-                    **({"steps": 3, "searches": 2} if name == "cw" else {"steps": 3}),
-                )
-                .isfinite()
-                .all()
-            )
+            knobs = {"steps": 3, "searches": 2} if name == "cw" else {"steps": 3}
+            assert candidates(sick, name, norm, 0.1, **knobs).isfinite().all()
     assert is_correct(problem.model(problem.x), problem.y).all()

@@ -1,4 +1,4 @@
-"""Half precision in the attack: nearly the same verdicts, a loss and steps in float32, and nothing that only half precision believes."""
+"""Half precision in the attack: nearly the same verdicts, and loss and steps in float32."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.losses import answers, ce
-from bench.attacks.precision import lowered
+from bench.attacks.losses import ce, query_gradient
+from bench.attacks.precision import lower_precision
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.target import is_correct, margin
 from bench.questions import registry
 from bench.questions.spec import Spec
-from tests.attacks.linear import Problem, Wrapped, candidates, fooled, two_classes
+from tests.attacks.linear import (
+    Problem,
+    Wrapped,
+    candidates,
+    fooled,
+    misclassified,
+    nan_gradients,
+    two_classes,
+)
 
 NAMES = ("pgd", "pgd-eot", "apgd", "apgd-eot")
 
@@ -31,14 +39,11 @@ def digits() -> Problem:
 def test_verdicts_are_nearly_those_of_full_precision(
     digits: Problem, name: str, precision: str
 ) -> None:
-    knobs: dict[str, Any] = {
-        "steps": 30,
-        **({"loss": "ce+targeted", "targets": 3} if name == "apgd" else {"loss": "ce+margin"}),
-    }
-    full, half = (
-        fooled(digits, name, "linf", 0.25, precision=kind, **knobs)
-        for kind in ("float32", precision)
-    )
+    knobs: dict[str, Any] = {"steps": 30, "loss": "ce+margin"}
+    if name == "apgd":
+        knobs |= {"loss": "ce+targeted", "targets": 3}
+    full = fooled(digits, name, "linf", 0.25, precision="float32", **knobs)
+    half = fooled(digits, name, "linf", 0.25, precision=precision, **knobs)
     assert 0.3 < full.float().mean() < 0.95
     assert full.sum() - half.sum() <= 3
     assert (full == half).float().mean() >= 0.95, "some of those on the edge fall to one of the two"
@@ -51,19 +56,10 @@ def test_verdicts_on_a_noisy_defence_are_nearly_those_of_full_precision(
     noisy = Problem(Shaken(digits.model), digits.x, digits.y, {})
     verdicts = []
     for precision in ("float32", "bfloat16"):
-        made = candidates(
-            noisy,
-            name,
-            "linf",
-            0.25,
-            noisy.target(stochastic=True),
-            steps=8,
-            eot=4,
-            precision=precision,
-        )
-        verdicts.append(
-            torch.stack([~is_correct(digits.model(one), digits.y) for one in made]).any(0)
-        )
+        target = noisy.target(stochastic=True)
+        knobs = {"steps": 8, "eot": 4, "precision": precision}
+        x_adv = candidates(noisy, name, "linf", 0.25, target, **knobs)
+        verdicts.append(misclassified(digits, x_adv).any(0))
     assert (verdicts[0] == verdicts[1]).float().mean() >= 0.9
 
 
@@ -91,31 +87,26 @@ def test_the_model_runs_in_half_and_all_else_in_full_precision(precision: str) -
     watched = Problem(Wrapped(nn.Sequential(nn.Flatten(), layer), note), problem.x, problem.y, {})
     target = watched.target()
     seen.clear()
-    grad, value, logits = answers(lowered(target, precision), problem.x, problem.y, ce, 1)
+    grad, value, logits = query_gradient(
+        lower_precision(target, precision), problem.x, problem.y, ce, 1
+    )
     assert seen == [getattr(torch, precision)]
     assert {grad.dtype, value.dtype, logits.dtype} == {torch.float32}
     assert target.forwards == target.backwards == 4
-    assert torch.equal(value, ce(logits[:, 0], problem.y)), (
-        "of the rounded logits, but itself in float32"
-    )
-    assert (
-        torch.cosine_similarity(
-            grad.flatten(1), answers(target, problem.x, problem.y, ce, 1)[0].flatten(1)
-        ).min()
-        > 0.999
-    )
-    assert torch.equal(lowered(target, precision).draws(problem.x, 2)[:, 1], logits[:, 0])
+    # of the rounded logits, but itself in float32
+    assert torch.equal(value, ce(logits[:, 0], problem.y))
+    exact, _, _ = query_gradient(target, problem.x, problem.y, ce, 1)
+    assert torch.cosine_similarity(grad.flatten(1), exact.flatten(1)).min() > 0.999
+    assert torch.equal(lower_precision(target, precision).draws(problem.x, 2)[:, 1], logits[:, 0])
     seen.clear()
     for name in NAMES:
-        assert (
-            candidates(watched, name, "l2", 0.1, steps=2, precision=precision).dtype
-            == torch.float32
-        )
+        x_adv = candidates(watched, name, "l2", 0.1, steps=2, precision=precision)
+        assert x_adv.dtype == torch.float32
     assert getattr(torch, precision) in seen
 
 
 def biased(problem: Problem) -> Problem:
-    """Wrong under autocast whatever the image, by so much that the rounding does not matter; else the model itself."""
+    """Wrong under autocast whatever the image, by far more than rounding; else the model itself."""
     wrong = nn.functional.one_hot(1 - problem.y, 2).float()
 
     def tilt(logits: Tensor, x: Tensor) -> Tensor:
@@ -139,29 +130,22 @@ def test_what_half_precision_alone_calls_fallen_has_not(name: str, norm: str) ->
         entry.resolve(knobs), False
     )
     target = problem.target()
-    made = candidates(problem, name, norm, 1.05 * best, target, **knobs)
-    assert (~is_correct(problem.model(made[0]), problem.y)).all(), (
-        "the last is the one that it fell to"
-    )
-    assert (~is_correct(problem.model(made[2]), problem.y)).all() or name == "pgd"
+    x_adv = candidates(problem, name, norm, 1.05 * best, target, **knobs)
+    last = ~is_correct(problem.model(x_adv[0]), problem.y)
+    assert last.all(), "the last is the one that it fell to"
+    assert (~is_correct(problem.model(x_adv[2]), problem.y)).all() or name == "pgd"
     assert target.backwards < 20 * 6, "and leaves there"
 
 
 def test_bad_gradients_are_counted_and_no_step_is_taken_on_them() -> None:
     problem = two_classes(batch=4)
-    sick = Problem(
-        Wrapped(
-            problem.model,
-            lambda logits, x: logits + 0 * ((x - x.detach()) ** 2).sum((1, 2, 3)).sqrt()[:, None],
-        ),
-        problem.x,
-        problem.y,
-        {},
-    )
+    sick = nan_gradients(problem, torch.ones(4, dtype=torch.bool))
     target = sick.target()
-    made = candidates(sick, "pgd", "linf", 1e-3, target, steps=3, precision="bfloat16", from_x=True)
+    x_adv = candidates(
+        sick, "pgd", "linf", 1e-3, target, steps=3, precision="bfloat16", from_x=True
+    )
     assert target.nonfinite == 3 * 4
-    assert torch.equal(made[0], problem.x)
+    assert torch.equal(x_adv[0], problem.x)
 
 
 def test_a_stochastic_defence_is_asked_no_more_than_it_is_drawn() -> None:

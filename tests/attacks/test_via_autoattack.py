@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from bench.attacks.via_autoattack import Seen, Unbeaten
-from bench.judging.target import Target, is_correct, margin
+from bench.attacks.via_autoattack import LibraryModel, NeverWrong
+from bench.judging.target import Target, margin
 from bench.questions import registry
 from bench.questions.spec import ThreatModel, parse_eps
-from tests.attacks.linear import Problem, Wrapped, candidates, many_classes, two_classes
+from tests.attacks.linear import (
+    Problem,
+    Wrapped,
+    candidates,
+    many_classes,
+    misclassified,
+    two_classes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,8 @@ def test_standard_and_plus_are_the_library_bit_for_bit(
     queries = 60
     threat = ThreatModel(norm, parse_eps(eps))
     torch.manual_seed(5)
-    target, library = Target(net, classes=10), Target(net, classes=10)
+    target = Target(net, classes=10)
+    library = Target(net, classes=10)
     ours = registry.attacks.get("autoattack").make(
         target, problem.x.clone(), problem.y, threat, queries=queries, version=version
     )
@@ -56,13 +64,10 @@ def test_standard_and_plus_are_the_library_bit_for_bit(
     front.square.n_queries = queries
     theirs, _ = front.run_standard_evaluation(problem.x.clone(), problem.y)
     assert torch.equal(ours, theirs)
-    checks = (
-        5 + 1 + 1
-    )  # the library's own, for randomness, for probabilities, for test-time optimisation
-    assert (library.forwards - checks * len(ours), library.backwards) == (
-        target.forwards,
-        target.backwards,
-    )
+    # the library's own checks: for randomness, for probabilities, for test-time optimisation
+    checks = 5 + 1 + 1
+    assert library.forwards - checks * len(ours) == target.forwards
+    assert library.backwards == target.backwards
     changed = (ours != problem.x).flatten(1).any(1)
     assert 0 < changed.sum() < len(changed), "an eps at which some fall and some stand"
     entry = registry.attacks.get("autoattack")
@@ -76,13 +81,15 @@ def test_plus_leaves_out_what_needs_more_classes_and_keeps_to_its_budget(
     norm: str, classes: int
 ) -> None:
     """At an eps that nothing reaches, so that every attack runs to its end on every example."""
-    few, entry = many_classes(classes, batch=3, channels=1), registry.attacks.get("autoattack")
+    few = many_classes(classes, batch=3, channels=1)
+    entry = registry.attacks.get("autoattack")
     knobs = {"version": "plus", "steps": 6, "queries": 20, "targets": classes - 1}
     target = few.target()
     assert torch.equal(candidates(few, "autoattack", norm, 1e-6, target, **knobs)[0], few.x)
-    climbs = 5 * (6 + 1) * (1 if classes == 2 else 2) + (0 if classes < 4 else (classes - 1) * 7)
+    untargeted = 5 * (6 + 1) * (1 if classes == 2 else 2)
+    targeted = 0 if classes < 4 else (classes - 1) * 7
     fab = 5 * 6 * classes + 6 * (classes - 1)
-    assert target.backwards == 3 * (climbs + fab)
+    assert target.backwards == 3 * (untargeted + targeted + fab)
     assert target.forwards + 2 * target.backwards <= 3 * entry.facts.calls(
         entry.resolve(knobs), False
     )
@@ -95,19 +102,19 @@ def test_tracing_and_the_dynamic_counters_are_untouched(problem: Problem) -> Non
         return None
 
     before = dict(checks.funcs)
-    held = sys.gettrace()
+    tracer = sys.gettrace()
     sys.settrace(trace)
     try:
         candidates(problem, "autoattack", "linf", 0.01, steps=3, queries=5, targets=1)
         assert sys.gettrace() is trace
     finally:
-        sys.settrace(held)
+        sys.settrace(tracer)
     assert checks.funcs == before
 
 
 def test_images_that_are_not_contiguous_are_attacked_all_the_same(problem: Problem) -> None:
     turned = Problem(problem.model, problem.x.expand(-1, -1, -1, -1).transpose(2, 3), problem.y, {})
-    made = registry.attacks.get("autoattack").make(
+    x_adv = registry.attacks.get("autoattack").make(
         Target(problem.model, classes=10),
         turned.x,
         turned.y,
@@ -116,15 +123,15 @@ def test_images_that_are_not_contiguous_are_attacked_all_the_same(problem: Probl
         queries=5,
         targets=1,
     )
-    assert made.isfinite().all()
+    assert x_adv.isfinite().all()
 
 
 def test_the_seed_comes_from_the_global_generator(problem: Problem) -> None:
-    one, two, three = (
-        candidates(problem, "square", "linf", 0.01, seed=seed, queries=20) for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, two)
-    assert not torch.equal(one, three)
+    first = candidates(problem, "square", "linf", 0.01, seed=0, queries=20)
+    again = candidates(problem, "square", "linf", 0.01, seed=0, queries=20)
+    other = candidates(problem, "square", "linf", 0.01, seed=1, queries=20)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 class Fixed(nn.Module):
@@ -137,60 +144,46 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
-def test_square_on_a_stochastic_defence_counts_every_draw_and_asks_all_of_them(
-    problem: Problem, eps: float
-) -> None:
+def test_square_counts_every_draw_and_spends_all_of_them(problem: Problem, eps: float) -> None:
     target = Target(problem.model, access="score", stochastic=True, classes=10)
     candidates(problem, "square", "linf", eps, target, queries=10, eot=3)
     assert target.forwards == 30 * len(problem.x)
 
 
-def test_square_goes_on_where_a_stochastic_defence_is_wrong_but_half_of_the_time() -> None:
-    """Logits of two classes under noise whose deviation is a tenth of the clean margin, at four times the eps that turns that margin."""
+def test_square_goes_on_where_half_of_the_draws_are_wrong() -> None:
+    """Logits of two classes under noise whose deviation is a tenth of the clean margin.
+
+    eps is four times that which turns that margin.
+    """
     plain = two_classes(batch=20)
     noise = margin(plain.model(plain.x), plain.y).abs().median() / 10
-    noisy = Problem(
-        Wrapped(plain.model, lambda logits, x: logits + noise * torch.randn_like(logits)),
-        plain.x,
-        plain.y,
-        {},
-    )
-    (made,) = candidates(
-        noisy,
-        "square",
-        "linf",
-        4 * float(plain.optimum["linf"].max()),
-        noisy.target(stochastic=True),
-        queries=600,
-        eot=4,
-    )
-    wrong = torch.stack([~is_correct(noisy.model(made), noisy.y) for _ in range(50)]).float().mean()
-    assert wrong > 0.95
+    shaken = Wrapped(plain.model, lambda logits, x: logits + noise * torch.randn_like(logits))
+    noisy = Problem(shaken, plain.x, plain.y, {})
+    eps = 4 * float(plain.optimum["linf"].max())
+    target = noisy.target(stochastic=True)
+    x_adv = candidates(noisy, "square", "linf", eps, target, queries=600, eot=4)
+    wrong = misclassified(noisy, x_adv.expand(50, -1, -1, -1, -1))
+    assert wrong.float().mean() > 0.95
 
 
-def test_unbeaten_logits_keep_the_order_of_the_margins_and_are_never_wrong() -> None:
-    gaps = torch.tensor(
+def test_never_wrong_logits_keep_the_order_of_the_margins_and_are_never_wrong() -> None:
+    margins = torch.tensor(
         [-1e30, -3e7, -1e5, -12.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 12.0, 1e5, 3e7, torch.nan]
     )
-    y = torch.arange(len(gaps)) % 3
-    logits = torch.zeros(len(gaps), 3).scatter(1, y.unsqueeze(1), -gaps.unsqueeze(1))
-    seen = margin(
-        Unbeaten(Seen(Target(Fixed(logits), classes=3)), y)(torch.zeros(len(gaps), 1, 2, 2)), y
-    )
-    assert (seen < 0).all()
-    assert (seen.diff() > 0).all()
+    y = torch.arange(len(margins)) % 3
+    logits = torch.zeros(len(margins), 3).scatter(1, y.unsqueeze(1), -margins.unsqueeze(1))
+    model = NeverWrong(LibraryModel(Target(Fixed(logits), classes=3)), y)
+    answered = margin(model(torch.zeros(len(margins), 1, 2, 2)), y)
+    assert (answered < 0).all()
+    assert (answered.diff() > 0).all()
 
 
 def test_library_warnings_reach_no_terminal(
     problem: Problem, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flat = Problem(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False),
-        problem.x,
-        problem.y,
-        {},
-    )
-    flat.model[1].weight.zero_()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+    model[1].weight.zero_()
+    flat = Problem(model, problem.x, problem.y, {})
     candidates(flat, "autoattack", "linf", 0.01, steps=3, queries=5, targets=1)
     out = capfd.readouterr()
     assert (out.out, out.err) == ("", "")
