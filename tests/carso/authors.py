@@ -1,6 +1,7 @@
-"""The paper's networks again, from its description alone, as plain functions of state dicts in the authors' key names; and random ones.
+"""The paper's networks again, from its description alone, and random weights for them.
 
-Nothing of `carso` or of RobustBench is used here: what agrees with this agrees with the files' meaning.
+They are plain functions of state dicts in the authors' key names. Nothing of `carso` or of
+RobustBench is used here: what agrees with this agrees with the files' meaning.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ def purifier_shapes(
     channels: list[int],
     blocks: int,
     flat: int,
+    *,
     c: int,
     d: int,
     maps: list[int],
@@ -177,9 +179,10 @@ def training_shapes(widths: list[int], side: int, c: int, d: int) -> dict[str, S
 
 def released_shapes(scenario: str) -> dict[str, Shapes]:
     channels = [WIDTHS[int(layer.split(".")[1])] for layer in LAYERS]
+    maps = [256, 256, 128, 64, 32]
     if scenario == "tinyimagenet200":
-        return purifier_shapes(channels, 4, 377_600, 768, 192, [256, 256, 128, 64, 32], 4, 3)
-    return purifier_shapes(channels, 3, 147_040, 512, 128, [256, 256, 128, 64, 32], 3, 2)
+        return purifier_shapes(channels, 4, 377_600, c=768, d=192, maps=maps, seed=4, kernel=3)
+    return purifier_shapes(channels, 3, 147_040, c=512, d=128, maps=maps, seed=3, kernel=2)
 
 
 def classifier_shapes(classes: int) -> Shapes:

@@ -13,7 +13,10 @@ LAYERS = ("conv1", "block.conv2", "fc")
 
 
 class Small(nn.Module):
-    """1x8x8 -> 4 classes. The activations work in place, so that taps which are no copies would be overwritten."""
+    """1x8x8 -> 4 classes.
+
+    The activations work in place: taps that are no copies would be overwritten.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ def layout(taps: tuple[tuple[int, ...], ...] | None = None) -> Layout:
 
 
 def purifier(seed: int = 1, *, unconditional: bool = False) -> Purifier:
-    """Untrained, but with batch statistics as training would leave them: other than the identity."""
+    """Untrained, but with batch statistics as training leaves them: not the identity."""
     torch.manual_seed(seed)
     made = Purifier(layout(() if unconditional else None), () if unconditional else LAYERS)
     for module in made.modules():

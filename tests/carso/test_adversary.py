@@ -58,7 +58,7 @@ def test_both_raise_the_loss_within_box_and_ball() -> None:
 
 
 def test_fgsm_on_a_linear_model_is_closed_form() -> None:
-    """For two classes the loss rises fastest, in linf, along the sign of the difference of the weights."""
+    """For two classes the loss rises fastest along the sign of the difference of the weights."""
     f = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).requires_grad_(False)
     x, y = 0.25 + images(6) / 2, torch.tensor([0, 1] * 3)
     weight = f[1].weight

@@ -30,7 +30,7 @@ def draw(
 
 
 def exact_peel(logits: Tensor) -> Tensor:
-    """The definition, log(p/(1-p)) with p = softmax_k(sum_e exp(l[k,e])), in 2000-digit arithmetic."""
+    """The definition in 2000-digit arithmetic: log(p/(1-p)), p = softmax_k(sum_e exp(l[k,e]))."""
     with mpmath.workdps(2000):
         rows = []
         for sample in logits.tolist():
@@ -70,7 +70,10 @@ def test_peel_with_ties() -> None:
 
 
 def test_peel_gradient_is_the_closed_form() -> None:
-    """d out_k / d l[m,e] = exp(l[m,e]) (1 if m = k else -w_m), with w the softmax of s over all but k."""
+    """d out_k / d l[m,e] = exp(l[m,e]) (1 if m = k else -w_m).
+
+    Here w is the softmax of s over all classes but k.
+    """
     logits = draw(1.5, b=1, e=3, k=5).requires_grad_()
     out = AGGREGATIONS["peel"](logits)
     s = logits.detach().exp().sum(1)[0]
@@ -103,7 +106,10 @@ def test_peel_is_the_naive_form_where_that_is_finite(scale: float) -> None:
 
 
 def test_the_naive_form_breaks_where_its_record_says() -> None:
-    """Ten classes, eight equal samples, the others at 0: +inf for the top class from 1.13 to 1.21 on (how a sum is ordered decides), in float32."""
+    """Ten classes, eight equal samples, the others at 0, in float32.
+
+    The top class is +inf from 1.13 to 1.21 on: the order of a sum decides.
+    """
     for top, finite in ((1.05, True), (1.3, False)):
         logits = torch.zeros(1, 8, 10)
         logits[:, :, 3] = top
@@ -213,7 +219,10 @@ def test_unknown_name() -> None:
     [(name, level) for name in (*STABLE, "vote") for level in (-100, -3, 0, 3, 80)],
 )
 def test_the_class_that_every_sample_names_wins(name: str, level: float, samples: int) -> None:
-    """Whatever the level of the logits: all below zero, all of one size, or large; but for PeeL far below zero, where its values tie."""
+    """Whatever the level of the logits: all below zero, all of one size, or large.
+
+    PeeL is left out far below zero, where its values tie.
+    """
     logits = level + draw(1, b=64, e=samples, dtype=torch.float32)
     winner = torch.arange(64) % 10
     logits[torch.arange(64), :, winner] = logits.amax(2) + 0.5

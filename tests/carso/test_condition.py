@@ -1,4 +1,4 @@
-"""What CARSO's purifier reads, as a knob of the defence: layers of the classifier, its logits, or nothing."""
+"""What CARSO's purifier reads, as a knob: layers of the classifier, its logits, or nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def test_without_a_condition_the_image_does_not_matter() -> None:
 
 
 def test_without_a_condition_the_samples_show_all_classes() -> None:
-    """The prior's samples are digits of many kinds, so the answers are guesses; their frequencies are not those of one class."""
+    """The prior's samples are digits of many kinds, so the answers are guesses.
+
+    The frequencies of the answers are not those of one class.
+    """
     torch.manual_seed(0)
     control = built("carso[condition=none,samples=1]")
     answers = control.draws(torch.rand(100, 1, 8, 8), 5).argmax(2).flatten()

@@ -1,4 +1,4 @@
-"""Several processes: together they take the steps that their batches say, fail together, and are refused where there are no such devices."""
+"""Several processes: they take steps together, fail together, or are refused together."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ history = fit_purifier(p, f, *blobs(45), RECIPE, devices=devices)
 if devices.rank == 0:
     save_file(p.state_dict(), folder / "together.safetensors")
 try:
-    fit_purifier(p, f, *blobs(45), RECIPE, devices=devices, checkpoint=Checkpoint(Path("/dev/null/x"), Path("/dev/null/y"), {}))
+    checkpoint = Checkpoint(Path("/dev/null/x"), Path("/dev/null/y"), {})
+    fit_purifier(p, f, *blobs(45), RECIPE, devices=devices, checkpoint=checkpoint)
 except OSError:
     with (folder / f"{devices.rank}.txt").open("a") as file:
         file.write("stopped")
@@ -60,7 +61,10 @@ RECIPE = recipe(
 
 
 def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> None:
-    """45 images in shared batches of 20: shares of 10 and 10, twice, then of 3 and 2. The reference takes the shares one after the other."""
+    """45 images in shared batches of 20: shares of 10 and 10, twice, then of 3 and 2.
+
+    The reference takes the shares one after the other.
+    """
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
     ended = subprocess.run(
@@ -125,7 +129,7 @@ def test_two_processes_sum_their_gradients_and_fail_together(tmp_path: Path) -> 
 
 
 def test_batch_statistics_are_synchronised_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as that can be seen without one: the modules are converted in place, with the same tensors."""
+    """As far as one can see without a GPU: the modules are converted in place, tensors too."""
 
     class Fabric:
         device, global_rank = torch.device("cuda"), 0

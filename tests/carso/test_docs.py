@@ -51,7 +51,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_the_example_runs_without_the_bench(tmp_path: Path) -> None:
-    """In a process of its own, with only the project's packages on the path, and its files elsewhere."""
+    """In a process of its own, with the project's packages on the path, and its files elsewhere."""
     example, keeping = blocks("python")
     statements = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.stmt)]
     assert len(statements) <= 21

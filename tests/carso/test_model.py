@@ -36,7 +36,10 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("name", list(AGGREGATIONS))
 def test_the_prediction_is_a_loop_over_samples(name: str) -> None:
-    """In float64: the untrained decoder hardly tells images apart, and one image's condition in place of another's would round away."""
+    """In float64: the untrained decoder hardly tells images apart.
+
+    In float32 one image's condition in place of another's would round away.
+    """
     d, x = carso(3, name).double(), images().double()
     z = torch.randn(len(x), 3, 3, dtype=torch.float64)
     c = d.purifier.condition(taps(d.base, x, LAYERS))
@@ -164,7 +167,10 @@ def test_a_batch_of_one_image_is_never_split_further(monkeypatch: pytest.MonkeyP
 def test_the_representation_is_computed_once_per_image(
     samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the samples, the draws, and the batches they are cut into: one pass of the classifier up to the taps, one of the purifier's."""
+    """One pass of the classifier up to the taps, and one of the purifier's.
+
+    It is so for any number of samples and draws, and for any batches that they are cut into.
+    """
     limit(monkeypatch, 3)
     d, x = carso(samples), images()
     calls: list[int] = []

@@ -112,7 +112,7 @@ def test_radam_inside_is_the_text() -> None:
 
 
 def test_the_two_together_for_thirty_steps() -> None:
-    """Five plain steps, then those that are divided by the gradient's size; a meeting after every sixth."""
+    """Five plain steps, then steps divided by the gradient's size; a meeting after each sixth."""
     gradients = [math.sin(3 * t) + 0.2 for t in range(1, 31)]
     want = radam(1.0, gradients, 0.01, lookahead=True)
     parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The pictures against the harness' own record of the same question, and against the pixels that went in."""
+"""The pictures against the harness' own record, and against the pixels that went in."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def test_right_and_wrong_differ_in_mark_and_colour() -> None:
 
 
 def test_the_facts_are_those_of_the_harness(tmp_path: Path) -> None:
-    """The record of the same cell: where it chose the attack's proposal, distance and right draws are the figure's."""
+    """The record of the same cell: its distances and right draws are the figure's.
+
+    It is so where the record chose the attack's proposal.
+    """
     data, facts = made(tmp_path, "--n", "6")
     assert len(data) < 300_000
     args = pictures.parse([*FAST, "--n", "6"])

@@ -217,7 +217,8 @@ def test_the_forward_pass_samples_the_posterior() -> None:
         ({"latent": 0}, "at least 1"),
         (
             {"taps": ((5, None, None),)},
-            "flat=0 is counted where the taps' shapes are known, and must be given where they are not",
+            "flat=0 is counted where the taps' shapes are known, "
+            "and must be given where they are not",
         ),
         ({"taps": ((5, 8, 8),), "flat": 3}, "flat=3 is counted"),
         (
@@ -243,7 +244,10 @@ def test_layout_round_trip() -> None:
 
 
 def test_activations() -> None:
-    """Leaky rectifiers of slope 0.2 after every block and the adapter, none in the neck, a sigmoid at the end, no dropout."""
+    """Leaky rectifiers of slope 0.2 after every block and the adapter, a sigmoid at the end.
+
+    There is none in the neck, and no dropout.
+    """
     p = paper("cifar10")
     kinds = [module for module in p.modules() if not list(module.children())]
     leaky = [module.negative_slope for module in kinds if isinstance(module, torch.nn.LeakyReLU)]
@@ -287,7 +291,8 @@ def test_taps_whose_height_is_not_known() -> None:
     ):
         with pytest.raises(
             ValueError,
-            match=r"made for taps of the shapes|223 values after compression, the classifier's have 199",
+            match=r"made for taps of the shapes|"
+            r"223 values after compression, the classifier's have 199",
         ):
             made.condition([torch.ones(2, *tap) for tap in taps])
 

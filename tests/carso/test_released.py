@@ -1,4 +1,4 @@
-"""The authors' files: the function that they mean, against an implementation of its own; and every way in which they can be wrong."""
+"""The authors' files: their function, against an implementation of its own, and their faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from carso.released_purifier import from_released
 from tests.carso import authors
 from tests.carso.authors import State
 
-SIZES = {  # channels and sides of the taps, blocks, C, D, the decoder's maps, its seed's side, the last kernel
+# channels and sides of the taps, blocks, C, D, the decoder's maps, its seed's side, the last kernel
+SIZES = {
     "cifar": ([16, 9, 5], [11, 9, 7], 3, 6, 4, [10, 8, 6, 5, 4], 3, 2),
     "tiny": ([16, 20], [12, 9], 4, 7, 3, [6, 6, 5, 4, 4], 4, 3),
     "one stage": ([3], [4], 1, 2, 5, [7, 3], 2, 3),
@@ -25,7 +26,7 @@ IMAGE = {"cifar": 32, "tiny": 64, "one stage": 4, "no stage": 6}
 
 
 class Convs(nn.Module):
-    """A classifier whose convolutions have taps of these channels and sides, from images of any size."""
+    """A classifier with taps of these channels and sides, from images of any size."""
 
     def __init__(self, channels: list[int], sides: list[int]) -> None:
         super().__init__()
@@ -53,7 +54,9 @@ def parts(kind: str, seed: int = 0) -> dict[str, State]:
         -(-n // 2**blocks) * (side - 2 * blocks) ** 2
         for n, side in zip(channels, sides, strict=True)
     )
-    shapes = authors.purifier_shapes(channels, blocks, flat, c, d, maps, grain, kernel)
+    shapes = authors.purifier_shapes(
+        channels, blocks, flat, c=c, d=d, maps=maps, seed=grain, kernel=kernel
+    )
     return {
         part: authors.random_state(want, seed + i) for i, (part, want) in enumerate(shapes.items())
     }
@@ -75,7 +78,10 @@ def images(kind: str, n: int = 3) -> Tensor:
 @pytest.mark.parametrize("kind", SIZES)
 @torch.no_grad()
 def test_the_function_is_the_authors(kind: str) -> None:
-    """Taps in order, columns of z before those of c, flattening, normalisation, slopes, sizes of the maps, sigmoid: all at once."""
+    """Taps in order, columns of z before those of c, flattening, normalisation and slopes at once.
+
+    So are the sizes of the maps and the sigmoid.
+    """
     state, f, x = parts(kind), classifier(kind), images(kind)
     purifier = from_released(*state.values(), layers=names(kind))
     assert purifier.layout.image == (3, IMAGE[kind], IMAGE[kind])
@@ -170,7 +176,8 @@ def test_the_training_parts(widths: list[int]) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     with pytest.raises(
         ValueError,
-        match=r"holds input_compressor, neck; it takes all of input_compressor, joint_fcn_compressor, neck",
+        match="holds input_compressor, neck; "
+        "it takes all of input_compressor, joint_fcn_compressor, neck",
     ):
         from_released(
             *parts("cifar").values(),
@@ -308,7 +315,10 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_layouts_of_the_released_files(name: str) -> None:
-    """Every key and shape of the tables, with the numbers of entries and elements; nothing is left over. The size of the image follows."""
+    """Every key and shape of the tables, with the numbers of entries and elements.
+
+    Nothing is left over. The size of the image follows.
+    """
     want = authors.released_shapes(name)
     with torch.device("meta"):
         held = released.purifier_parts(Purifier(released.layout(name), released.layers(name)))

@@ -1,4 +1,7 @@
-"""The authors' files on the way here: fetched, checked, loaded around their classifier; one line where that cannot be. On a small scenario."""
+"""The authors' files of a small scenario: fetched, checked, loaded around their classifier.
+
+Where that cannot be, the error has one line.
+"""
 
 from __future__ import annotations
 
@@ -122,10 +125,8 @@ def test_a_file_of_something_else_is_refused_and_removed(
         "other shape": "5.bias of the shape (4,), not (3,)",
     }
     assert says.get(kind, "is not a safetensors file, or is damaged") in line
-    assert (
-        f"put {released.BASE}{released.purifier_files(NAME)['decoder']} at {models / released.purifier_files(NAME)['decoder']}"
-        in line
-    )
+    decoder = released.purifier_files(NAME)["decoder"]
+    assert f"put {released.BASE}{decoder} at {models / decoder}" in line
     assert "\n" not in line
     assert not [path for path in there(models) if "decoder" in path]
     assert len(there(models)) == 2  # the others are fine
@@ -164,7 +165,8 @@ def test_a_damaged_file_of_the_user_is_named_and_kept(models: Path) -> None:
     ):
         with pytest.raises(
             ValueError,
-            match=r"^'.*_repr_fcn_compressor\.safetensors' is not a safetensors file, or is damaged",
+            match=r"^'.*_repr_fcn_compressor\.safetensors' is not a safetensors file, "
+            "or is damaged",
         ):
             act()
     assert path.is_file()

@@ -1,4 +1,7 @@
-"""A killed, interrupted or starved training: its last good state survives, and leads to the weights of an uninterrupted one."""
+"""A killed, interrupted or starved training: its last good state survives.
+
+That state leads to the weights of an uninterrupted training.
+"""
 
 from __future__ import annotations
 
@@ -139,6 +142,7 @@ def test_the_last_good_state_survives(
     fault: Callable[..., None],
     code: int,
     message: str,
+    *,
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

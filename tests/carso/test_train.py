@@ -214,7 +214,8 @@ def test_the_rule_that_is_not_followed_is_said(
         == 0
     )
     assert (
-        "lr is the recipe's 0.0128; the paper's rule, 0.0001 times the 640 images of one device, would give 0.064 here"
+        "lr is the recipe's 0.0128; the paper's rule, "
+        "0.0001 times the 640 images of one device, would give 0.064 here"
         in capsys.readouterr().out
     )
     assert main([*QUICK, "--out", str(tmp_path / "a.safetensors")]) == 0

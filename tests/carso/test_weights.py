@@ -60,7 +60,7 @@ def test_clean_accuracy_on_digits(digits: CARSO) -> None:
 
 
 def test_margin_gradients_on_digits(digits: CARSO) -> None:
-    """Of every image finite and not zero; the authors' form has no finite output on most of them."""
+    """Of every image it is finite and not zero; the authors' form is not finite on most of them."""
     data = load(Spec("digits", (("n", 100),)))
     torch.manual_seed(0)
     x = data.x.clone().requires_grad_()
