@@ -55,8 +55,8 @@ def attack_one_by_one(settings: Adversaries, model: nn.Module, x: Tensor, y: Ten
         rows = slice(len(x) - (4 - index) * size, len(x) - (3 - index) * size)
         radius = x.new_full((size, 1, 1, 1), eps)
         if index < 2:
-            options = {"steps": settings.steps, "step": settings.step}
-            x_adv.append(pgd(model, x[rows], y[rows], radius, **options))
+            images = pgd(model, x[rows], y[rows], radius, steps=settings.steps, step=settings.step)
+            x_adv.append(images)
         else:
             x_adv.append(fgsm(model, x[rows], y[rows], radius))
     return torch.cat(x_adv)
