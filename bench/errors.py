@@ -7,13 +7,16 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """The user's input is wrong; the message is one line that names the thing, the value and the nearest right answer."""
+    """The user's input is wrong.
+
+    The message is one line: the thing, the value and the nearest right answer.
+    """
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """'; did you mean A?' where one option is close to `name`, and the options themselves where none is."""
+    """'; did you mean A?' where one option is close to `name`; the options where none is."""
     options = sorted(options)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return (
-        f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(options) or 'none'}"
-    )
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(options) or 'none'}"

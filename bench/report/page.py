@@ -61,10 +61,8 @@ def summarise(board: Leaderboard) -> list[str]:
     sizes = sorted({row.n for row in board.rows if row.n})
     facts = [f"n {', '.join(map(str, sizes))}"]
     sources = dict(collect_provenance(board))
-    for name in ("seed", "device", "commit"):
-        if name in sources:
-            facts.append(f"{name} {', '.join(sources[name])}")
-    return facts
+    names = [name for name in ("seed", "device", "commit") if name in sources]
+    return facts + [f"{name} {', '.join(sources[name])}" for name in names]
 
 
 def explain_codes(boards: Sequence[Leaderboard]) -> list[tuple[str, str]]:

@@ -42,19 +42,66 @@ from bench.results.record import Record
 from bench.results.statistics import Estimate, estimate
 
 INTERVAL = ("acc", "lo", "hi")
-COLUMNS = """
-    rank defence classifier dataset norm eps n seed stochastic
-    clean_acc clean_lo clean_hi robust_acc robust_lo robust_hi
-    strongest_attack verdict reasons complete ms_per_image cost_ratio parameters
-    published_robust_acc
-""".split()
+COLUMNS = [
+    "rank",
+    "defence",
+    "classifier",
+    "dataset",
+    "norm",
+    "eps",
+    "n",
+    "seed",
+    "stochastic",
+    "clean_acc",
+    "clean_lo",
+    "clean_hi",
+    "robust_acc",
+    "robust_lo",
+    "robust_hi",
+    "strongest_attack",
+    "verdict",
+    "reasons",
+    "complete",
+    "ms_per_image",
+    "cost_ratio",
+    "parameters",
+    "published_robust_acc",
+]
 CELL_COLUMNS = [
-    *"dataset norm eps n seed defence classifier stochastic attack acc lo hi clean_acc".split(),
-    *"family access queries backwards seconds draws select batch key".split(),
-    *"nonfinite zero strayed unmoved device commit flags routes".split(),
+    "dataset",
+    "norm",
+    "eps",
+    "n",
+    "seed",
+    "defence",
+    "classifier",
+    "stochastic",
+    "attack",
+    "acc",
+    "lo",
+    "hi",
+    "clean_acc",
+    "family",
+    "access",
+    "queries",
+    "backwards",
+    "seconds",
+    "draws",
+    "select",
+    "batch",
+    "key",
+    "nonfinite",
+    "zero",
+    "strayed",
+    "unmoved",
+    "device",
+    "commit",
+    "flags",
+    "routes",
     *REPEATS,
     *(f"clean_{name}" for name in REPEATS),
-    *"found median_distance".split(),
+    "found",
+    "median_distance",
 ]
 
 
