@@ -134,8 +134,8 @@ def make_deterministic() -> None:
     """Make arithmetic repeat: one thread, unless OMP_NUM_THREADS says otherwise.
 
     Two threads reorder sums, and were measured to be slower than one on small models. On a GPU
-    float32 is taken in full, where cuDNN's default rounds the factors of convolutions to the 10
-    bits of TF32, and sums have one order.
+    float32 is taken in full: cuDNN's default rounds the factors of convolutions to the 10 bits of
+    TF32. Sums have one order there.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.backends.cudnn.allow_tf32 = False

@@ -29,8 +29,8 @@ def to_device_channels_last(model: nn.Module, device: torch.device) -> nn.Module
     """The model on that device. On a CPU the weights of its convolutions lie channels last.
 
     All images between the convolutions then lie so too. oneDNN's kernels for that order waste
-    nothing on layers of few channels. On one thread, with 100 images, a forward pass of CARSO took
-    1.23 times as long on MNIST channels first, and 1.08 times as long on CIFAR-10 as JPEG. Other
+    nothing on layers of few channels. Channels first, on one thread and with 100 images, a forward
+    pass of CARSO took 1.23 times as long on MNIST, and 1.08 times on CIFAR-10 as JPEG. Other
     devices keep their order. The answers differ in the last digit.
     """
     model = model.to(device)

@@ -124,8 +124,8 @@ class Certificate:
 
     No change shorter than the radius, in l2, makes its answer wrong. The radius is -1 where the
     defence abstains, or where its certified label is wrong. `rests_on` is what the defence says of
-    how the radii were found, such as the number of samples n and the probability alpha that one
-    radius is too large. `seconds` is the time that all of them took.
+    how the radii were found: n, the number of samples, or alpha, the probability that one radius is
+    too large. `seconds` is the time that all of them took.
     """
 
     radii: tuple[float, ...] = field(metadata=JOIN)

@@ -130,7 +130,8 @@ def test_the_time_of_certificates_is_counted(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_infinite_radius_becomes_a_number_and_shapes_are_checked() -> None:
-    x, y = torch.zeros(2, 1, 2, 2), torch.tensor([1, 0])
+    x = torch.zeros(2, 1, 2, 2)
+    y = torch.tensor([1, 0])
     certificate = certify(Answering(y, torch.full((2,), torch.inf)), x, y)
     assert certificate
     assert certificate.beyond(1e6) == (1, 1)

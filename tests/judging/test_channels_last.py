@@ -36,9 +36,8 @@ def test_only_convolutions_of_torch_lie_channels_last() -> None:
         ),
         CPU,
     )
-    first, second, own = (
-        module.weight for module in net if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    )
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    first, second, own = [convolution.weight for convolution in convolutions]
     assert channels_last(first)
     assert channels_last(second)
     assert own.is_contiguous()

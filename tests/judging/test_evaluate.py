@@ -180,7 +180,8 @@ def test_a_coin_is_seen_beside_infinite_logits() -> None:
 
     The infinities must neither drown r, nor be subtracted from themselves.
     """
-    x, y = torch.rand(8, 1, 2, 3), torch.zeros(8, dtype=torch.long)
+    x = torch.rand(8, 1, 2, 3)
+    y = torch.zeros(8, dtype=torch.long)
     ends = torch.tensor([[torch.inf, 0.0, -torch.inf]])
 
     class Loud(torch.nn.Module):
