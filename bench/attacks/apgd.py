@@ -41,9 +41,9 @@ WRONG_DRAWS = 100
 def apgd_calls(knobs: Mapping[str, Any], stochastic: bool) -> int:
     """The most that APGD queries per example: a look at the image, then its runs.
 
-    A run queries forward and backward, which counts as two, for each draw: at each step and where
-    it starts, for each of three radii where the ball shrinks. Half precision takes one more forward
-    each time to confirm.
+    A run queries at each step and where it starts, for each of three radii where the ball shrinks.
+    A query is a forward and a backward of each draw; a backward counts as two. Half precision takes
+    one more forward each time to confirm.
     """
     each = 3 if knobs.get("precision", "float32") == "float32" else 4
     return int(knobs.get("eot", 1)) * (1 + each * runs(knobs) * (int(knobs["steps"]) + 3))
@@ -99,9 +99,9 @@ def apgd(
     deterministic defence it falls with its first misclassified iterate. On a stochastic one a run
     must be wrong in every draw of several steps in a row: two steps and 100 draws at least.
 
-    Returns three candidates for each loss, over all of its runs (3*losses,B,C,H,W): the last
-    iterate of the run with the highest margin, the iterate with the highest loss, and the one with
-    the highest margin. They are the image itself where the example had left before.
+    Returns three candidates for each loss, over all of its runs (3*losses,B,C,H,W). They are the
+    last iterate of the run with the highest margin, the iterate with the highest loss, and the one
+    with the highest margin. Where the example had left before, they are the image itself.
 
     Croce & Hein 2020, arXiv:2003.01690; in l1 Croce & Hein 2021, arXiv:2103.01208; draws:
     Athalye et al. 2018, arXiv:1707.07397.

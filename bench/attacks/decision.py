@@ -59,8 +59,8 @@ def boundary(
 
     The sphere is that around the image. Each step is kept if the point is still misclassified.
     `spherical` and `source` are the first lengths of the two steps, relative to the distance. Each
-    length adapts to its own success rate. In linf the sphere is that of linf: the steps on it set
-    squares of pixels to its corners, and `spherical` is their share of the pixels.
+    length adapts to its own success rate. In linf the sphere is that of linf, and the steps on it
+    set squares of pixels to its corners. `spherical` is then their share of the pixels.
 
     It takes at most 2*steps queries per example, and 11 to 21 more to find the start. On a
     deterministic defence an example leaves when it is inside the ball. On a stochastic one each

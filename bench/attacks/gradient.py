@@ -120,8 +120,8 @@ def pgd(
     A step of `pgd` follows the loss of one draw. A step of `pgd-eot` follows the mean loss over
     `eot` draws, evaluated as one batch.
 
-    `wide` is for l2 and l1: the ball shrinks from `wide` times eps to eps over the first 60% of
-    the steps, as in APGD for l1 (Croce & Hein 2021). `precision` is that of the model under the
+    `wide` is for l2 and l1, as in APGD for l1 (Croce & Hein 2021). The ball shrinks from `wide`
+    times eps to eps over the first 60% of the steps. `precision` is that of the model under the
     attack, for GPUs. An image that falls in half precision only has not fallen.
 
     `scale` multiplies the logits before the loss, for the loss alone. It is a positive number or

@@ -38,9 +38,9 @@ def transfer(
 ) -> Tensor:
     """Momentum PGD on the classifier `source`, or on the mean logits of several, joined by `+`.
 
-    The defence is never queried: `model` is the surrogate. `diversity` is the probability that,
-    at a step, the surrogate is shown the image shrunk by up to a tenth, at a random place on
-    black. What fools the surrogate then fools others more often. The other knobs are those of pgd.
+    The defence is never queried: `model` is the surrogate. At each step it is shown, with the
+    probability `diversity`, the image shrunk by up to a tenth, at a random place on black. What
+    fools the surrogate then fools others more often. The other knobs are those of pgd.
 
     Returns the last iterate of each loss and restart (losses*restarts,B,C,H,W).
 

@@ -2,11 +2,11 @@
 
 Croce & Hein 2020, arXiv:2003.01690; Andriushchenko et al. 2020, arXiv:1912.00049.
 
-The library's attacks are used one by one. Its front class is not: it re-seeds from the clock unless
-told not to, keeps a "dynamic defence" counter for the life of the process, and switches off
-`sys.settrace`. It checks the model anew for every batch. On a stochastic model it throws away the
-candidates that one lucky draw calls failures. On a deterministic model the order, the parameters
-and the results are those of its `standard` and `plus` versions, bit for bit (a test holds this).
+The library's attacks are used one by one. Its front class is not used. That class re-seeds from the
+clock unless told not to, and keeps a "dynamic defence" counter for the life of the process. It
+switches off `sys.settrace`, and checks the model anew for every batch. On a stochastic model it
+throws away the candidates that one lucky draw calls failures. On a deterministic model our order,
+parameters and results are those of its `standard` and `plus` versions, bit for bit.
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ def square(
     """Random search over square patches, with `queries` queries per example.
 
     On a deterministic defence an example leaves when it is fooled. On a stochastic one each query
-    is the mean logits of `eot` draws, each of them counted, and the search goes on to its last
-    query: where their margin turns positive, an image is wrong but half of the time. With `common`
-    an image meets the same `eot` draws at every query, so that the search compares images and not
+    is the mean logits of `eot` draws, each of them counted. There the search goes on to its last
+    query, since where the mean margin turns positive an image is wrong but half of the time. With
+    `common` an image meets the same `eot` draws at every query, so that the search compares images and not
     luck. No deployed defence grants that.
 
     Andriushchenko et al. 2020, arXiv:1912.00049.

@@ -15,7 +15,7 @@ from bench.entry_points import ROOT
 from bench.questions.budgets import read_budget
 from bench.questions.discover import discover
 from bench.questions.facts import QuestionFacts
-from bench.questions.registry import Entry, questions
+from bench.questions.registry import Entry, attacks, questions
 from bench.questions.resolve import Context, resolve_inner_attack
 from bench.questions.spec import NORMS, format_value
 from bench.soundness.codes import all_codes
@@ -121,7 +121,15 @@ def make_section(entry: Entry[QuestionFacts]) -> list[str]:
     line = f"Knobs: {', '.join(knobs) or 'none'}"
     if choices:
         line += f" ({'; '.join(choices)})"
-    return [f"## {entry.name}", "", docstring_of(entry), "", f"{line}.", ""]
+    return [f"## {entry.name}", "", describe(entry), "", f"{line}.", ""]
+
+
+def describe(entry: Entry[QuestionFacts]) -> str:
+    """The docstring; a pointer to it where the function has its own section under its own name."""
+    own_name = entry.make.__name__.replace("_", "-")
+    if entry.name != own_name and own_name in attacks:
+        return f"The function of [`{own_name}`](#{own_name}) with the knobs below: see there."
+    return docstring_of(entry)
 
 
 def make_codes_page(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 import tomllib
 from typing import Any
 
@@ -103,6 +105,18 @@ def test_the_table_of_this_test_is_whole() -> None:
     assert {entry.name for entry in own_attacks()} == set(TINY)
     pairs = {(entry.name, norm) for entry in own_attacks() for norm in entry.facts.norms}
     assert pairs == set(PAIRS)
+
+
+def test_importing_the_attacks_loads_no_heavy_library() -> None:
+    """`--list` imports them all."""
+    code = (
+        "import importlib, pkgutil, sys, bench.attacks as room\n"
+        "for module in pkgutil.iter_modules(room.__path__):\n"
+        "    importlib.import_module(f'bench.attacks.{module.name}')\n"
+        "heavy = {'scipy', 'sklearn', 'pyautoattack', 'pandas', 'matplotlib', 'torchvision'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
