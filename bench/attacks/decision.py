@@ -144,7 +144,7 @@ def keep_wrong(
     model: Target, proposal: Tensor, points: Tensor, y: Tensor, draws: int
 ) -> tuple[Tensor, Tensor]:
     """The proposal where it is misclassified, else the points; and whether it is, as 0 and 1."""
-    wrong = fooled(model, proposal.unsqueeze(1), y, draws).squeeze(1)
+    wrong = is_misclassified(model, proposal.unsqueeze(1), y, draws).squeeze(1)
     return torch.where(per_example(wrong, points), proposal, points), wrong.to(points.dtype)
 
 
@@ -248,8 +248,8 @@ class BoundaryWalk:
         self.eps = float(threat.eps)
         self.draws = draws
         self.halvings = halvings
-        points, self.found, used = find_start(model, x, y, threat.norm, draws)
-        self.points = self.bisect(x, y, points, self.found)  # (B,C,H,W)
+        points, self.has_point, used = find_start(model, x, y, threat.norm, draws)
+        self.points = self.bisect(x, y, points, self.has_point)  # (B,C,H,W)
         self.queries = (used + halvings) * draws
         self.best = self.points.clone()  # (B,C,H,W)
         self.best_radius = NORMS[self.norm].distance(self.points - x)  # (B,)
@@ -272,7 +272,7 @@ class BoundaryWalk:
     def unfinished(self) -> Tensor:
         """The examples (R,) that have a point outside of the ball; a stochastic defence's stay."""
         outside = NORMS[self.norm].distance(self.points - self.x) > self.eps
-        return (self.found & (outside | self.model.stochastic)).nonzero().squeeze(1)
+        return (self.has_point & (outside | self.model.stochastic)).nonzero().squeeze(1)
 
     def advance(self, rows: Tensor, tries: Tensor) -> None:
         """Go to the first misclassified one of `tries` (R,P,C,H,W), then back to the boundary.
@@ -280,7 +280,7 @@ class BoundaryWalk:
         Where none is misclassified, the walk stays where it is.
         """
         points = self.points[rows]
-        wrong = fooled(self.model, tries, self.y[rows], self.draws)  # (R,P)
+        wrong = is_misclassified(self.model, tries, self.y[rows], self.draws)  # (R,P)
         first = tries[torch.arange(len(rows), device=rows.device), wrong.int().argmax(1)]
         stepped = torch.where(per_example(wrong.any(1), points), first, points)
         everyone = torch.ones_like(rows, dtype=torch.bool)
@@ -339,7 +339,7 @@ def unit_directions(x: Tensor, count: int, norm: str) -> Tensor:
     return directions / length[:, :, None, None, None]
 
 
-def fooled(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor:
+def is_misclassified(model: Target, images: Tensor, y: Tensor, draws: int) -> Tensor:
     """Whether the labels of over half of the `draws` are wrong (B,P), for images (B,P,C,H,W).
 
     An answer without a label counts as wrong.
@@ -364,19 +364,19 @@ def find_start(
     wrong = usable.diagonal()
     distance = torch.stack([NORMS[norm].distance(x - image) for image in x])  # (B,B)
     least, nearest = distance.masked_fill(~usable, torch.inf).min(1)
-    found = wrong | least.isfinite()
+    has_point = wrong | least.isfinite()
     points = torch.where(per_example(wrong | ~least.isfinite(), x), x, x[nearest])
     used = 1
-    while used <= STARTS and not found.all():
-        rows = (~found).nonzero().squeeze(1)
+    while used <= STARTS and not has_point.all():
+        rows = (~has_point).nonzero().squeeze(1)
         noise = torch.rand_like(x[rows])
         if used % 2:
             noise = noise.round()
-        wrong = fooled(model, noise.unsqueeze(1), y[rows], draws).squeeze(1)
+        wrong = is_misclassified(model, noise.unsqueeze(1), y[rows], draws).squeeze(1)
         points[rows[wrong]] = noise[wrong]
-        found[rows[wrong]] = True
+        has_point[rows[wrong]] = True
         used += 1
-    return points, found, used
+    return points, has_point, used
 
 
 def bisect(
@@ -407,7 +407,9 @@ def bisect(
     for _ in range(halvings):
         middle = (low + high) / 2
         guess = centre + project_to_radius(delta, middle, norm)
-        wrong = per_example(fooled(model, guess.unsqueeze(1), labels, draws).squeeze(1), x)
+        wrong = per_example(
+            is_misclassified(model, guess.unsqueeze(1), labels, draws).squeeze(1), x
+        )
         nearest = torch.where(wrong, guess, nearest)
         high = torch.where(wrong, middle, high)
         low = torch.where(wrong, low, middle)

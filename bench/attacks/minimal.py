@@ -57,7 +57,7 @@ def deepfool(
     """
     points = x.clone()  # (B,C,H,W)
     mean = torch.zeros_like(x)  # of the second half of the steps
-    found = torch.zeros_like(y, dtype=torch.bool)
+    fooled = torch.zeros_like(y, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)  # (R,), which are not misclassified yet
     for i in range(steps):
         planes = linearise(model, points[rows], y[rows], targets)
@@ -69,16 +69,16 @@ def deepfool(
             if i >= steps // 2:
                 mean += walked / (steps - steps // 2)
             continue
-        found[rows[planes.wrong]] = True
+        fooled[rows[planes.wrong]] = True
         points[rows[~planes.wrong]] = walked[~planes.wrong]
         rows = rows[~planes.wrong]
         if not len(rows):
             break
     if model.stochastic:
-        return nearest_and_at_eps(model, x, y, mean, threat, found)
+        return nearest_and_at_eps(model, x, y, mean, threat, fooled)
     if len(rows):
-        found[rows] = margins(model, points[rows].unsqueeze(1), y[rows]).squeeze(1) > 0
-    return nearest_and_at_eps(model, x, y, points, threat, found)
+        fooled[rows] = margins(model, points[rows].unsqueeze(1), y[rows]).squeeze(1) > 0
+    return nearest_and_at_eps(model, x, y, points, threat, fooled)
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def cw(
         low = torch.where(hit, low, weight)
         weight = torch.where(high.isfinite(), (low + high) / 2, 10 * weight)
     # drawn towards the image, a point would lose its confidence
-    found = search.radius.isfinite() & (confidence <= 0)
-    nearest = nearest_and_at_eps(model, x, y, search.best, threat, found)
+    fooled = search.radius.isfinite() & (confidence <= 0)
+    nearest = nearest_and_at_eps(model, x, y, search.best, threat, fooled)
     last = move_to_eps(search.last, x, threat.norm, search.eps)
     return torch.cat([nearest, last.unsqueeze(0)])
 
@@ -240,12 +240,12 @@ class CarliniWagner:
 
 
 def nearest_and_at_eps(
-    model: Target, x: Tensor, y: Tensor, points: Tensor, threat: ThreatModel, found: Tensor
+    model: Target, x: Tensor, y: Tensor, points: Tensor, threat: ThreatModel, fooled: Tensor
 ) -> Tensor:
     """The points (B,C,H,W), and those in their directions at distance eps (2,B,C,H,W).
 
-    On a deterministic defence the points that are `found` (B,) are drawn towards the image first.
+    On a deterministic defence the points that are `fooled` (B,) are drawn towards the image first.
     """
     if not model.stochastic:
-        points = bisect(model, x, y, points, norm=threat.norm, active=found, halvings=HALVINGS)
+        points = bisect(model, x, y, points, norm=threat.norm, active=fooled, halvings=HALVINGS)
     return torch.stack([points, move_to_eps(points, x, threat.norm, float(threat.eps))])

@@ -174,8 +174,8 @@ def square(
     On a deterministic defence an example leaves when it is fooled. On a stochastic one each query
     is the mean logits of `eot` draws, each of them counted. There the search goes on to its last
     query, since where the mean margin turns positive an image is wrong but half of the time. With
-    `common` an image meets the same `eot` draws at every query, so that the search compares images and not
-    luck. No deployed defence grants that.
+    `common` an image meets the same `eot` draws at every query, so that the search compares images
+    and not luck. No deployed defence grants that.
 
     Andriushchenko et al. 2020, arXiv:1912.00049.
     """

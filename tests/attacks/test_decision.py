@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.decision import bisect, find_start, fooled
+from bench.attacks.decision import bisect, find_start, is_misclassified
 from bench.judging.target import Target, margin
 from bench.questions import registry
 from tests.attacks.linear import Problem, Wrapped, candidates, two_classes
@@ -26,13 +26,13 @@ class Votes(nn.Module):
 def test_the_majority_of_the_draws_decides() -> None:
     target = Target(Votes(), access="decision", stochastic=True, classes=2)
     images = (torch.arange(6) / 10).view(1, 6, 1, 1, 1).expand(2, 6, 1, 2, 2)
-    wrong = fooled(target, images, torch.tensor([0, 1]), 5)
+    wrong = is_misclassified(target, images, torch.tensor([0, 1]), 5)
     assert wrong.tolist() == [
         [False, False, False, True, True, True],
         [True, True, True, False, False, False],
     ]
     assert target.forwards == 2 * 6 * 5
-    half = fooled(target, images[:1, 1:2], torch.tensor([0]), 2)
+    half = is_misclassified(target, images[:1, 1:2], torch.tensor([0]), 2)
     assert not half.any(), "half of the draws are no majority"
 
 
