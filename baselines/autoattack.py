@@ -1,4 +1,7 @@
-"""The undefended CIFAR-10 classifier that the pyautoattack package carries among its examples; used from there, not copied."""
+"""The undefended CIFAR-10 classifier among the examples of the package pyautoattack.
+
+It is used from there, not copied.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,7 @@ def names() -> list[str]:
     return list(NAMES)
 
 
-def ensure(argument: str) -> None:
-    examples()
-
-
-def examples() -> Path:
+def find_examples() -> Path:
     """The folder of the package's examples; BadInput where it is not installed whole."""
     if importlib.util.find_spec("pyautoattack") is None:
         raise BadInput(
@@ -33,19 +32,27 @@ def examples() -> Path:
     for name in ("resnet.py", "model_test.pt"):
         if not (folder / name).is_file():
             raise BadInput(
-                f"classifier 'autoattack:resnet18' is not there: the installed pyautoattack lacks '{folder / name}'; run make setup"
+                "classifier 'autoattack:resnet18' is not there: the installed pyautoattack lacks "
+                f"'{folder / name}'; run make setup"
             )
     return folder
 
 
-@classifier("autoattack", names=names, fetch=ensure)
+def check_installed(argument: str) -> None:
+    find_examples()
+
+
+@classifier("autoattack", names=names, fetch=check_installed)
 def autoattack(argument: str) -> nn.Module:
-    """An undefended ResNet-18 for CIFAR-10, of plain [0,1] images; its source is the pyautoattack package (Croce and Hein 2020)."""
+    """An undefended ResNet-18 for CIFAR-10, of the package pyautoattack (Croce and Hein 2020).
+
+    It takes plain [0,1] images.
+    """
     if argument not in NAMES:
         raise BadInput(
             f"classifier 'autoattack:{argument}' is unknown; there are: {', '.join(NAMES)}"
         )
-    folder = examples()
+    folder = find_examples()
     spec = importlib.util.spec_from_file_location(
         "pyautoattack_examples_resnet", folder / "resnet.py"
     )
@@ -53,9 +60,8 @@ def autoattack(argument: str) -> nn.Module:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the random weights that are made first must not shift anyone's randomness
+    # The random weights that are made first must not shift anyone's randomness.
+    with torch.random.fork_rng(devices=[]):
         net: nn.Module = module.ResNet18()
     net.load_state_dict(torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True))
     return net

@@ -32,8 +32,8 @@ class BitDepth(nn.Module):
 def bit_depth(*, classifier: str = "@standard", inner: str = "", bits: int = 3) -> nn.Module:
     """Round every channel to 2^bits levels, classify.
 
-    The rounding has no gradient. Attack it with PGD on its surrogates `identity` (BPDA) and `soft`, and with transfer from the bare classifier.
-    Xu, Evans and Qi (2018), arXiv 1704.01155.
+    The rounding has no gradient. Attack it with PGD on its surrogates `identity` (BPDA) and `soft`,
+    and with transfer from the bare classifier. Xu, Evans and Qi (2018), arXiv 1704.01155.
     """
     transform = BitDepth(bits)
     return Transformed(build_inner(classifier, inner), transform, soft=transform.soft)

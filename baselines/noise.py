@@ -11,7 +11,10 @@ from bench.questions.registry import build_inner, defence
 
 
 class Noisy(nn.Module):
-    """Images (B,C,H,W) with Gaussian noise of standard deviation `sigma`, in pixel units of [0,1], fresh at every call; clipped to [0,1]."""
+    """Images (B,C,H,W) with Gaussian noise, fresh at every call, clipped to [0,1].
+
+    `sigma` is the standard deviation, in pixel units of [0,1].
+    """
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -25,9 +28,11 @@ class Noisy(nn.Module):
 
 @defence("noise", stochastic=True)
 def noise(*, classifier: str = "@standard", inner: str = "", sigma: float = 0.05) -> nn.Module:
-    """Add Gaussian noise to the image, classify: one noisy look, no vote and no certificate (those are `smoothing`'s).
+    """Add Gaussian noise to the image, classify.
 
-    Small noise hinders attacks that query scores or labels, and little else (Qin et al. 2021, arXiv 2104.11470). Attack it with pgd-eot, as
-    its gradient is the true one, and with transfer from the bare classifier.
+    It is one noisy look. It has no vote and no certificate: those are `smoothing`'s. Small noise
+    hinders attacks that query scores or labels, and little else (Qin et al. 2021,
+    arXiv 2104.11470). Attack it with pgd-eot, as its gradient is the true one, and with transfer
+    from the bare classifier.
     """
     return Transformed(build_inner(classifier, inner), Noisy(sigma), random=True)

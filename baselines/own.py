@@ -1,4 +1,7 @@
-"""Classifiers that this project trained, and any others that are stored the same way: a safetensors file with a card."""
+"""Classifiers that this project trained, and others that are stored the same way.
+
+Each is a safetensors file with a card.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,18 @@ from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import classifier
 
 
-def build(text: str) -> nn.Module:
-    """The network of `own:NAME` or `file:PATH`: made from the card's `arch` {name, params}, filled with the file's tensors, all of them."""
-    tensors, facts = weights.load(text)
-    net = make(facts.get("arch"), text)
+def load_classifier(text: str) -> nn.Module:
+    """The network of `own:NAME` or `file:PATH`.
+
+    It is made from the card's `arch` {name, params}, and filled with all of the file's tensors.
+    """
+    tensors, card = weights.load(text)
+    net = make_network(card.get("arch"), text)
     fill(net, tensors, text)
     return net
 
 
-def make(arch: Any, text: str) -> nn.Module:
+def make_network(arch: Any, text: str) -> nn.Module:
     """The untrained network that `arch` describes; `text` names it in errors."""
     if not isinstance(arch, Mapping) or not isinstance(arch.get("params"), Mapping):
         raise BadInput(
@@ -38,43 +44,46 @@ def make(arch: Any, text: str) -> nn.Module:
     try:
         return NETS[name](**arch["params"])
     except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise BadInput(
-            f"the card of '{text}' describes a '{name}' that cannot be built: {str(error).partition(chr(10))[0]}"
+            f"the card of '{text}' describes a '{name}' that cannot be built: {reason}"
         ) from None
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], text: str) -> None:
     """Load `tensors` into `net`; a missing, extra, misshapen or non-finite one is refused."""
-    wants = net.state_dict()
-    for what, names in (
-        ("lack", wants.keys() - tensors.keys()),
-        ("also hold", tensors.keys() - wants.keys()),
-    ):
-        if names:
+    state = net.state_dict()
+    refuse_names(text, "lack", state.keys() - tensors.keys())
+    refuse_names(text, "also hold", tensors.keys() - state.keys())
+    for name, value in state.items():
+        tensor = tensors[name]
+        if tensor.shape != value.shape:
             raise BadInput(
-                f"weights '{text}' do not fit their card: they {what} {', '.join(sorted(names)[:3])}{' and more' * (len(names) > 3)}"
+                f"weights '{text}' do not fit their card: "
+                f"{name} is {tuple(tensor.shape)}, not {tuple(value.shape)}"
             )
-    for name, want in wants.items():
-        if tensors[name].shape != want.shape:
-            raise BadInput(
-                f"weights '{text}' do not fit their card: {name} is {tuple(tensors[name].shape)}, not {tuple(want.shape)}"
-            )
-        if not torch.isfinite(tensors[name]).all():
+        if not torch.isfinite(tensor).all():
             raise BadInput(f"weights '{text}' are damaged: {name} is not finite")
     net.load_state_dict(dict(tensors))
 
 
+def refuse_names(text: str, what: str, names: set[str]) -> None:
+    """BadInput that names the first three tensors, where there are any."""
+    if names:
+        more = " and more" if len(names) > 3 else ""
+        first = ", ".join(sorted(names)[:3])
+        raise BadInput(f"weights '{text}' do not fit their card: they {what} {first}{more}")
+
+
 def own_classifiers() -> list[str]:
     """The names among the project's weights whose cards describe a classifier."""
-    cards = {
-        name: json.loads(weights.locate(f"own:{name}").with_suffix(".json").read_text())
-        for name in weights.own_names()
-    }
-    return [
-        name
-        for name, facts in cards.items()
-        if isinstance(facts.get("arch"), dict) and facts["arch"].get("name") in NETS
-    ]
+    names = []
+    for name in weights.own_names():
+        card = weights.locate(f"own:{name}").with_suffix(".json")
+        arch = json.loads(card.read_text()).get("arch")
+        if isinstance(arch, dict) and arch.get("name") in NETS:
+            names.append(name)
+    return names
 
 
 def digest_own(name: str) -> str:
@@ -88,10 +97,13 @@ def digest_file(path: str) -> str:
 @classifier("own", names=own_classifiers, digest=digest_own)
 def own(argument: str) -> nn.Module:
     """A classifier of this project: weights/NAME.safetensors."""
-    return build(f"own:{argument}")
+    return load_classifier(f"own:{argument}")
 
 
 @classifier("file", digest=digest_file)
 def file(argument: str) -> nn.Module:
-    """A classifier in a safetensors file of yours, with a card beside it whose `arch` names one of the project's networks."""
-    return build(f"file:{Path(argument)}")
+    """A classifier in a safetensors file of yours, with a card beside it.
+
+    The card's `arch` names one of the project's networks.
+    """
+    return load_classifier(f"file:{Path(argument)}")

@@ -1,21 +1,26 @@
-"""How each of the project's own classifiers is trained: data, no code."""
+"""How each of the project's own classifiers and diffusion models is trained: data, no code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bench.errors import BadInput, did_you_mean
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """`eps` "0" is standard training; otherwise linf PGD of `steps`, whose strength rises to eps over the first `warm` of the epochs.
+class ClassifierRecipe:
+    """How a classifier is trained, by AdamW under a one-cycle learning rate up to `lr`.
 
-    AdamW under a one-cycle learning rate up to `lr`; `average` is the decay per step of the weight average that is kept. Half of the images
-    are moved by up to `shift` pixels; `flip` mirrors half of them. `noise` is the standard deviation of the Gaussian noise on every image, not
-    clipped: what a classifier behind randomized smoothing is trained for (Cohen et al. 2019). `gpu`: it takes minutes with one, days without.
+    `eps` "0" is standard training. Otherwise it is linf PGD of `steps`, whose strength rises to eps
+    over the first `warm` of the epochs. `average` is the decay per step of the weight average that
+    is kept. Half of the images are moved by up to `shift` pixels; `flip` mirrors half of them.
+    `noise` is the standard deviation of the Gaussian noise on every image, not clipped: a
+    classifier behind randomized smoothing is trained for it (Cohen et al. 2019). `gpu`: it takes
+    minutes with one, days without.
     """
 
     net: str
@@ -33,29 +38,43 @@ class Recipe:
     noise: float = 0.0
     gpu: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class DiffusionRecipe:
+    """How a UNet of `widths` channels at each resolution learns to predict the noise.
+
+    AdamW minimises its error under a one-cycle rate up to `lr`. The noise of the schedule's
+    `noising` steps rises linearly from `beta_start` to `beta_end` in variance. `average` is the
+    decay per step of the weight average that is kept; `validation` training images are held out.
+    """
+
+    widths: tuple[int, ...]
+    steps: int
+    batch: int = 128
+    lr: float = 4e-3
+    average: float = 0.998
+    noising: int = 100
+    beta_start: float = 1e-3
+    beta_end: float = 0.2
+    validation: int = 160
 
 
 CNN = {"width": 16, "hidden": 64}
 MLP = {"hidden": 128}
 RESNET = {"width": 32, "depth": 2, "stride": 2}  # 0.7 million parameters
-WIDE = {
-    "width": 64,
-    "depth": 2,
-}  # 2.8 million: a WRN-16-4; a ResNet-18 has 11 million, too many for a file of 10 MB
-RECIPES = {
+# 2.8 million: a WRN-16-4. A ResNet-18 has 11 million, too many for a file of 10 MB.
+WIDE = {"width": 64, "depth": 2}
+CLASSIFIER_RECIPES = {
     "digits": {
-        "standard": Recipe("cnn", CNN),
-        "at": Recipe(
-            "cnn", CNN, epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"
-        ),  # a tenth above the default eps: more robust at it
-        "other": Recipe("mlp", MLP),
-        "noise": Recipe("cnn", CNN, epochs=150, noise=0.25),
+        "standard": ClassifierRecipe("cnn", CNN),
+        # A tenth above the default eps makes it more robust at the default.
+        "at": ClassifierRecipe("cnn", CNN, epochs=150, lr=4e-3, weight_decay=5e-3, eps="11/50"),
+        "other": ClassifierRecipe("mlp", MLP),
+        "noise": ClassifierRecipe("cnn", CNN, epochs=150, noise=0.25),
     },
     "mnist": {
-        "standard": Recipe("cnn", CNN, epochs=5, batch=128, average=0.998),
-        "at": Recipe(
+        "standard": ClassifierRecipe("cnn", CNN, epochs=5, batch=128, average=0.998),
+        "at": ClassifierRecipe(
             "cnn",
             CNN,
             epochs=14,
@@ -66,11 +85,11 @@ RECIPES = {
             steps=5,
             average=0.998,
         ),
-        "other": Recipe("mlp", MLP, epochs=5, batch=128, average=0.998),
-        "noise": Recipe("cnn", CNN, epochs=8, batch=128, average=0.998, noise=0.25),
+        "other": ClassifierRecipe("mlp", MLP, epochs=5, batch=128, average=0.998),
+        "noise": ClassifierRecipe("cnn", CNN, epochs=8, batch=128, average=0.998, noise=0.25),
     },
     "cifar10-jpeg": {  # the standard one is autoattack:resnet18
-        "at": Recipe(
+        "at": ClassifierRecipe(
             "resnet",
             RESNET,
             epochs=18,
@@ -83,7 +102,7 @@ RECIPES = {
             shift=2,
             flip=True,
         ),
-        "other": Recipe(
+        "other": ClassifierRecipe(
             "cnn",
             {"width": 32, "hidden": 128},
             epochs=12,
@@ -92,8 +111,9 @@ RECIPES = {
             shift=2,
             flip=True,
         ),
-        "wide": Recipe(
-            *("resnet", WIDE),
+        "wide": ClassifierRecipe(
+            "resnet",
+            WIDE,
             epochs=24,
             batch=256,
             lr=3e-3,
@@ -109,13 +129,25 @@ RECIPES = {
 }
 
 
-def recipe_of(dataset: str, name: str) -> Recipe:
-    if dataset not in RECIPES:
+DIFFUSION_RECIPES = {
+    "digits": DiffusionRecipe((32, 32), steps=600),
+    "mnist": DiffusionRecipe((16, 32, 32), steps=450, lr=2e-3, validation=200),
+}
+
+
+def find_recipe(recipes: Mapping[str, R], dataset: str, what: str) -> R:
+    """What `recipes` has for the dataset; BadInput says for what kind of model there is none."""
+    if dataset not in recipes:
         raise BadInput(
-            f"there is no recipe for classifiers of '{dataset}'{did_you_mean(dataset, RECIPES)}"
+            f"there is no recipe for {what} of '{dataset}'{did_you_mean(dataset, recipes)}"
         )
-    if name not in RECIPES[dataset]:
+    return recipes[dataset]
+
+
+def find_classifier_recipe(dataset: str, name: str) -> ClassifierRecipe:
+    recipes = find_recipe(CLASSIFIER_RECIPES, dataset, "classifiers")
+    if name not in recipes:
         raise BadInput(
-            f"'{dataset}' has no recipe for a classifier '{name}'; there are: {', '.join(RECIPES[dataset])}"
+            f"'{dataset}' has no recipe for a classifier '{name}'; there are: {', '.join(recipes)}"
         )
-    return RECIPES[dataset][name]
+    return recipes[name]

@@ -11,10 +11,11 @@ from bench.questions.registry import build_inner, defence
 
 
 class ResizePad(nn.Module):
-    """Images (B,C,H,W), each shrunk to a random share of its sides, from `least` to 1, and put at a random place on black.
+    """Images (B,C,H,W), each shrunk to a random share of its sides, at a random place on black.
 
-    The paper enlarges images to a range of whole sizes, for a network that takes any; here what comes out has the size that went in. Shares
-    and places are real numbers, since small images have few whole ones, and both sides shrink by the same share.
+    The share is from `least` to 1. The paper enlarges images to a range of whole sizes, for a
+    network that takes any size; here the answer has the size that went in. Shares and places are
+    real numbers, since small images have few whole ones. Both sides shrink by the same share.
     """
 
     def __init__(self, least: float) -> None:
@@ -29,35 +30,33 @@ class ResizePad(nn.Module):
         share, down, right = torch.rand(3, len(x), 1, device=x.device, dtype=x.dtype)
         share = self.least + (1 - self.least) * share
         height, width = x.shape[2:]
-        return paste(
-            x,
-            share * height,
-            share * width,
-            (1 - share) * height * down,
-            (1 - share) * width * right,
-        )
+        top = (1 - share) * height * down
+        left = (1 - share) * width * right
+        return paste(x, share * height, share * width, top, left)
 
 
 def paste(x: Tensor, height: Tensor, width: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Images (B,C,H,W), each resized bilinearly to `height` x `width` pixels, `top` and `left` from the corner of one of its old size, else black.
+    """Images (B,C,H,W), each resized bilinearly, on black of the old size.
 
-    All four are (B,1) and may be fractions: a pixel is black whose centre is outside. Whole numbers give what `F.interpolate` and `F.pad` do.
+    An image of `height` x `width` pixels lies `top` and `left` from the corner. All four are (B,1)
+    and may be fractions: a pixel whose centre is outside is black. Whole numbers give what
+    `F.interpolate` and `F.pad` do.
     """
-    upright = stretched(x, height, top).transpose(2, 3)
-    return stretched(upright, width, left).transpose(2, 3)
+    upright = resize_rows(x, height, top).transpose(2, 3)
+    return resize_rows(upright, width, left).transpose(2, 3)
 
 
-def stretched(x: Tensor, size: Tensor, start: Tensor) -> Tensor:
-    """The rows of images (B,C,H,W) resized to `size` rows from `start` on, both (B,1); black before and after."""
+def resize_rows(x: Tensor, size: Tensor, start: Tensor) -> Tensor:
+    """The rows of images (B,C,H,W) resized to `size` rows from `start` on, both (B,1), on black."""
     rows = x.shape[2]
-    centre = (
-        torch.arange(rows, device=x.device, dtype=x.dtype) + 0.5 - start
-    )  # (B,H), in rows of the resized image
-    place = (centre * (rows / size) - 0.5).clamp(0, rows - 1)
-    first = place.floor()
-    share = (place - first)[:, None, :, None]
-    index = first.long()[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-    mixed = torch.lerp(x.gather(2, index), x.gather(2, (index + 1).clamp(max=rows - 1)), share)
+    # (B,H), in rows of the resized image
+    centre = torch.arange(rows, device=x.device, dtype=x.dtype) + 0.5 - start
+    source = (centre * (rows / size) - 0.5).clamp(0, rows - 1)  # (B,H), in rows of x
+    first = source.floor()
+    share = (source - first)[:, None, :, None]  # (B,1,H,1)
+    index = first.long()[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])  # (B,C,H,W)
+    next_index = (index + 1).clamp(max=rows - 1)
+    mixed = torch.lerp(x.gather(2, index), x.gather(2, next_index), share)
     return mixed * ((centre > 0) & (centre < size))[:, None, :, None]
 
 
@@ -65,8 +64,9 @@ def stretched(x: Tensor, size: Tensor, start: Tensor) -> Tensor:
 def resize_pad(*, classifier: str = "@standard", inner: str = "", least: float = 0.9) -> nn.Module:
     """Shrink the image to a random size, place it at random on black, classify.
 
-    The size is between `least` and 1 times the image's; 0.9 is the paper's ratio of its least size to its largest. Attack it with pgd-eot: its
-    gradient is the true one, and its mean over draws breaks all of them at once (Athalye, Carlini and Wagner 2018, arXiv 1802.00420).
+    The size is between `least` and 1 times the image's; 0.9 is the paper's ratio of its least size
+    to its largest. Attack it with pgd-eot: its gradient is the true one, and its mean over draws
+    breaks all of them at once (Athalye, Carlini and Wagner 2018, arXiv 1802.00420).
     Xie, Wang, Zhang, Ren and Yuille (2018), arXiv 1711.01991.
     """
     return Transformed(build_inner(classifier, inner), ResizePad(least), random=True)

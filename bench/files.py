@@ -36,7 +36,7 @@ def data_folder(given: Path | None = None) -> Path:
 
 
 def model_folder() -> Path:
-    """Where models of others lie: the environment variable BENCH_MODELS, else `models`."""
+    """Where models that others trained lie: the variable BENCH_MODELS, else `models`."""
     return Path(os.environ.get("BENCH_MODELS") or "models").expanduser()
 
 

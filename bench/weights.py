@@ -1,7 +1,9 @@
-"""Weights files: safetensors with a JSON card beside them, found by name, checked by digest. Torch is imported where tensors are read.
+"""Weights files: safetensors with a JSON card beside them, found by name, checked by digest.
 
 `own:NAME` is `NAME.safetensors` of this project, or of a package with plug-ins; `file:PATH` is any
-such file. A card says what the tensors are (`arch`), how they came to be (data, seed, recipe, command, commit, accuracies), and the `sha256` of the file.
+such file. A card says what the tensors are (`arch`), how they came to be (data, seed, recipe,
+command, commit, accuracies), and the `sha256` of the file. Torch is imported where tensors are
+read.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from bench.files import file_digest, model_folder, replace_atomically, write_tex
 
 
 def folders() -> tuple[Path, ...]:
-    """Where `own:` weights lie: in packages that say so, in the checkout, in the folder of models."""
-    found: list[Path] = []
+    """Where `own:` weights lie, in this order.
+
+    In packages that say so, in the checkout, in the folder of models.
+    """
+    paths: list[Path] = []
     for point in declared("bench.weights"):
         package = importlib.util.find_spec(point.value)
-        found += map(Path, (package and package.submodule_search_locations) or ())
+        if package:
+            paths += map(Path, package.submodule_search_locations or ())
     if root := checkout():
-        found.append(root / "weights")
-    return (*found, model_folder())
+        paths.append(root / "weights")
+    return (*paths, model_folder())
 
 
 def own_names() -> list[str]:
@@ -39,7 +45,10 @@ def path_of_own(name: str) -> Path | None:
 
 
 def path_to_write(name: str) -> Path:
-    """Where training keeps `own:NAME`: in the place of the checkout's file of that name, else in weights/."""
+    """Where training keeps `own:NAME`.
+
+    In the place of the checkout's file of that name, else in weights/.
+    """
     root = checkout()
     old = path_of_own(name)
     if root and old and old.is_relative_to(root):
@@ -48,7 +57,7 @@ def path_to_write(name: str) -> Path:
 
 
 def locate(text: str) -> Path:
-    """The file that `own:NAME` or `file:PATH` names, with or without the pin `@digest` that a plan adds."""
+    """The file that `own:NAME` or `file:PATH` names, with or without the pin of a plan."""
     scheme, _, argument = text.partition(":")
     argument = argument.partition("@")[0]
     if scheme == "own":
@@ -78,37 +87,45 @@ def _digest(path: Path, _mtime: int, _size: int) -> str:
 
 
 def pin(text: str) -> str:
-    """`own:digits-at` -> `own:digits-at@1a2b3c4d`: a question names the very weights that it asks about."""
+    """`own:digits-at` -> `own:digits-at@1a2b3c4d`.
+
+    So a question names the very weights that it asks about.
+    """
     if not text.startswith(("own:", "file:")):
         return text
-    found = digest(locate(text))[:8]
-    bare, _, pinned = text.partition("@")
-    if pinned and pinned != found:
-        raise BadInput(f"weights '{bare}' have the digest {found}, not {pinned}")
-    return f"{bare}@{found}"
+    actual = digest(locate(text))[:8]
+    bare, _, stated = text.partition("@")
+    if stated and stated != actual:
+        raise BadInput(f"weights '{bare}' have the digest {actual}, not {stated}")
+    return f"{bare}@{actual}"
 
 
 def card(text: str) -> dict[str, Any]:
     """The card of the weights, checked against the file."""
     path = locate(text)
     pin(text)
-    beside = path.with_suffix(".json")
+    card_path = path.with_suffix(".json")
     try:
-        read = json.loads(beside.read_text())
+        facts = json.loads(card_path.read_text())
     except OSError:
-        raise BadInput(f"weights '{text}' have no card: '{beside}' is missing") from None
+        raise BadInput(f"weights '{text}' have no card: '{card_path}' is missing") from None
     except json.JSONDecodeError as error:
-        raise BadInput(f"the card '{beside}' is not JSON: {error}") from None
-    if not isinstance(read, dict) or read.get("sha256") != digest(path):
-        told = str(read.get("sha256"))[:8] if isinstance(read, dict) else "none"
+        raise BadInput(f"the card '{card_path}' is not JSON: {error}") from None
+    stated = str(facts.get("sha256")) if isinstance(facts, dict) else "none"
+    actual = digest(path)
+    if stated != actual:
         raise BadInput(
-            f"weights file '{path}' is not the one that its card describes (sha256 {digest(path)[:8]}, card {told})"
+            f"weights file '{path}' is not the one that its card describes "
+            f"(sha256 {actual[:8]}, card {stated[:8]})"
         )
-    return dict(read)
+    return dict(facts)
 
 
 def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors (float32 where they were stored in half precision, on the CPU) and the card of `own:NAME` or `file:PATH`."""
+    """The tensors and the card of `own:NAME` or `file:PATH`.
+
+    The tensors are on the CPU, in float32 where they were stored in half precision.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -124,16 +141,18 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any], *, half: bool = False) -> None:
-    """Write the tensors and their card, each atomically; `half` stores floating tensors as float16."""
+    """Write the tensors and their card, each atomically.
+
+    `half` stores floating tensors as float16.
+    """
     import torch
     from safetensors.torch import save_file
 
-    kept = {
-        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
-        for k, v in tensors.items()
-    }
-    assert all(bool(torch.isfinite(v).all()) for v in kept.values() if v.is_floating_point())
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    assert all(bool(torch.isfinite(v).all()) for v in copies.values() if v.is_floating_point())
     with replace_atomically(path) as temporary:
-        save_file(kept, temporary)
-    card = {**facts, "sha256": digest(path)}
-    write_text(path.with_suffix(".json"), json.dumps(card, indent=1, sort_keys=True) + "\n")
+        save_file(copies, temporary)
+    text = json.dumps({**facts, "sha256": digest(path)}, indent=1, sort_keys=True)
+    write_text(path.with_suffix(".json"), text + "\n")

@@ -1,4 +1,4 @@
-"""Broken on purpose: a gradient that is cut off, that is NaN, or that ends where the answer is refused."""
+"""Broken on purpose: a gradient that is cut off, that is NaN, or that ends at a refusal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class Detached(AntiAdversary):
 
 @defence("gallery-reject", broken=True)
 def reject(*, classifier: str = "@standard", least: float = 0.97) -> nn.Module:
-    """Broken on purpose: abstains (a row of equal logits) where its largest probability is below `least`, and has no gradient there.
+    """Broken on purpose: abstains where its largest probability is below `least`.
 
-    Whoever counts an abstention as safe sees attacks fail that stop as soon as they cross a boundary, or at the wall around it. Broken by adversarial
-    images of high confidence, from the classifier itself (surrogate `classifier`); this bench counts an abstention as wrong in the first place.
-    Carlini and Wagner (2017), arXiv 1705.07263, and Tramer et al. (2020), arXiv 2002.08347, on detectors.
+    An abstention is a row of equal logits, and has no gradient. Whoever counts it as safe sees
+    attacks fail that stop as soon as they cross a boundary, or at the wall around it. Broken by
+    adversarial images of high confidence, from the classifier itself (surrogate `classifier`). This
+    bench counts an abstention as wrong in the first place. Carlini and Wagner (2017),
+    arXiv 1705.07263, and Tramer et al. (2020), arXiv 2002.08347, on detectors.
     """
     if not 0 <= least < 1:
         raise BadInput(f"defence 'gallery-reject': least={least} is not at least 0 and below 1")
@@ -38,9 +40,10 @@ def reject(*, classifier: str = "@standard", least: float = 0.97) -> nn.Module:
 
 @defence("gallery-detached", broken=True)
 def detached(*, classifier: str = "@standard", steps: int = 5, step: float = 0.02) -> nn.Module:
-    """Broken on purpose: signed steps towards the predicted class, as `anti-adversary`, whose result is cut out of the graph: no gradient.
+    """Broken on purpose: signed steps towards the predicted class, cut out of the graph.
 
-    Broken by BPDA (surrogate `identity`), by differentiating through the steps (`soft`), and by transfer from the classifier.
+    It is `anti-adversary` without a gradient. Broken by BPDA (surrogate `identity`), by
+    differentiating through the steps (`soft`), and by transfer from the classifier.
     Croce et al. (2022), arXiv 2202.13711, on defences that optimise at test time.
     """
     return Detached(build_classifier(classifier), steps, step)
@@ -48,10 +51,12 @@ def detached(*, classifier: str = "@standard", steps: int = 5, step: float = 0.0
 
 @defence("gallery-nan-gradient", broken=True, bare=True)
 def nan_gradient(*, classifier: str = "@standard") -> nn.Module:
-    """Broken on purpose: the classifier's logits, bit for bit, plus zero times the root of zero, whose gradient is NaN.
+    """Broken on purpose: the classifier's logits plus zero times the root of zero.
 
-    The sign of NaN is 0 and an attack that takes it stands still; a check for gradients that are zero sees none. Broken by the gradients of the
-    classifier (surrogate `classifier`). Carlini et al. (2019), arXiv 1902.06705, on checking that gradients are what they seem.
+    The logits are the classifier's bit for bit, and the gradient is NaN. The sign of NaN is 0, and
+    an attack that takes it stands still. A check for gradients that are zero sees none. Broken by
+    the gradients of the classifier (surrogate `classifier`). Carlini et al. (2019),
+    arXiv 1902.06705, on checking that gradients are what they seem.
     """
 
     def spoil(logits: Tensor, x: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ Answer = Callable[[Tensor], Tensor]
 
 
 class Spoiled(nn.Module):
-    """`spoil(base(x), x)`: images (B,C,H,W) in [0,1] to what `spoil` makes of the logits (B,K) of the classifier `base`.
+    """`spoil(base(x), x)`: what `spoil` makes of the logits (B,K) of the classifier `base`.
 
-    `presoftmax` gives the logits as they were. Surrogates: those given, and `classifier`, the bare one.
+    Images (B,C,H,W) are in [0,1]. `presoftmax` gives the logits as they were. Surrogates: those
+    given, and `classifier`, the bare one.
     """
 
     def __init__(
@@ -34,6 +35,6 @@ class Spoiled(nn.Module):
         return self.spoil(self.base(x), x)
 
 
-def dead(x: Tensor) -> Tensor:
-    """Zeros (B,1) that hang on the images by a gradient of exactly zero."""
+def zeros_of(x: Tensor) -> Tensor:
+    """Zeros (B,1) in the graph of the images, with a gradient of exactly zero."""
     return 0 * x.sum((1, 2, 3))[:, None]

@@ -1,6 +1,7 @@
-"""Bare modules from images (B,C,H,W) in [0,1] to logits (B,K): normalisation inside, layers with names, nothing of the bench.
+"""Bare modules from images (B,C,H,W) in [0,1] to logits (B,K), with nothing of the bench.
 
-Each is made with `(shape, classes, *, knobs)` and holds buffers `mean` and `std` (C,1,1) of its training images.
+Normalisation is inside, and layers have names. Each is made with `(shape, classes, *, knobs)` and
+holds buffers `mean` and `std` (C,1,1) of its training images.
 """
 
 from __future__ import annotations

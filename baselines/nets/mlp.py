@@ -1,4 +1,4 @@
-"""A perceptron without any notion of neighbouring pixels: another architecture, from which to transfer."""
+"""A perceptron without any notion of neighbouring pixels: an architecture to transfer from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """Images (B,C,H,W) in [0,1] to logits (B,K). Named layers: `fc1`, `fc2` (hidden each), `logits` (K)."""
+    """Images (B,C,H,W) in [0,1] to logits (B,K).
+
+    Named layers: `fc1`, `fc2` (hidden each), `logits` (K).
+    """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, hidden: int = 128) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 import baselines.diffpure
-from baselines.diffpure import DiffPure, descent, through
-from baselines.unet import Schedule, schedule_of
+from baselines.diffpure import DiffPure, clip_with_identity_gradient, plan_steps
+from baselines.unet import Schedule, make_schedule
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
@@ -57,7 +57,7 @@ def built(
     return DiffPure(
         inner,
         net or unet(),
-        schedule_of(config(**changes), "toy"),
+        make_schedule(config(**changes), "toy"),
         t=t,
         steps=steps,
         samples=samples,
@@ -91,8 +91,8 @@ def test_every_step_is_that_of_the_scheduler_of_diffusers(
 ) -> None:
     defence = built(steps=steps, **changes)
     seen: list[Tensor] = []
-    true = defence.earlier
-    monkeypatch.setattr(defence, "earlier", lambda *given: seen.append(true(*given)) or seen[-1])
+    true = defence.step_back
+    monkeypatch.setattr(defence, "step_back", lambda *given: seen.append(true(*given)) or seen[-1])
     with random_stream(CPU, 0):
         purified = defence.purify(x)
     with random_stream(CPU, 0):
@@ -186,14 +186,14 @@ def test_identity_purifies_and_hands_back_the_gradient_behind(x: Tensor) -> None
 
 def test_coarse_is_the_same_purification_in_fewer_steps_that_sees_no_clipping(x: Tensor) -> None:
     fine = built(t=1.0)
-    same = built(t=1.0, steps=baselines.diffpure.COARSE)
+    same = built(t=1.0, steps=baselines.diffpure.COARSE_STEPS)
     with random_stream(CPU, 0), torch.no_grad():
         coarse = fine.coarse(x)
     with random_stream(CPU, 0), torch.no_grad():
         assert torch.allclose(coarse, same.purify(x), atol=1e-6)
-    assert len(built(t=0.25).few) == 3  # not more than the defence takes
+    assert len(built(t=0.25).coarse_steps) == 3  # not more than the defence takes
     point = torch.tensor([-2.0, 0.3, 2.0]).requires_grad_()
-    clipped = through(point, -1, 1)
+    clipped = clip_with_identity_gradient(point, -1, 1)
     assert clipped.tolist() == pytest.approx([-1, 0.3, 1])
     assert torch.autograd.grad(clipped.sum(), point)[0].tolist() == [1, 1, 1]
 
@@ -203,7 +203,7 @@ def test_colour_images_and_smaller_ones_fit_and_others_are_refused() -> None:
     for channels, height, width in ((3, 8, 8), (3, 6, 7), (1, 5, 8)):
         defence = built(net=unet(channels), inner=inner)
         image = torch.rand(2, channels, height, width)
-        framed = defence.framed(image)
+        framed = defence.frame(image)
         assert framed.shape == (2, channels, 8, 8)
         top, left = (8 - height) // 2, (8 - width) // 2
         assert torch.equal(framed[:, :, top : top + height, left : left + width], image)
@@ -289,7 +289,7 @@ def test_purified_digits_are_still_recognised_and_an_attack_on_the_bare_classifi
 
 
 def test_a_descent_ends_at_the_image() -> None:
-    steps = descent(schedule_of(config(), "toy"), 10, 4)
+    steps = plan_steps(make_schedule(config(), "toy"), 10, 4)
     assert [step.t for step in steps] == [9, 7, 4, 1]
     assert (steps[-1].image, steps[-1].here, steps[-1].std) == (
         pytest.approx(1),

@@ -31,7 +31,7 @@ def test_the_recomputed_gradient_is_the_plain_one(
 ) -> None:
     defence = built(samples=2)
     monkeypatch.setattr(
-        baselines.diffpure, "FLAT", {"cpu": 5 * 64}
+        baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 5 * 64}
     )  # several parts, whose classifier is recomputed too
     answer = {
         "forward": defence,
@@ -47,7 +47,7 @@ def test_the_recomputed_gradient_is_the_plain_one(
         return torch.autograd.grad(logits.square().sum(), point)[0]
 
     lean = slope()
-    monkeypatch.setattr(baselines.diffpure, "recomputed", plain)
+    monkeypatch.setattr(baselines.diffpure, "recompute", plain)
     assert lean.abs().max() > 0
     assert torch.allclose(lean, slope(), atol=1e-6)
 
@@ -68,7 +68,7 @@ def kept(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
 def test_memory_is_flat_in_the_steps_and_in_the_draws(
     x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines.diffpure, "FLAT", {"cpu": 6 * 64})
+    monkeypatch.setattr(baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 6 * 64})
     few, many = built(t=1.0, steps=2), built(t=1.0, steps=10)
 
     def by_steps() -> int:
@@ -80,7 +80,7 @@ def test_memory_is_flat_in_the_steps_and_in_the_draws(
         )
 
     lean = by_steps(), by_draws()
-    monkeypatch.setattr(baselines.diffpure, "recomputed", plain)
+    monkeypatch.setattr(baselines.diffpure, "recompute", plain)
     assert lean[0] < 0.01 * by_steps()
     assert lean[1] < 0.05 * by_draws()
 
@@ -91,7 +91,7 @@ def test_batches_are_bounded_and_draws_are_shared_out_rightly(
     defence = built(samples=2)
     sizes: list[int] = []
     defence.unet.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    monkeypatch.setattr(baselines.diffpure, "FLAT", {"cpu": 10 * 64})
+    monkeypatch.setattr(baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 10 * 64})
     with random_stream(CPU, 0), torch.no_grad():
         several = predict_draws(defence, x, 7)
     assert several.shape == (6, 7, 10)

@@ -16,8 +16,9 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from baselines.diffusion import RECIPES, Recipe, fit, loss_of, main, network, noising
-from baselines.unet import load, make, modern, schedule_of
+from baselines.diffusion import fit, main, noise_loss, schedule_config, unet_config
+from baselines.recipes import DIFFUSION_RECIPES, DiffusionRecipe
+from baselines.unet import load, make_schedule, make_unet, modernise
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
@@ -26,7 +27,7 @@ from bench.questions.spec import Spec
 from tests.baselines.test_diffpure import CPU, config, unet
 
 FILE = "diffusion_pytorch_model.safetensors"
-TINY = Recipe(
+TINY = DiffusionRecipe(
     (8, 8), steps=60, batch=32, lr=1e-2, average=0.9, noising=20, beta_start=0.01, beta_end=0.6
 )
 
@@ -41,10 +42,10 @@ def test_training_learns_what_noise_is_and_repeats() -> None:
 
     def train() -> tuple[nn.Module, float]:
         torch.manual_seed(0)
-        schedule = schedule_of(noising(TINY), "toy")
-        net = fit(make(network(TINY, (1, 8, 8)), "toy"), schedule, x, TINY, quiet)
+        schedule = make_schedule(schedule_config(TINY), "toy")
+        net = fit(make_unet(unet_config(TINY, (1, 8, 8)), "toy"), schedule, x, TINY, quiet)
         with torch.no_grad():
-            return net, loss_of(net, schedule, x.repeat(4, 1, 1, 1)).item()
+            return net, noise_loss(net, schedule, x.repeat(4, 1, 1, 1)).item()
 
     net, loss = train()
     assert loss < 0.35
@@ -74,8 +75,8 @@ def test_the_loss_is_zero_for_who_knows_the_image_and_the_schedule_of_diffusers(
     reference = DDPMScheduler(**config()).alphas_cumprod.tolist()
     torch.manual_seed(0)
     assert (
-        loss_of(
-            Knowing(image, reference), schedule_of(config(), "toy"), image.expand(200, -1, -1, -1)
+        noise_loss(
+            Knowing(image, reference), make_schedule(config(), "toy"), image.expand(200, -1, -1, -1)
         )
         < 1e-8
     )
@@ -136,7 +137,7 @@ def test_layers_under_their_old_names_are_read(tmp_path: Path) -> None:
     assert any(".query." in name for name in tensors)
     save_file(tensors, file)
     assert same(load(f"file:{file}")[0], net)
-    assert modern("mid_block.query.weight") == "mid_block.query.weight"
+    assert modernise("mid_block.query.weight") == "mid_block.query.weight"
 
 
 class Planted:
@@ -233,7 +234,7 @@ def test_missing_and_damaged_files_are_refused_in_one_line(
         load("own:digits-standard")
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(BadInput, match="install the extra 'diffusion'"):
-        make({"sample_size": 8, "in_channels": 1, "out_channels": 1}, "toy")
+        make_unet({"sample_size": 8, "in_channels": 1, "out_channels": 1}, "toy")
 
 
 def small_digits(spec: Spec, **_: Any) -> Dataset:
@@ -248,7 +249,9 @@ def test_the_command_writes_what_diffpure_reads_and_says_how_it_was_made(
 ) -> None:
     monkeypatch.setattr("baselines.diffusion.load", small_digits)
     monkeypatch.setitem(
-        RECIPES, "digits", Recipe((8, 8), steps=60, batch=8, noising=10, validation=10)
+        DIFFUSION_RECIPES,
+        "digits",
+        DiffusionRecipe((8, 8), steps=60, batch=8, noising=10, validation=10),
     )
     assert (
         main(["--dataset", "digits", "--steps", "3", "--device", "cpu", "--out", str(tmp_path)])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from baselines.own import make, own_classifiers
+from baselines.own import make_network, own_classifiers
 from baselines.train import measure
 from bench import weights
 from bench.data.sample import load
@@ -50,7 +50,7 @@ def test_a_network_comes_back_as_it_was_kept(
     tmp_path: Path, name: str, shape: tuple[int, int, int], size: dict[str, int]
 ) -> None:
     arch = {"name": name, "params": {"shape": shape, "classes": 7, **size}}
-    net = make(arch, "net").eval()
+    net = make_network(arch, "net").eval()
     net.get_buffer("mean").fill_(0.25)
     weights.save(tmp_path / "net.safetensors", net.state_dict(), {"arch": arch})
     again = build_classifier(f"file:{tmp_path / 'net.safetensors'}")
@@ -62,7 +62,7 @@ def test_a_network_comes_back_as_it_was_kept(
 
 
 def test_images_are_normalised_inside(tmp_path: Path) -> None:
-    net = make(ARCH, "net").eval()
+    net = make_network(ARCH, "net").eval()
     x = torch.rand(2, 1, 8, 8)
     before = net(x)
     net.get_buffer("mean").fill_(0.5)
@@ -71,7 +71,7 @@ def test_images_are_normalised_inside(tmp_path: Path) -> None:
 
 
 def broken(change: str) -> tuple[dict[str, Tensor], object]:
-    tensors = make(ARCH, "net").state_dict()
+    tensors = make_network(ARCH, "net").state_dict()
     arch: object = ARCH
     if change == "lack":
         del tensors["fc.bias"]

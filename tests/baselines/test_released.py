@@ -84,8 +84,7 @@ def test_the_network_has_the_keys_of_the_files(name: str) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_it_is_the_network_of_the_zoo(name: str) -> None:
     """RobustBench's network of the same weights has the same keys, activations and scaling."""
-    dataset, threat, entry = zoo.parts(released.SCENARIOS[name].robustbench)
-    theirs = zoo.dicts()[dataset][threat][entry]["model"]()
+    theirs = zoo.find_model(released.SCENARIOS[name].robustbench).entry["model"]()
     ours = classifiers.build_network(released.SCENARIOS[name])
     assert str(ours) == str(theirs)
     assert torch.equal(ours.mean, theirs.mean)

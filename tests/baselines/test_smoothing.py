@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from scipy.stats import binom, binomtest, norm
 from torch import Tensor, nn
 
 import baselines.smoothing
-from baselines.smoothing import Smoothing, clear_majority, lower_limit
+from baselines.smoothing import Options, Smoothing, clear_majority, lower_limit
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
@@ -50,21 +51,8 @@ class Half(nn.Module):
 
 
 def smooth(inner: nn.Module, **knobs: float) -> Smoothing:
-    given = {
-        "sigma": SIGMA,
-        "samples": 40,
-        "alpha": 0.05,
-        "n0": 20,
-        "n": 100,
-        "chunk": 4000,
-        **knobs,
-    }
-    return Smoothing(
-        inner,
-        sigma=given.pop("sigma"),
-        alpha=given.pop("alpha"),
-        **{name: int(value) for name, value in given.items()},
-    )
+    options = Options(sigma=SIGMA, samples=40, alpha=0.05, n0=20, n=100, chunk=4000)
+    return Smoothing(inner, replace(options, **knobs))
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.2, 0.45])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from baselines.own import make
-from baselines.recipes import RECIPES, Recipe
-from baselines.train import attack, augment, every, fit, main, measure, rounded
+from baselines.own import make_network
+from baselines.recipes import CLASSIFIER_RECIPES, ClassifierRecipe
+from baselines.train import attack, augment, fit, main, measure, names_to_train, round_as_stored
 from bench.data.sample import dataset_of, load
 from bench.questions.discover import discover
 from bench.questions.registry import build_classifier, datasets
@@ -35,12 +35,14 @@ def quiet(epoch: int, loss: float) -> None: ...
 @pytest.mark.parametrize("eps", ["0", "1/10"])
 def test_fit_learns_and_repeats(net: str, eps: str) -> None:
     data = dataset_of("toy", *two_kinds(), classes=2)
-    recipe = Recipe(net, epochs=8, batch=16, lr=1e-2, eps=eps, steps=2, shift=0, average=0.8)
+    recipe = ClassifierRecipe(
+        net, epochs=8, batch=16, lr=1e-2, eps=eps, steps=2, shift=0, average=0.8
+    )
 
     def train() -> nn.Module:
         torch.manual_seed(0)
         return fit(
-            make({"name": net, "params": {"shape": [1, 8, 8], "classes": 2}}, net),
+            make_network({"name": net, "params": {"shape": [1, 8, 8], "classes": 2}}, net),
             data,
             recipe,
             "cpu",
@@ -77,9 +79,9 @@ def test_the_strength_of_training_rises_to_its_eps(monkeypatch: pytest.MonkeyPat
         return x
 
     monkeypatch.setattr("baselines.train.attack", spy)
-    recipe = Recipe("mlp", epochs=5, batch=32, eps="1/10", warm=0.4)
+    recipe = ClassifierRecipe("mlp", epochs=5, batch=32, eps="1/10", warm=0.4)
     fit(
-        make({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net"),
+        make_network({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net"),
         dataset_of("toy", *two_kinds(), classes=2),
         recipe,
         "cpu",
@@ -89,9 +91,9 @@ def test_the_strength_of_training_rises_to_its_eps(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_measured_is_what_half_precision_keeps() -> None:
-    net = make({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net")
+    net = make_network({"name": "mlp", "params": {"shape": [1, 8, 8], "classes": 2}}, "net")
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    after = rounded(net).state_dict()
+    after = round_as_stored(net).state_dict()
     assert all(torch.equal(after[k], v.half().float()) for k, v in before.items())
     assert any(not torch.equal(after[k], v) for k, v in before.items())
 
@@ -115,19 +117,19 @@ def test_augmentation_moves_and_mirrors() -> None:
     x = torch.zeros(200, 1, 5, 5)
     x[:, 0, 2, 1] = 1.0
     torch.manual_seed(0)
-    assert torch.equal(augment(x, Recipe("cnn", shift=0)), x)
-    moved = augment(x, Recipe("cnn", shift=1))
+    assert torch.equal(augment(x, ClassifierRecipe("cnn", shift=0)), x)
+    moved = augment(x, ClassifierRecipe("cnn", shift=1))
     places = {tuple(image.nonzero()[0].tolist()) for image in moved[:, 0]}
     assert places == {(r, c) for r in (1, 2, 3) for c in (0, 1, 2)}
     assert 0.5 <= moved[:, 0, 2, 1].mean() <= 0.65  # half stay, and a ninth of the others
-    mirrored = augment(x, Recipe("cnn", shift=0, flip=True))
+    mirrored = augment(x, ClassifierRecipe("cnn", shift=0, flip=True))
     assert 0.4 <= mirrored[:, 0, 2, 3].mean() <= 0.6
 
 
 def test_gaussian_noise_is_added_once_to_every_image_and_not_clipped() -> None:
     x = torch.full((50, 1, 20, 20), 0.5)
     torch.manual_seed(0)
-    added = augment(x, Recipe("cnn", shift=0, noise=0.3)) - x
+    added = augment(x, ClassifierRecipe("cnn", shift=0, noise=0.3)) - x
     assert added.mean().abs() < 0.01
     assert abs(float(added.std()) - 0.3) < 0.01
     assert added.min() < -0.9  # below black
@@ -203,10 +205,10 @@ def test_a_dataset_whose_classifiers_are_not_ours_has_nothing_to_train(
 def test_what_takes_days_without_a_gpu_is_left_out_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert every("cifar10-jpeg", "cpu") == ["at", "other"]
+    assert names_to_train("cifar10-jpeg", "cpu") == ["at", "other"]
     assert "wide" in capsys.readouterr().out
-    assert every("cifar10-jpeg", "cuda:0") == ["at", "other", "wide"]
-    assert every("digits", "cpu") == list(RECIPES["digits"])
+    assert names_to_train("cifar10-jpeg", "cuda:0") == ["at", "other", "wide"]
+    assert names_to_train("digits", "cpu") == list(CLASSIFIER_RECIPES["digits"])
     assert not capsys.readouterr().out
 
 
@@ -237,7 +239,7 @@ def test_half_precision_is_of_the_training_alone(tmp_path: Path) -> None:
 
 def test_recipes_name_what_exists() -> None:
     discover()
-    for name, recipes in RECIPES.items():
+    for name, recipes in CLASSIFIER_RECIPES.items():
         roles = datasets.get(name).facts.roles
         assert {roles.get(role) for role in ("standard", "robust", "other", "noise", "wide")} >= {
             f"own:{name}-{kind}" for kind in recipes

@@ -14,7 +14,7 @@ from baselines.bit_depth import BitDepth
 from baselines.gaussian import Blur
 from baselines.median import Median
 from baselines.noise import Noisy
-from baselines.transform import Transformed, inside, mirrored, soft_round
+from baselines.transform import Transformed, clip_to_box, mirror_positions, soft_round
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.questions.plan import plan
@@ -69,13 +69,13 @@ def test_soft_round() -> None:
 @pytest.mark.parametrize(("size", "before", "after"), [(8, 1, 0), (5, 2, 2), (3, 8, 7), (1, 2, 2)])
 def test_mirrored_is_what_numpy_pads_with(size: int, before: int, after: int) -> None:
     expected = np.pad(np.arange(size), (before, after), mode="symmetric")
-    assert mirrored(size, before, after, torch.device("cpu")).tolist() == expected.tolist()
+    assert mirror_positions(size, before, after, torch.device("cpu")).tolist() == expected.tolist()
 
 
 def test_inside_keeps_the_gradient() -> None:
     x = torch.tensor([-1e-7, 0.3, 1 + 2e-7], requires_grad=True)
-    assert inside(x).tolist() == [0, x[1].item(), 1]
-    assert torch.autograd.grad(inside(x).sum(), x)[0].tolist() == [1, 1, 1]
+    assert clip_to_box(x).tolist() == [0, x[1].item(), 1]
+    assert torch.autograd.grad(clip_to_box(x).sum(), x)[0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("window", [2, 3, 4, 5])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.tta import Augmented
+from baselines.tta import Augmentation, Augmented
 from bench.data.sample import load
 from bench.errors import BadInput
 from bench.judging.randomness import random_stream
@@ -66,7 +66,7 @@ def augmented(
     noise: float = 0.0,
     mean: str = "logit",
 ) -> Augmented:
-    return Augmented(inner, samples, shift, flip, noise, mean)
+    return Augmented(inner, samples, Augmentation(shift, flip, noise), mean)
 
 
 def defence(text: str) -> Spec:

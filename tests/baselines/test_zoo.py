@@ -18,7 +18,7 @@ from bench import weights
 from bench.entry_points import ROOT
 from bench.errors import BadInput
 from bench.questions.registry import build_classifier
-from tests.baselines.zoo_fakes import SMALL, put, random_state, refused
+from tests.baselines.zoo_fakes import SMALL, put, random_state, refusal
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_names_of_the_zoo() -> None:
 
 
 def test_nothing_of_the_stand_ins_stays() -> None:
-    zoo.dicts()
+    zoo.read_table()
     assert not {"autoattack", "autoattack.state"} & sys.modules.keys()
 
 
@@ -51,13 +51,13 @@ def test_a_model_is_loaded_from_its_place(models: Path, capfd: pytest.CaptureFix
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    zoo.ensure(SMALL)
+    zoo.fetch(SMALL)
     net = build_classifier(f"robustbench:{SMALL}")
     assert torch.equal(
         torch.rand(4), expected
     )  # building and loading draw no numbers that others see
     assert capfd.readouterr().out == ""
-    own = zoo.dicts()["cifar10"]["corruptions"]["Hendrycks2020AugMix_WRN"]["model"]()
+    own = zoo.read_table()["cifar10"]["corruptions"]["Hendrycks2020AugMix_WRN"]["model"]()
     own.load_state_dict(state, strict=False)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_pickle_that_runs_code_does_not(
         _use_new_zipfile_serialization=zipped,
     )
     plain = torch.load
-    assert ("cannot be loaded from" if zipped else "holds more than tensors") in refused(
+    assert ("cannot be loaded from" if zipped else "holds more than tensors") in refusal(
         zoo.robustbench, SMALL
     )
     assert not mark.exists()
@@ -100,72 +100,73 @@ def test_a_pickle_that_runs_code_does_not(
 def test_a_loader_that_asks_for_more_than_tensors_does_not_get_it(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     path = put(tmp_path / "bomb.pt", {"more": Bomb(mark)})
-    with zoo.weights_only(), pytest.raises(pickle.UnpicklingError):
+    with zoo.unpickle_tensors_only(), pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=False)
     assert not mark.exists()
 
 
 def test_a_misspelt_name() -> None:
-    assert "did you mean 'Wong2020Fast'" in refused(zoo.ensure, "Wong2020fast")
-    assert "is unknown" in refused(zoo.robustbench, "cifar100/L2/Standard")
-    assert "is unknown" in refused(
-        zoo.ensure, "cifar10/Linf/Wong2020Fast"
+    assert "did you mean 'Wong2020Fast'" in refusal(zoo.fetch, "Wong2020fast")
+    assert "is unknown" in refusal(zoo.robustbench, "cifar100/L2/Standard")
+    assert "is unknown" in refusal(
+        zoo.fetch, "cifar10/Linf/Wong2020Fast"
     )  # one name for one model: the bare one
 
 
 def test_a_pin_names_the_very_file(models: Path) -> None:
     path = put(models / f"{SMALL}.pt", {"state_dict": random_state()})
-    found = zoo.digest(SMALL)
-    assert (
-        found
-        == hashlib.sha256(hashlib.sha256(path.read_bytes()).hexdigest().encode()).hexdigest()[:8]
-    )
-    assert zoo.digest(f"{SMALL}@{found}") == found
-    zoo.ensure(f"{SMALL}@{found}")
-    assert (
-        zoo.parts(f"{SMALL}@{found}")
-        == zoo.parts(SMALL)
-        == ("cifar10", "corruptions", "Hendrycks2020AugMix_WRN")
-    )
+    digest = zoo.digest(SMALL)
+    file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest == hashlib.sha256(file_digest.encode()).hexdigest()
+    pin = digest[:8]
+    assert zoo.digest(f"{SMALL}@{pin}") == digest
+    zoo.fetch(f"{SMALL}@{pin}")
+    model = zoo.find_model(f"{SMALL}@{pin}")
+    assert model == zoo.find_model(SMALL)
+    assert (model.dataset, model.threat) == ("cifar10", "corruptions")
+    assert model.name == "Hendrycks2020AugMix_WRN"
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(
-            build_classifier(f"robustbench:{SMALL}@{found}")(x),
+            build_classifier(f"robustbench:{SMALL}@{pin}")(x),
             build_classifier(f"robustbench:{SMALL}")(x),
         )
-    for act in (zoo.ensure, zoo.robustbench):
+    for act in (zoo.fetch, zoo.robustbench):
         assert (
-            refused(act, f"{SMALL}@00000000")
-            == f"weights 'robustbench:{SMALL}' have the digest {found}, not 00000000"
+            refusal(act, f"{SMALL}@00000000")
+            == f"weights 'robustbench:{SMALL}' have the digest {pin}, not 00000000"
         )
     put(path, {"state_dict": random_state()})
-    assert zoo.digest(SMALL) != found
-    assert f"not {found}" in refused(zoo.ensure, f"{SMALL}@{found}")
+    assert zoo.digest(SMALL) != digest
+    assert f"not {pin}" in refusal(zoo.fetch, f"{SMALL}@{pin}")
 
 
 def test_the_digest_of_an_ensemble_is_of_all_its_files_in_order(models: Path) -> None:
-    paths = [put(path, bytes([i])) for i, path in enumerate(zoo.files("Chen2020Adversarial"))]
+    paths = [
+        put(path, bytes([i]))
+        for i, path in enumerate(zoo.own_files(zoo.find_model("Chen2020Adversarial")))
+    ]
     assert len(paths) == 3
-    found = zoo.digest("Chen2020Adversarial")
-    assert found == hashlib.sha256("".join(map(weights.digest, paths)).encode()).hexdigest()[:8]
+    digest = zoo.digest("Chen2020Adversarial")
+    assert digest == hashlib.sha256("".join(map(weights.digest, paths)).encode()).hexdigest()
     paths[0].write_bytes(bytes([1]))
     paths[1].write_bytes(bytes([0]))
-    assert zoo.digest("Chen2020Adversarial") not in (None, found)
+    assert zoo.digest("Chen2020Adversarial") not in (None, digest)
     paths[2].unlink()
     assert zoo.digest("Chen2020Adversarial") is None
 
 
 def test_where_nothing_can_be_pinned(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert zoo.digest(SMALL) is None
-    assert "are not there: put Hendrycks2020AugMix_WRN.pt into" in refused(
+    assert "are not there: put Hendrycks2020AugMix_WRN.pt into" in refusal(
         zoo.robustbench, f"{SMALL}@1a2b3c4d"
     )
     monkeypatch.setenv("TORCH_HOME", str(models))
     name = "Debenedetti2022Light_XCiT-S12"
     assert zoo.digest(name) is None
-    put(zoo.places(name)[0], {"model": {}})
+    put(zoo.files_of(zoo.find_model(name))[0], {"model": {}})
     assert (
-        refused(zoo.ensure, f"{name}@1a2b3c4d")
+        refusal(zoo.fetch, f"{name}@1a2b3c4d")
         == f"weights 'robustbench:{name}' are in the cache of torch's hub, and take no pin"
     )
     with pytest.raises(BadInput, match="is unknown; did you mean 'Wong2020Fast'"):
@@ -188,9 +189,30 @@ def test_an_old_copy_of_the_package_is_refused(
         zoo.refuse_old_copy()
 
 
-def test_plug_ins_are_discovered_without_importing_the_libraries() -> None:
-    heavy = "robustbench", "timm", "torchvision"
-    code = f"import sys; from bench.questions.registry import discover; discover(); print(sorted({set(heavy)} & sys.modules.keys()))"
+HEAVY = (
+    "diffusers",
+    "lightning",
+    "matplotlib",
+    "pooch",
+    "requests",
+    "robustbench",
+    "scipy",
+    "sklearn",
+    "timm",
+    "torchvision",
+)
+
+
+def test_importing_the_plug_ins_loads_torch_and_no_other_heavy_library() -> None:
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import pkgutil, importlib, baselines.gallery, carso.defence\n"
+        "for package in (baselines, baselines.gallery):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        f"print(sorted(set({HEAVY}) & (sys.modules.keys() - before)))\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -15,7 +15,7 @@ import torch
 
 from baselines import zoo, zoo_files
 from bench import files
-from tests.baselines.zoo_fakes import PAGE, SMALL, put, random_state, refused
+from tests.baselines.zoo_fakes import PAGE, SMALL, put, random_state, refusal
 
 XCIT = "Debenedetti2022Light_XCiT-S12"
 XCIT_FILE = "debenedetti2022light-xcit-s-cifar10-linf.pth.tar"
@@ -69,9 +69,9 @@ DAMAGED = [
 
 def test_an_old_file_that_is_cut_anywhere_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
-    assert zoo_files.defect(put(path, OLD)) == ""
+    assert zoo_files.find_defect(put(path, OLD)) == ""
     for length in range(1, len(OLD), 7):
-        assert zoo_files.defect(put(path, OLD[:length])) == NOT_READ
+        assert zoo_files.find_defect(put(path, OLD[:length])) == NOT_READ
 
 
 @pytest.mark.parametrize(("content", "says"), DAMAGED)
@@ -82,8 +82,8 @@ def test_a_damaged_file_that_lies_there_is_refused_and_left_alone(
     line = (
         f"weights file '{path}' of 'robustbench:{SMALL}' is {says}; remove it, and fetch it again"
     )
-    assert refused(zoo.ensure, SMALL) == line
-    assert refused(zoo.robustbench, SMALL) == line
+    assert refusal(zoo.fetch, SMALL) == line
+    assert refusal(zoo.robustbench, SMALL) == line
     assert path.read_bytes() == content
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_file_that_lies_there_is_refused_and_left_alone(
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_sound_file_of_something_else(models: Path, content: Any, zipped: bool) -> None:
     path = put(models / f"{SMALL}.pt", content, zipped=zipped)
-    assert f"'robustbench:{SMALL}' cannot be loaded from {path}: " in refused(
+    assert f"'robustbench:{SMALL}' cannot be loaded from {path}: " in refusal(
         zoo.robustbench, SMALL
     )
     assert path.is_file()
@@ -119,7 +119,7 @@ def test_a_damaged_download_is_refused_and_removed(
     fake_download(monkeypatch, lambda path: put(path, content))
     where = models.parent / folder
     line = f"weights of 'robustbench:{name}' are not there: put {file} into {where} (their download failed: what came is {says})"
-    assert refused(zoo.ensure, name) == line
+    assert refusal(zoo.fetch, name) == line
     assert list(models.parent.iterdir()) == []
 
 
@@ -134,13 +134,13 @@ def test_a_download_goes_to_its_place(
         put(path, {"state_dict": state})
 
     fake_download(monkeypatch, fetch)
-    zoo.ensure(SMALL)
+    zoo.fetch(SMALL)
     assert [path.name for path in (models / "cifar10/corruptions").iterdir()] == [
         "Hendrycks2020AugMix_WRN.pt"
     ]
     assert capfd.readouterr().out == ""
     fake_download(monkeypatch, lambda path: pytest.fail("it downloaded again"))
-    zoo.ensure(SMALL)
+    zoo.fetch(SMALL)
     zoo.robustbench(SMALL)
 
 
@@ -148,19 +148,22 @@ def test_all_files_of_an_ensemble_are_fetched(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_download(monkeypatch, lambda path: put(path, {"name": path.name}))
-    kept = put(zoo.files("Chen2020Adversarial")[1], {"mine": 1})
+    kept = put(zoo.own_files(zoo.find_model("Chen2020Adversarial"))[1], {"mine": 1})
     held = kept.read_bytes()
-    zoo.ensure("Chen2020Adversarial")
+    zoo.fetch("Chen2020Adversarial")
     assert sorted(path.name for path in kept.parent.iterdir()) == [
         f"Chen2020Adversarial.pt_m{i}.pt" for i in range(3)
     ]
     assert kept.read_bytes() == held
-    assert torch.load(zoo.files("Chen2020Adversarial")[2])["name"] == "Chen2020Adversarial.pt_m2.pt"
+    assert (
+        torch.load(zoo.own_files(zoo.find_model("Chen2020Adversarial"))[2])["name"]
+        == "Chen2020Adversarial.pt_m2.pt"
+    )
 
 
 def test_a_download_that_brings_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_download(monkeypatch, lambda path: None)
-    assert refused(zoo.ensure, "Wong2020Fast").endswith(
+    assert refusal(zoo.fetch, "Wong2020Fast").endswith(
         "(their download failed: what came is nothing)"
     )
 
@@ -185,10 +188,10 @@ def test_without_a_network_one_line_says_what_to_put_where(
         f"weights of 'robustbench:{name}' are not there: put {file} into {models.parent / folder}"
     )
     assert (
-        refused(zoo.ensure, name) == f"{there} (their download failed: <urlopen error no network>)"
+        refusal(zoo.fetch, name) == f"{there} (their download failed: <urlopen error no network>)"
     )
     fake_download(monkeypatch, lambda path: pytest.fail("loading never downloads"))
-    assert refused(zoo.robustbench, name) == there
+    assert refusal(zoo.robustbench, name) == there
     assert list(models.parent.iterdir()) == []
 
 
@@ -201,5 +204,5 @@ def test_the_real_downloaders_without_a_network(
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    assert "(their download failed: " in refused(zoo.ensure, name)
+    assert "(their download failed: " in refusal(zoo.fetch, name)
     assert list(models.parent.iterdir()) == []

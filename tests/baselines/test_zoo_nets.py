@@ -57,7 +57,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compare(argument: str, net: nn.Module) -> None:
-    zoo.ensure(argument)
+    zoo.fetch(argument)
     loaded = build_classifier(f"robustbench:{argument}")
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -78,19 +78,21 @@ def test_a_network_is_loaded_whole(
 ) -> None:
     assert published.zoo()[f"robustbench:{argument}"].architecture == architecture
     net = shaken(untrained(argument))
-    put(zoo.files(argument)[0], layout(net.state_dict()))
+    put(zoo.own_files(zoo.find_model(argument))[0], layout(net.state_dict()))
     compare(argument, net)
 
 
 def test_an_ensemble_is_loaded_from_its_files_in_order(models: Path) -> None:
     argument = "cifar10/corruptions/Diffenderfer2021Winning_LRR_CARD_Deck"
-    paths = zoo.files(argument)
+    paths = zoo.own_files(zoo.find_model(argument))
     assert [path.name for path in paths] == [
         f"Diffenderfer2021Winning_LRR_CARD_Deck.pt_m{i}.pt" for i in range(6)
     ]
     name = "Chen2020Adversarial"
     net = shaken(untrained(name))
-    for path, branch in zip(zoo.files(name), (net.branch1, net.branch2, net.branch3), strict=True):
+    for path, branch in zip(
+        zoo.own_files(zoo.find_model(name)), (net.branch1, net.branch2, net.branch3), strict=True
+    ):
         assert isinstance(branch, nn.Module)
         put(path, prefixed(branch.state_dict(), "module."))
     compare(name, net)
@@ -107,7 +109,7 @@ def test_a_transformer_of_timm_is_loaded_from_the_cache_of_torchs_hub(
     assert isinstance(
         net, nn.Sequential
     )  # the scaling of the images, and the network, whose file has no scaling
-    (path,) = zoo.places(argument)
+    (path,) = zoo.files_of(zoo.find_model(argument))
     assert path.name == "debenedetti2022light-xcit-s-cifar10-linf.pth.tar"
     assert path.parent == models.parent / "hub/hub/checkpoints"
     put(path, {"model": net[1].state_dict()})
@@ -116,7 +118,7 @@ def test_a_transformer_of_timm_is_loaded_from_the_cache_of_torchs_hub(
 
 def test_images_are_scaled_inside(models: Path) -> None:
     net = shaken(untrained("Wong2020Fast"))
-    put(zoo.files("Wong2020Fast")[0], unscaled(net.state_dict()))
+    put(zoo.own_files(zoo.find_model("Wong2020Fast"))[0], unscaled(net.state_dict()))
     loaded = build_classifier("robustbench:Wong2020Fast")
     x = torch.rand(2, 3, 32, 32)
     mean, std = (
@@ -149,11 +151,11 @@ def test_the_table_of_parameters(argument: str) -> None:
 
 def test_the_table_has_the_entries_and_files_of_the_package() -> None:
     there = {}
-    for dataset, threats in zoo.dicts().items():
+    for dataset, threats in zoo.read_table().items():
         for threat, entries in threats.items():
             for name, facts in entries.items():
                 key = facts["gdrive_id"]
-                split = "" if (dataset, threat) == zoo.SPLIT else f"{dataset}/{threat}/"
+                split = "" if (dataset, threat) == zoo.DEFAULT_SPLIT else f"{dataset}/{threat}/"
                 there[f"robustbench:{split}{name}"] = (
                     0 if key is None else len(key) if isinstance(key, list) else 1
                 )

@@ -13,32 +13,31 @@ from torch import nn
 from baselines import zoo
 from bench.errors import BadInput
 
-SMALL = (
-    "cifar10/corruptions/Hendrycks2020AugMix_WRN"  # the smallest of the zoo: 2.2 million parameters
-)
+# The smallest of the zoo: 2.2 million parameters.
+SMALL = "cifar10/corruptions/Hendrycks2020AugMix_WRN"
 PAGE = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
 SCALING = ("mu", "sigma", "mean", "std")  # of the images: not learnt
 
 
 def untrained(argument: str) -> nn.Module:
     """The network of an entry, as RobustBench's table builds it, or timm."""
-    dataset, threat, name = zoo.parts(argument)
-    facts = zoo.dicts()[dataset][threat][name]
-    if facts["gdrive_id"] is None:
+    model = zoo.find_model(argument)
+    if model.entry["gdrive_id"] is None:
         import timm
 
-        made: nn.Module = timm.create_model(f"{name}_{dataset}_{threat}".lower().replace("-", "_"))
+        name = f"{model.name}_{model.dataset}_{model.threat}".lower().replace("-", "_")
+        net: nn.Module = timm.create_model(name)
     else:
-        made = facts["model"]()
-    return made.eval()
+        net = model.entry["model"]()
+    return net.eval()
 
 
 def shaken(net: nn.Module) -> nn.Module:
     """The network with other weights and statistics than a fresh one has."""
     with torch.no_grad():
-        for name, held in net.state_dict().items():
-            if held.is_floating_point() and name.rpartition(".")[2] not in SCALING:
-                held.add_(torch.rand_like(held) - 0.5, alpha=0.02)
+        for name, value in net.state_dict().items():
+            if value.is_floating_point() and name.rpartition(".")[2] not in SCALING:
+                value.add_(torch.rand_like(value) - 0.5, alpha=0.02)
     return net
 
 
@@ -55,7 +54,8 @@ def put(path: Path, content: Any, *, zipped: bool = True) -> Path:
     return path
 
 
-def refused(action: Callable[[str], object], argument: str) -> str:
+def refusal(action: Callable[[str], object], argument: str) -> str:
+    """The one line with which the action refuses the argument."""
     with pytest.raises(BadInput) as caught:
         action(argument)
     assert "\n" not in str(caught.value)
