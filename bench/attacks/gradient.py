@@ -215,7 +215,9 @@ def ascend(
         rows = survivors.rows  # (R,)
         if not len(rows):
             break
-        radius = eps * shrinking_factor(i, options.steps, first_factor(threat.norm, options.wide))
+        radius = eps * shrinking_factor(
+            i, options.steps, initial_radius_factor(threat.norm, options.wide)
+        )
         size = options.step * eps * (1 + math.cos(math.pi * i / options.steps)) / 2
 
         images = to_ball(x_adv[rows], x[rows], threat.norm, radius)  # (R,C,H,W)
@@ -304,11 +306,11 @@ def start_points(x: Tensor, threat: ThreatModel, wide: float, start: Tensor | No
     """A copy of `start`, or random points (B,C,H,W) of the ball with which the run begins."""
     if start is not None:
         return start.clone()
-    radius = first_factor(threat.norm, wide) * float(threat.eps)
+    radius = initial_radius_factor(threat.norm, wide) * float(threat.eps)
     return to_ball(x + NORMS[threat.norm].random_start(x, radius), x, threat.norm, radius)
 
 
-def first_factor(norm: str, wide: float) -> float:
+def initial_radius_factor(norm: str, wide: float) -> float:
     """The radius with which a run begins, relative to eps."""
     return max(wide, 1.0) if norm in ("l2", "l1") else 1.0
 

@@ -134,7 +134,7 @@ def test_a_surrogate_lends_its_gradient_where_the_own_one_is_not_finite(loss: st
 
 def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
     problem = two_classes()
-    asked = []
+    queries = []
 
     class Whole(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
             return logits
 
     def no_help() -> list[Target]:
-        asked.append(True)
+        queries.append(True)
         return []
 
     options = PGDOptions(loss="ce", steps=4, restarts=1, step=2.0)
@@ -150,7 +150,7 @@ def test_a_finite_gradient_asks_no_surrogate_and_changes_no_draw() -> None:
     for model, count in ((Whole(), 0), (Torn(problem), 4)):
         target = Target(model, classes=2)
         pgd_loop(target, problem.x, problem.y, threat, options, surrogate_models=no_help)
-        assert len(asked) == count
+        assert len(queries) == count
 
 
 def test_only_tries_the_named_routes_and_refuses_others() -> None:
@@ -182,7 +182,7 @@ def test_a_distance_in_parts_of_bounded_size_comes_to_the_same_end(
     calls = {"latent": lambda x: x.flatten(1)[:, ::8], "purify": lambda x: 2 * x}
     sizes: list[int] = []
 
-    def noted(x: Tensor) -> Tensor:
+    def note_size(x: Tensor) -> Tensor:
         if x.requires_grad:
             sizes.append(len(x))
         return calls[part](x)
@@ -191,7 +191,7 @@ def test_a_distance_in_parts_of_bounded_size_comes_to_the_same_end(
     for images, seen in ((1000, {12}), (5, {5, 2})):
         monkeypatch.setattr(losses, "VALUES", images * 64 * 4)  # of four draws each
         sizes.clear()
-        masked = Masked(problem.model, **{part: noted})
+        masked = Masked(problem.model, **{part: note_size})
         results.append(run_adaptive(problem, masked, only=route)[route])
         assert set(sizes) == seen
     assert torch.allclose(results[0], results[1], atol=1e-6)
@@ -285,9 +285,9 @@ def test_distances_are_repeated_for_draws() -> None:
 
 
 def test_which_route_was_chosen_is_told_by_name() -> None:
-    found = routes_of(["a", "a", "b"], [0, 2, 3, 1])
-    assert found is not None
-    assert found.names == ("a", "b")
-    assert found.chosen == (-1, 0, 1, 0)
-    assert found.counts == {"a": 2, "clean": 1, "b": 1}
+    routes = routes_of(["a", "a", "b"], [0, 2, 3, 1])
+    assert routes is not None
+    assert routes.names == ("a", "b")
+    assert routes.chosen == (-1, 0, 1, 0)
+    assert routes.counts == {"a": 2, "clean": 1, "b": 1}
     assert routes_of([], [0]) is None

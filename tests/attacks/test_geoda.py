@@ -100,16 +100,16 @@ def test_labels_grow_by_the_rate_and_make_up_the_budget() -> None:
 def test_directions_are_gaussians_of_low_frequencies() -> None:
     x = torch.zeros(2, 3, 8, 12)
     torch.manual_seed(0)
-    for share, kept in ((1.0, (8, 12)), (0.5, (4, 6)), (0.01, (1, 1))):
+    for share, expected_shape in ((1.0, (8, 12)), (0.5, (4, 6)), (0.01, (1, 1))):
         drawn = waves(x, 400, share)
         assert drawn.shape == (2, 400, 3, 8, 12)
         assert float((drawn**2).flatten(2).sum(2).mean()) == pytest.approx(1, rel=0.1)
         spectrum = cosines(8, 8, x) @ drawn @ cosines(12, 12, x).T
         energy = (spectrum**2).mean((0, 1, 2))
-        inside = energy[: kept[0], : kept[1]]
+        low = energy[: expected_shape[0], : expected_shape[1]]
         total = float((drawn**2).flatten(2).sum(2).mean())
-        assert float(inside.sum()) * 3 == pytest.approx(total, rel=1e-4)
-        assert float(inside.min()) > 0.5 * float(inside.max()), "of equal variance"
+        assert float(low.sum()) * 3 == pytest.approx(total, rel=1e-4)
+        assert float(low.min()) > 0.5 * float(low.max()), "of equal variance"
     basis = cosines(9, 9, x)
     assert torch.allclose(basis @ basis.T, torch.eye(9), atol=1e-6)
     third = [math.sqrt(2 / 9) * math.cos(math.pi * (n + 0.5) * 2 / 9) for n in range(9)]

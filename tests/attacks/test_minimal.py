@@ -106,10 +106,10 @@ def test_a_found_example_leaves_and_a_misclassified_one_stays_put(
     assert torch.allclose(together[0, :3], three[0], atol=1e-6)
     # one look at each of the misclassified
     assert mixed_target.backwards <= alone_target.backwards + 3 * 2
-    inside = problem.target()
-    candidates(alone, name, norm, 3 * float(problem.optimum[norm][0]), inside, **knobs)
+    within = problem.target()
+    candidates(alone, name, norm, 3 * float(problem.optimum[norm][0]), within, **knobs)
     if name == "cw":
-        assert inside.backwards < alone_target.backwards
+        assert within.backwards < alone_target.backwards
 
 
 def test_fab_looks_no_further_where_a_point_inside_the_ball_is_found() -> None:

@@ -102,8 +102,8 @@ def test_nes_steps_along_the_running_mean_of_the_estimates(
         size = 0.15 * eps * (1 + math.cos(math.pi * i / steps))
         x_adv = to_ball(x_adv + size * NORMS[norm].steepest(momentum_buffer), x, norm, eps)
     assert torch.allclose(last, x_adv, atol=1e-4)
-    gaps = torch.stack([margin(model(images), y) for images in visited])  # (steps,B)
-    expected = torch.stack(visited)[gaps.argmax(0), torch.arange(2)]
+    margins = torch.stack([margin(model(images), y) for images in visited])  # (steps,B)
+    expected = torch.stack(visited)[margins.argmax(0), torch.arange(2)]
     assert torch.allclose(best, expected, atol=1e-4)
 
 
@@ -164,10 +164,10 @@ def test_draw_margins_are_independent_draws_in_their_place() -> None:
     model = Dice()
     target = Target(model, access="score", stochastic=True, classes=2)
     torch.manual_seed(0)
-    gaps = draw_margins(target, images, torch.tensor([0, 0]), 5000)
-    assert gaps.shape == (2, 3, 5000)
-    assert torch.allclose(gaps.mean(2), images.mean((2, 3, 4)), atol=0.07)
-    assert gaps.std(2).flatten().tolist() == pytest.approx([1] * 6, rel=0.05)
+    margins = draw_margins(target, images, torch.tensor([0, 0]), 5000)
+    assert margins.shape == (2, 3, 5000)
+    assert torch.allclose(margins.mean(2), images.mean((2, 3, 4)), atol=0.07)
+    assert margins.std(2).flatten().tolist() == pytest.approx([1] * 6, rel=0.05)
     assert target.forwards == 30000
     model.largest = 0
     draw_margins(target, torch.rand(40, 7, 1, 4, 4), torch.zeros(40, dtype=torch.long), 3)
@@ -219,8 +219,8 @@ def test_gaussian_noise_tries_its_scales_by_turns_within_the_ball(norm: str) -> 
     sizes = [float((images - problem.x).std()) for images in tried]
     scales = [scale / SCALES[0] for scale in SCALES] * 2
     assert [size / sizes[0] for size in sizes] == pytest.approx(scales, rel=0.06)
-    gaps = torch.stack([margin(model(images), problem.y) for images in tried])
-    assert torch.equal(best, torch.stack(tried)[gaps.argmax(0), torch.arange(250)])
+    margins = torch.stack([margin(model(images), problem.y) for images in tried])
+    assert torch.equal(best, torch.stack(tried)[margins.argmax(0), torch.arange(250)])
     model.seen.clear()
     candidates(problem, "gaussian-noise", norm, eps, tries=3, scale=10.0)
     for images in model.seen[1:]:
