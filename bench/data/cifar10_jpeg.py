@@ -15,6 +15,7 @@ from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
 from bench.questions.registry import dataset
 
+MOST_BYTES = 1 << 20  # of an image of 32x32 pixels
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -65,6 +66,10 @@ def read_archive(path: Path, split: str) -> dict[tuple[str, str], Array]:
                 parts = member.name.split("/")
                 if len(parts) != 4 or parts[1] != split or parts[2] not in CLASSES:
                     continue
+                if member.size > MOST_BYTES:
+                    raise BadInput(
+                        f"'{path}': {member.name} has {member.size} bytes; it is no image"
+                    )
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None:
                     source = io.BytesIO(file.read())

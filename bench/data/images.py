@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,25 +17,38 @@ from bench.errors import BadInput
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+MOST_PIXELS = 1 << 24
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def decode(source: Path | IO[bytes], name: str) -> Array:
     """An image file as grey (H,W) or RGB (H,W,3), uint8. Errors call the image `name`.
 
-    Transparency is dropped. Images of more than 8 bits are refused. Raises BadInput.
+    Transparency is dropped. Images of more than 8 bits, and of more than `MOST_PIXELS`, which a
+    small file can claim, are refused. Raises BadInput.
     """
     try:
-        with Image.open(source) as image:
-            if image.mode not in GREY_MODES + COLOUR_MODES:
-                raise BadInput(
-                    f"image '{name}' has the mode {image.mode}, not 8 bits of grey or colour"
-                )
-            return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is refused, and named
+            with Image.open(source) as image:
+                refuse_unfit(image, name)
+                return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
     except BadInput:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"image '{name}' cannot be read: {error}") from None
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"image '{name}' cannot be read: {reason}") from None
+
+
+def refuse_unfit(image: Image.Image, name: str) -> None:
+    """BadInput for an image that is too large, or of more than 8 bits; its pixels are not read."""
+    if image.width * image.height > MOST_PIXELS:
+        raise BadInput(
+            f"image '{name}' is {image.width}x{image.height} pixels; "
+            f"the most is {MOST_PIXELS} in all: make it smaller"
+        )
+    if image.mode not in GREY_MODES + COLOUR_MODES:
+        raise BadInput(f"image '{name}' has the mode {image.mode}, not 8 bits of grey or colour")
 
 
 def stack(images: Sequence[Array], names: Sequence[str]) -> Tensor:

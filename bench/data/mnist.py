@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ from bench.questions.registry import dataset
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
+MOST_BYTES = 1 << 30  # of an array, where 60000 images have 47 million
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -62,10 +64,16 @@ def mnist(split: str, data_dir: Path) -> Dataset:
     images_path = find_file(data_dir, images_name)
     x = read_idx(images_path, 3)  # (N,28,28)
     y = read_idx(find_file(data_dir, labels_name), 1)
-    if len(x) != len(y) or int(y.max()) > 9:
+    if x.shape[1:] != (28, 28):
+        raise BadInput(
+            f"'{images_path}' is no file of dataset 'mnist': its images are "
+            f"{x.shape[1]}x{x.shape[2]}, not 28x28"
+        )
+    top = max(y.tolist(), default=0)
+    if len(x) != len(y) or top > 9:
         raise BadInput(
             f"the files of dataset 'mnist' in '{images_path}' do not belong together: "
-            f"{len(x)} images, {len(y)} labels up to {int(y.max())}"
+            f"{len(x)} images, {len(y)} labels up to {top}"
         )
     return dataset_of("mnist", x.unsqueeze(1), y, classes=10)
 
@@ -87,11 +95,15 @@ def read_idx(path: Path, dims: int) -> Tensor:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read()
-        if struct.unpack_from(">HBB", data) != (0, 8, dims):
-            raise ValueError(f"its head is {data[:4].hex()}")
-        sizes = struct.unpack_from(f">{dims}I", data, 4)
-        pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sizes)
+            head = file.read(4 + 4 * dims)
+            if struct.unpack_from(">HBB", head) != (0, 8, dims):
+                raise ValueError(f"its head is {head[:4].hex()}")
+            sizes = struct.unpack_from(f">{dims}I", head, 4)
+            count = math.prod(sizes)
+            if count > MOST_BYTES:
+                raise ValueError(f"its head claims {count} bytes")
+            data = file.read(count + 1)  # one more than there should be
+        pixels = np.frombuffer(data, np.uint8).reshape(sizes)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise BadInput(
             f"'{path}' is no idx file of bytes in {dims} dimensions, or is damaged: {error}"

@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.data.contract import find_doubts, to_ids, to_images, to_labels, to_tensor
 from bench.errors import BadInput
 from bench.files import data_folder
 from bench.questions.registry import datasets
@@ -27,7 +29,8 @@ class Dataset:
     """Images of one split, with labels and ids. Values that are out of range raise BadInput.
 
     `x` (N,C,H,W) is float32 in [0,1]; `y` (N,) is int64 in [0,classes); `ids` (N,) is int64, and
-    each id is unique. `digest` is that of the whole split that the images were taken from.
+    each id is unique. `digest` is that of the whole split that the images were taken from. `notes`
+    say what looks wrong, and may be right.
     """
 
     name: str
@@ -36,12 +39,15 @@ class Dataset:
     ids: Tensor
     classes: int
     digest: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_images(self.name, self.x)
-        check_labels(self.name, self.y, len(self.x), self.classes)
-        if len(self.ids) != len(self.x) or len(self.ids.unique()) != len(self.ids):
-            raise BadInput(f"dataset '{self.name}': the ids of its images are not unique")
+        x = to_tensor(self.name, "images", self.x)
+        ids = to_ids(self.name, self.ids, len(x))
+        x = to_images(self.name, x, ids)
+        y = to_labels(self.name, self.y, len(x), self.classes, ids)
+        for field, value in (("x", x), ("y", y), ("ids", ids)):
+            object.__setattr__(self, field, value)  # of a frozen class
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,48 +58,26 @@ class Dataset:
         return replace(self, x=self.x[chosen], y=self.y[chosen], ids=self.ids[chosen])
 
 
-def check_images(name: str, x: Tensor) -> None:
-    """BadInput unless `x` is (N,C,H,W), float32, and in [0,1]; NaN is not in [0,1]."""
-    if x.dim() != 4 or x.dtype != torch.float32:
-        shape = tuple(x.shape)
-        raise BadInput(f"dataset '{name}': its images are {x.dtype} {shape}, not float (N,C,H,W)")
-    if len(x) == 0:
-        return
-    low, high = x.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise BadInput(
-            f"dataset '{name}': its images lie in [{float(low):g}, {float(high):g}], not in [0, 1]"
-        )
-
-
-def check_labels(name: str, y: Tensor, n: int, classes: int) -> None:
-    """BadInput unless `y` is (n,), of whole numbers, and in [0,classes)."""
-    if y.shape != (n,) or y.is_floating_point() or y.is_complex():
-        shape = tuple(y.shape)
-        raise BadInput(f"dataset '{name}': its labels are {y.dtype} {shape}, not {n} whole numbers")
-    if n and not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise BadInput(
-            f"dataset '{name}': its labels lie in [{int(y.min())}, {int(y.max())}], "
-            f"not in [0, {classes - 1}]"
-        )
-
-
 def dataset_of(
-    name: str, x: Tensor, y: Tensor, *, classes: int, ids: Tensor | None = None
+    name: str,
+    x: Any,
+    y: Any,
+    *,
+    classes: int,
+    ids: Any = None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """A whole split of images `x` (N,C,H,W), uint8 or float in [0,1], and of labels `y` (N,).
 
-    The ids are positions in the split where none are given.
+    The ids are positions in the split where none are given. Raises BadInput where the values break
+    the contract of `Dataset`.
     """
-    if x.dtype == torch.uint8:
-        x = x.to(torch.float32).div_(255)
-    elif x.is_floating_point():
-        x = x.to(torch.float32)
-    x = x.contiguous()
-    check_labels(name, y, len(x), classes)
-    y = y.to(torch.int64).contiguous()
-    ids = torch.arange(len(y)) if ids is None else ids.to(torch.int64)
-    return Dataset(name, x, y, ids, classes, digest_of(x, y))
+    x = to_tensor(name, "images", x)
+    ids = to_ids(name, torch.arange(len(x)) if ids is None else ids, len(x))
+    x = to_images(name, x, ids)
+    y = to_labels(name, y, len(x), classes, ids)
+    doubts = find_doubts(name, x, y, classes)
+    return Dataset(name, x, y, ids, classes, digest_of(x, y), (*notes, *doubts))
 
 
 def digest_of(x: Tensor, y: Tensor) -> str:
@@ -137,7 +121,14 @@ def load(spec: Spec, *, split: str = "test", data_dir: Path | None = None) -> Da
     knobs = {knob: value for knob, value in spec.params.items() if knob not in subset}
     counts = {knob: read_count(spec.name, knob, spec.params[knob]) for knob in subset}
     entry = datasets.get(spec.name)
-    whole: Dataset = entry.make(split, data_folder(data_dir), **entry.resolve(knobs))
+    whole = entry.make(split, data_folder(data_dir), **entry.resolve(knobs))
+    if not isinstance(whole, Dataset):
+        raise BadInput(
+            f"dataset '{spec.name}' gives a {type(whole).__name__}, and no Dataset: "
+            "let it return dataset_of(name, images, labels, classes=10)"
+        )
+    if not len(whole):
+        raise BadInput(f"dataset '{spec.name}' has no images in its {split} split")
     for knob, count in counts.items():
         if count > len(whole):
             raise BadInput(

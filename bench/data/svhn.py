@@ -42,7 +42,7 @@ def svhn(split: str, data_dir: Path) -> Dataset:
         place = f"{path.name} into {data_dir}"
         fetch("svhn", URL + path.name, path, DIGESTS[path.name], place)
     x, y = read_mat(path)
-    labelled = len(x) == len(y) and 1 <= int(y.min()) <= int(y.max()) <= 10
+    labelled = len(x) == len(y) > 0 and 1 <= int(y.min()) <= int(y.max()) <= 10
     if x.shape[1:] != (3, 32, 32) or not labelled:
         raise BadInput(
             f"'{path}' is no file of dataset 'svhn': "

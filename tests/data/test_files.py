@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -286,6 +287,99 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     assert "mode I;16" in refusal(spec, tmp_path)
     (tmp_path / "test/b/1.png").write_bytes((tmp_path / "test/a/1.png").read_bytes()[:40])
     assert "cannot be read" in refusal(spec, tmp_path)
+
+
+def test_what_editors_and_archivers_leave_in_a_folder_is_ignored(tmp_path: Path) -> None:
+    for kind in ("a", "b"):
+        for split in ("train", "test"):
+            write_image(tmp_path / split / kind / "1.png", 10)
+    for path in (
+        "test/.ipynb_checkpoints/1-checkpoint.png",
+        "test/a/.ipynb_checkpoints/1.png",
+        "test/__MACOSX/1.png",
+        "test/a/._1.png",
+        "train/.git/1.png",
+    ):
+        write_image(tmp_path / path, 99)
+    for name in (".DS_Store", "test/.DS_Store", "test/a/Thumbs.db", "test/b/desktop.ini"):
+        (tmp_path / name).write_bytes(b"\0")
+    (tmp_path / "test/b/folder.png").mkdir()
+    data = load_from(f"folder[path={tmp_path}]", tmp_path)
+    assert (len(data), data.classes, data.notes) == (2, 2, ())
+
+
+def test_classes_of_one_split_alone_are_named(tmp_path: Path) -> None:
+    for path in ("test/a/1.png", "test/b/1.png", "train/a/1.png"):
+        write_image(tmp_path / path, 10)
+    spec = f"folder[path={tmp_path}]"
+    (note,) = load_from(spec, tmp_path).notes
+    assert note == f"image folder '{tmp_path}': only test/ has the classes b"
+    write_image(tmp_path / "train/c/1.png", 10)
+    assert "only train/ has the classes c" in load_from(spec, tmp_path).notes[0]
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose head claims a size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(100))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [5000, 10_000, 60_000])
+def test_an_image_that_claims_to_be_huge_is_refused_unread(tmp_path: Path, side: int) -> None:
+    write_image(tmp_path / "test/a/1.png", 1)
+    (tmp_path / "test/b").mkdir()
+    (tmp_path / "test/b/1.png").write_bytes(png_that_claims(side, side))
+    message = refusal(f"folder[path={tmp_path}]", tmp_path)
+    assert str(tmp_path / "test/b/1.png") in message
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"GIF89a", b"BM", b"II*\0\xff\xff\xff\xff"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    write_image(tmp_path / "test/a/1.png", 1)
+    (tmp_path / "test/b").mkdir()
+    (tmp_path / "test/b/1.png").write_bytes(content)
+    assert "test/b/1.png' cannot be read" in refusal(f"folder[path={tmp_path}]", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "its head claims"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2, 20, 20) + bytes(800), "20x20, not 28x28"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28) + bytes(1600), "damaged"),
+        (b"\0\0\x08\x03\0", "damaged"),
+        (b"", "damaged"),
+    ],
+)
+def test_a_wrong_mnist_file_is_named(tmp_path: Path, head: bytes, reason: str) -> None:
+    write_mnist(tmp_path / "mnist", write_gzip, ".gz")
+    images = tmp_path / "mnist/t10k-images-idx3-ubyte.gz"
+    images.write_bytes(gzip.compress(head))
+    message = refusal("mnist", tmp_path)
+    assert str(images) in message
+    assert reason in message
+
+
+def test_empty_files_of_mnist_and_svhn_are_refused(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    write_mnist(tmp_path / "mnist", write_gzip, ".gz", labels=0)
+    images = tmp_path / "mnist/t10k-images-idx3-ubyte.gz"
+    images.write_bytes(gzip.compress(idx_file(PIXELS[:0])))
+    assert "has no images" in refusal("mnist", tmp_path)
+    empty = {"X": np.zeros((32, 32, 3, 0), np.uint8), "y": np.zeros((0, 1), np.uint8)}
+    savemat(tmp_path / "test_32x32.mat", empty)
+    assert "is no file of dataset 'svhn'" in refusal("svhn", tmp_path)
 
 
 @pytest.mark.parametrize(
