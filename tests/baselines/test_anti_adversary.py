@@ -1,4 +1,4 @@
-"""The anti-adversary: its exact movement and gradients on classifiers whose answer is known, and its limit."""
+"""The anti-adversary: its exact movement and gradients on known classifiers, and its limit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Curved(nn.Module):
 
 
 class Rounded(nn.Module):
-    """A defence that rounds the image to 32 levels, in front of a classifier or another such defence, with BPDA as its surrogate."""
+    """A defence that rounds the image to 32 levels, with BPDA as its surrogate.
+
+    It stands before a classifier or another such defence.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ def signs(model: Linear, x: Tensor) -> Tensor:
     return torch.where(model(x).argmax(1).view(-1, 1, 1, 1) == 0, model.towards, -model.towards)
 
 
-def slope(answer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def gradient(answer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     (found,) = torch.autograd.grad(answer(x)[:, 0].sum(), x)
     return found
@@ -118,15 +121,15 @@ def test_the_movement_is_clipped_to_the_box() -> None:
     assert torch.allclose(defended(x), model(moved), atol=1e-6)
 
 
-def test_its_gradient_is_that_of_the_classifier_but_for_clipped_pixels_which_bpda_sees() -> None:
+def test_the_gradient_is_the_classifiers_but_for_clipped_pixels() -> None:
     model, x = Linear(), images()
     defended = AntiAdversary(model, 2, 0.15)
     weight = model.weight[0].view(1, 1, 4, 4).expand(8, -1, -1, -1)
     free = x + 0.3 * signs(model, x)
-    assert torch.allclose(slope(defended, x), weight * ((free >= 0) & (free <= 1)), atol=1e-6)
+    assert torch.allclose(gradient(defended, x), weight * ((free >= 0) & (free <= 1)), atol=1e-6)
     identity = defended.surrogates["identity"]
     assert torch.allclose(identity(x), defended(x), atol=1e-6)
-    assert torch.allclose(slope(identity, x), weight, atol=1e-6)
+    assert torch.allclose(gradient(identity, x), weight, atol=1e-6)
 
 
 def test_no_label_of_a_linear_classifier_changes_and_every_margin_grows() -> None:
@@ -139,7 +142,10 @@ def test_no_label_of_a_linear_classifier_changes_and_every_margin_grows() -> Non
 
 
 def test_forward_and_soft_have_true_gradients() -> None:
-    """By finite differences on a curved classifier: the signs do not change within them, and the tanh of `soft` does."""
+    """By finite differences on a curved classifier.
+
+    The signs do not change within the differences; the tanh of `soft` does.
+    """
     defended = AntiAdversary(Curved(), 3, 0.02)
     x = images(3, spread=0.4).double().requires_grad_()
     assert torch.autograd.gradcheck(defended, x, eps=1e-7, atol=1e-4)
@@ -201,7 +207,7 @@ def test_before_a_defence_that_hides_its_gradient_it_follows_the_surrogate(inner
         "classifier",
     } <= defended.surrogates.keys()
     deepest = max(defended.surrogates, key=len)
-    assert slope(defended.surrogates[deepest], x).all()
+    assert gradient(defended.surrogates[deepest], x).all()
 
 
 def test_on_digits_it_is_surer_and_as_right() -> None:

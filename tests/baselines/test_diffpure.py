@@ -1,4 +1,4 @@
-"""Diffusion purification: step by step what diffusers does, with an exact gradient in little memory."""
+"""Diffusion purification: step by step what diffusers does, with an exact gradient."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def config(**changes: Any) -> dict[str, Any]:
     return {"num_train_timesteps": N, "beta_start": 0.02, "beta_end": 0.3, **changes}
 
 
-def built(
+def build_diffpure(
     t: float = 0.5,
     steps: int = 0,
     samples: int = 1,
@@ -89,7 +89,7 @@ def queue(monkeypatch: pytest.MonkeyPatch, where: str, noise: list[Tensor]) -> N
 def test_every_step_is_that_of_the_scheduler_of_diffusers(
     x: Tensor, changes: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defence = built(steps=steps, **changes)
+    defence = build_diffpure(steps=steps, **changes)
     seen: list[Tensor] = []
     true = defence.step_back
     monkeypatch.setattr(defence, "step_back", lambda *given: seen.append(true(*given)) or seen[-1])
@@ -102,7 +102,8 @@ def test_every_step_is_that_of_the_scheduler_of_diffusers(
     assert len(times) == (steps or N // 2)
     assert times[0] == N // 2 - 1
     scheduler.set_timesteps(timesteps=times)
-    # The scheduler adds noise to its answer where the last timestep is not 0: that is not what an ancestral step down to the image does.
+    # The scheduler adds noise to its answer where the last timestep is not 0. An ancestral step
+    # down to the image does not.
     queue(monkeypatch, "schedulers.scheduling_ddpm", [*noise[1:], torch.zeros_like(x)])
     here = scheduler.add_noise(2 * x - 1, noise[0], torch.tensor(times[:1] * len(x)))
     for t, ours in zip(times, seen, strict=True):
@@ -114,7 +115,7 @@ def test_every_step_is_that_of_the_scheduler_of_diffusers(
 def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(
     x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defence = built(t=1.0)
+    defence = build_diffpure(t=1.0)
     with random_stream(CPU, 1):
         ours = defence.purify(x)
     with random_stream(CPU, 1):
@@ -129,13 +130,13 @@ def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(
 
 
 def test_at_the_end_of_a_long_schedule_nothing_of_the_image_is_left(x: Tensor) -> None:
-    defence = built(t=1.0, beta_end=0.999, num_train_timesteps=40)
+    defence = build_diffpure(t=1.0, beta_end=0.999, num_train_timesteps=40)
     with random_stream(CPU, 0):
         one = defence.purify(x[:1])
     with random_stream(CPU, 0):
         other = defence.purify(x[1:2])
     assert torch.allclose(one, other, atol=1e-3)
-    few = built(t=0.01)
+    few = build_diffpure(t=0.01)
     assert [step.t for step in few.steps] == [0]
     assert few.kept == pytest.approx(0.98)
 
@@ -144,7 +145,7 @@ def test_the_gradient_is_that_of_finite_differences(x: Tensor) -> None:
     """In float64, over the two steps of t=1/6, before a classifier without kinks."""
     with random_stream(CPU, 0):
         inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-    defence = built(t=2 / N, net=unet().double(), inner=inner, clip_sample_range=3.0)
+    defence = build_diffpure(t=2 / N, net=unet().double(), inner=inner, clip_sample_range=3.0)
     assert len(defence.steps) == 2
     point = (0.2 + 0.6 * x[:2].double()).requires_grad_()
 
@@ -164,7 +165,7 @@ def test_the_gradient_is_that_of_finite_differences(x: Tensor) -> None:
 
 
 def test_samples_are_averaged(x: Tensor) -> None:
-    defence = built(samples=5)
+    defence = build_diffpure(samples=5)
     with random_stream(CPU, 0), torch.no_grad():
         parts = defence.per_draw(x)
     assert parts.shape == (6, 5, 10)
@@ -174,7 +175,7 @@ def test_samples_are_averaged(x: Tensor) -> None:
 
 
 def test_identity_purifies_and_hands_back_the_gradient_behind(x: Tensor) -> None:
-    defence, point = built(), x.clone().requires_grad_()
+    defence, point = build_diffpure(), x.clone().requires_grad_()
     with random_stream(CPU, 0):
         logits = defence.surrogates["identity"](point)
     (slope,) = torch.autograd.grad(logits.square().sum(), point)
@@ -185,13 +186,13 @@ def test_identity_purifies_and_hands_back_the_gradient_behind(x: Tensor) -> None
 
 
 def test_coarse_is_the_same_purification_in_fewer_steps_that_sees_no_clipping(x: Tensor) -> None:
-    fine = built(t=1.0)
-    same = built(t=1.0, steps=baselines.diffpure.COARSE_STEPS)
+    fine = build_diffpure(t=1.0)
+    same = build_diffpure(t=1.0, steps=baselines.diffpure.COARSE_STEPS)
     with random_stream(CPU, 0), torch.no_grad():
         coarse = fine.coarse(x)
     with random_stream(CPU, 0), torch.no_grad():
         assert torch.allclose(coarse, same.purify(x), atol=1e-6)
-    assert len(built(t=0.25).coarse_steps) == 3  # not more than the defence takes
+    assert len(build_diffpure(t=0.25).coarse_steps) == 3  # not more than the defence takes
     point = torch.tensor([-2.0, 0.3, 2.0]).requires_grad_()
     clipped = clip_with_identity_gradient(point, -1, 1)
     assert clipped.tolist() == pytest.approx([-1, 0.3, 1])
@@ -201,7 +202,7 @@ def test_coarse_is_the_same_purification_in_fewer_steps_that_sees_no_clipping(x:
 def test_colour_images_and_smaller_ones_fit_and_others_are_refused() -> None:
     inner = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     for channels, height, width in ((3, 8, 8), (3, 6, 7), (1, 5, 8)):
-        defence = built(net=unet(channels), inner=inner)
+        defence = build_diffpure(net=unet(channels), inner=inner)
         image = torch.rand(2, channels, height, width)
         framed = defence.frame(image)
         assert framed.shape == (2, channels, 8, 8)
@@ -223,7 +224,7 @@ def test_colour_images_and_smaller_ones_fit_and_others_are_refused() -> None:
             BadInput,
             match="its model takes images of 3x8x8 at most, not " + "x".join(map(str, shape)),
         ):
-            built(net=unet(3), inner=inner).purify(torch.rand(1, *shape))
+            build_diffpure(net=unet(3), inner=inner).purify(torch.rand(1, *shape))
 
 
 class Silent(nn.Module):
@@ -250,7 +251,7 @@ class Silent(nn.Module):
 )
 def test_knobs_out_of_range_are_refused(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput) as error:
-        built(**knobs)
+        build_diffpure(**knobs)
     assert f"defence 'diffpure': {message}" in str(error.value)
 
 
@@ -266,9 +267,7 @@ def test_surrogates_of_what_is_inside_are_reached() -> None:
     assert torch.equal(made.base(images), build_classifier("own:digits-standard")(images))
 
 
-def test_purified_digits_are_still_recognised_and_an_attack_on_the_bare_classifier_is_partly_undone() -> (
-    None
-):
+def test_purification_keeps_digits_and_undoes_part_of_an_attack() -> None:
     data = load(Spec.of("digits", {"n": 200}))
     classifier = build_classifier("own:digits-standard")
     defence = defences.get("diffpure").make(

@@ -1,4 +1,4 @@
-"""Diffusion purification keeps little for its gradient, and what it recomputes is what it computed."""
+"""Diffusion purification keeps little for its gradient, and recomputes what it computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.data.sample import load
 from bench.judging.randomness import random_stream
 from bench.judging.target import predict_draws
 from bench.questions.spec import Spec
-from tests.baselines.test_diffpure import CPU, built
+from tests.baselines.test_diffpure import CPU, build_diffpure
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def x() -> Tensor:
     return load(Spec.of("digits", {"n": 6})).x
 
 
-def plain(look: Callable[..., Tensor], *given: object, use_reentrant: bool) -> Tensor:
+def call_plainly(look: Callable[..., Tensor], *given: object, use_reentrant: bool) -> Tensor:
     return look(*given)
 
 
@@ -29,7 +29,7 @@ def plain(look: Callable[..., Tensor], *given: object, use_reentrant: bool) -> T
 def test_the_recomputed_gradient_is_the_plain_one(
     x: Tensor, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defence = built(samples=2)
+    defence = build_diffpure(samples=2)
     monkeypatch.setattr(
         baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 5 * 64}
     )  # several parts, whose classifier is recomputed too
@@ -47,12 +47,12 @@ def test_the_recomputed_gradient_is_the_plain_one(
         return torch.autograd.grad(logits.square().sum(), point)[0]
 
     lean = slope()
-    monkeypatch.setattr(baselines.diffpure, "recompute", plain)
+    monkeypatch.setattr(baselines.diffpure, "recompute", call_plainly)
     assert lean.abs().max() > 0
     assert torch.allclose(lean, slope(), atol=1e-6)
 
 
-def kept(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
+def count_kept_values(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """How many numbers autograd keeps for the way back."""
     held: list[int] = []
 
@@ -69,18 +69,18 @@ def test_memory_is_flat_in_the_steps_and_in_the_draws(
     x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 6 * 64})
-    few, many = built(t=1.0, steps=2), built(t=1.0, steps=10)
+    few, many = build_diffpure(t=1.0, steps=2), build_diffpure(t=1.0, steps=10)
 
     def by_steps() -> int:
-        return kept(many, x) - kept(few, x)
+        return count_kept_values(many, x) - count_kept_values(few, x)
 
     def by_draws() -> int:
-        return kept(lambda images: few.draws(images, 8), x) - kept(
+        return count_kept_values(lambda images: few.draws(images, 8), x) - count_kept_values(
             lambda images: few.draws(images, 2), x
         )
 
     lean = by_steps(), by_draws()
-    monkeypatch.setattr(baselines.diffpure, "recompute", plain)
+    monkeypatch.setattr(baselines.diffpure, "recompute", call_plainly)
     assert lean[0] < 0.01 * by_steps()
     assert lean[1] < 0.05 * by_draws()
 
@@ -88,7 +88,7 @@ def test_memory_is_flat_in_the_steps_and_in_the_draws(
 def test_batches_are_bounded_and_draws_are_shared_out_rightly(
     x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defence = built(samples=2)
+    defence = build_diffpure(samples=2)
     sizes: list[int] = []
     defence.unet.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     monkeypatch.setattr(baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 10 * 64})

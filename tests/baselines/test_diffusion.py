@@ -36,7 +36,10 @@ def quiet(step: int, loss: float) -> None: ...
 
 
 def test_training_learns_what_noise_is_and_repeats() -> None:
-    """Of images that are all the same the noise can be told almost exactly; an untrained network, or one that answers 0, has a loss of 1."""
+    """The noise on images that are all the same can be predicted almost exactly.
+
+    An untrained network, or one that answers 0, has a loss of 1.
+    """
     x = torch.zeros(64, 1, 8, 8)
     x[..., :4] = 1
 

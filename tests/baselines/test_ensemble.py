@@ -47,9 +47,7 @@ def defence(text: str) -> Spec:
     return cell.defence
 
 
-def test_the_mean_of_linear_logits_is_the_linear_classifier_of_the_mean_and_so_is_its_gradient() -> (
-    None
-):
+def test_the_mean_of_linear_classifiers_is_the_classifier_of_the_mean() -> None:
     members = [linear(seed) for seed in range(3)]
     mean = torch.stack([member.weight for member in members]).mean(0)
     x = images().requires_grad_()
@@ -85,7 +83,10 @@ def test_certain_members_do_not_round_to_nothing() -> None:
 
 
 def test_the_two_means_can_disagree() -> None:
-    """One member is very sure of class 0, two lean to class 1: the mean logit is outvoted by the one, the mean probability is not."""
+    """One member is very sure of class 0, two lean to class 1.
+
+    The one outvotes the others in the mean logit, but not in the mean probability.
+    """
     logits = torch.tensor([[[9.0, 0.0], [0.0, 3.0], [0.0, 3.0]]])
     assert logits.mean(1).argmax(1) == 0
     assert mean_prob(logits).argmax(1) == 1

@@ -1,4 +1,7 @@
-"""The gallery of broken defences: each keeps clean accuracy, fools the attack that it is made to fool, and falls to the one that it declares."""
+"""The gallery of broken defences: each fools the attack that it is made to fool.
+
+Each keeps clean accuracy, and falls to the attack that it declares.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ discover()
 CPU = torch.device("cpu")
 MADE = sorted(entry.name for entry in defences if entry.name.startswith("gallery-"))
 GALLERY = [*MADE, "bit-depth", "jpeg", "resize-pad"]
-# Accuracy that PGD-40 on the cross-entropy leaves at least, where nothing is true (eps 1/5), of 64 examples; measured 0.80 to 0.94, and 0.34.
+# Accuracy that PGD-40 on the cross-entropy leaves at least, where nothing is true (eps 1/5), of 64
+# examples; measured 0.80 to 0.94, and 0.34.
 FOOLED = dict.fromkeys(GALLERY, 0.7) | {"gallery-noisy-gradient": 0.25}
 # What these fool is no gradient at eps 1/5: they have tests of their own.
 OTHERWISE = ("resize-pad", "gallery-reject", "gallery-kwta")
@@ -43,7 +47,7 @@ CONTROLS = ("undefended", "at", "tta[mean=prob,noise=0.05,shift=0]")
 
 
 @functools.cache
-def made(text: str) -> tuple[nn.Module, bool]:
+def build_row(text: str) -> tuple[nn.Module, bool]:
     (cell,) = plan([Request(defences=(text,), attacks=("none",))]).cells
     return build_defence(cell.defence), is_stochastic(cell.defence)
 
@@ -54,12 +58,15 @@ def images() -> tuple[Tensor, Tensor]:
     return data.x, data.y
 
 
-def plain() -> nn.Module:
-    return made("undefended")[0]
+def build_classifier_alone() -> nn.Module:
+    return build_row("undefended")[0]
 
 
 def accuracy(defence: nn.Module, candidates: Tensor, random: bool) -> float:
-    """Mean over the examples of the share of draws that are right on the worst candidate, the clean image among them."""
+    """Mean over the examples of the share of draws that are right on the worst candidate.
+
+    The clean image is among the candidates.
+    """
     x, y = images()
     k = 8 if random else 1
     with random_stream(CPU, "judge"), torch.no_grad():
@@ -97,10 +104,10 @@ def pgd(
 
 @functools.cache
 def of_the_classifier(eps: str) -> float:
-    return accuracy(plain(), pgd(plain(), "margin", eps), False)
+    return accuracy(build_classifier_alone(), pgd(build_classifier_alone(), "margin", eps), False)
 
 
-def slopes(model: Callable[[Tensor], Tensor], loss: str = "margin") -> Tensor:
+def gradients(model: Callable[[Tensor], Tensor], loss: str = "margin") -> Tensor:
     """The gradients (B,C,H,W) of a loss at the images."""
     x, y = images()
     x = x.clone().requires_grad_()
@@ -111,7 +118,7 @@ def slopes(model: Callable[[Tensor], Tensor], loss: str = "margin") -> Tensor:
     )[0]
 
 
-def dead(grad: Tensor) -> float:
+def zero_share(grad: Tensor) -> float:
     return float((grad == 0).flatten(1).all(1).float().mean())
 
 
@@ -135,22 +142,25 @@ def test_plans_have_the_gallery_only_where_they_name_it() -> None:
 
 @pytest.mark.parametrize("name", GALLERY)
 def test_clean_accuracy_stays_within_ten_points_of_the_classifier(name: str) -> None:
-    defence, random = made(name)
+    defence, random = build_row(name)
     none = torch.empty(0)
-    assert accuracy(defence, none, random) >= accuracy(plain(), none, False) - 0.1
+    assert accuracy(defence, none, random) >= accuracy(build_classifier_alone(), none, False) - 0.1
 
 
 @pytest.mark.parametrize("name", [name for name in GALLERY if name not in OTHERWISE])
 def test_the_naive_attack_is_fooled(name: str) -> None:
-    defence, random = made(name)
+    defence, random = build_row(name)
     assert of_the_classifier("1/5") == 0
     assert accuracy(defence, pgd(defence, "ce", random=random), random) >= FOOLED[name]
 
 
 @pytest.mark.parametrize("name", GALLERY)
 def test_the_attack_on_what_it_declares_leaves_what_the_classifier_has(name: str) -> None:
-    """Each surrogate, climbed to the end as transfer does, breaks it, the best one as the classifier is broken; without any the gradient is true."""
-    defence, random = made(name)
+    """Each surrogate, climbed to the end as transfer does, breaks it.
+
+    The best one breaks it as the classifier is broken. Without any surrogate the gradient is true.
+    """
+    defence, random = build_row(name)
     eps = "1/10" if name == "gallery-kwta" else "1/5"
     ways = getattr(defence, "surrogates", {}) or {"itself": defence}
     left = {
@@ -162,7 +172,7 @@ def test_the_attack_on_what_it_declares_leaves_what_the_classifier_has(name: str
 
 
 def test_kwta_fools_the_cross_entropy_where_the_budget_is_smaller() -> None:
-    defence, _ = made("gallery-kwta")
+    defence, _ = build_row("gallery-kwta")
     naive = accuracy(defence, pgd(defence, "ce", "1/10"), False)
     left = accuracy(
         defence, pgd(defence.surrogates["soft"], "margin", "1/10", name="transfer"), False
@@ -173,8 +183,8 @@ def test_kwta_fools_the_cross_entropy_where_the_budget_is_smaller() -> None:
 @pytest.mark.parametrize("name", ["gallery-nan-gradient", "gallery-noisy-gradient"])
 def test_a_fault_of_the_gradient_alone_leaves_the_logits_bit_for_bit(name: str) -> None:
     x = images()[0].clone().requires_grad_()
-    assert torch.equal(made(name)[0](x), plain()(x))
-    assert torch.equal(made(name)[0](x.detach()), plain()(x.detach()))
+    assert torch.equal(build_row(name)[0](x), build_classifier_alone()(x))
+    assert torch.equal(build_row(name)[0](x.detach()), build_classifier_alone()(x.detach()))
 
 
 HIDDEN = [
@@ -196,37 +206,37 @@ HIDDEN = [
         ("gallery-nan-gradient", "classifier"),
     ],
 )
-def test_a_surrogate_that_hides_nothing_has_the_same_logits_and_a_living_gradient(
-    name: str, way: str
-) -> None:
-    defence, x = made(name)[0], images()[0]
+def test_a_surrogate_has_the_same_logits_and_a_living_gradient(name: str, way: str) -> None:
+    defence, x = build_row(name)[0], images()[0]
     assert torch.allclose(defence.surrogates[way](x), defence(x), atol=1e-4)
-    assert dead(slopes(defence.surrogates[way])) < 0.05
+    assert zero_share(gradients(defence.surrogates[way])) < 0.05
 
 
 def test_scaled_logits_lose_the_cross_entropy_and_keep_the_margin() -> None:
-    defence = made("gallery-scaled")[0]
-    assert dead(slopes(defence, "ce")) > 0.9
-    assert torch.allclose(slopes(defence), 1e4 * slopes(plain()), rtol=1e-3, atol=1)
+    defence = build_row("gallery-scaled")[0]
+    assert zero_share(gradients(defence, "ce")) > 0.9
+    assert torch.allclose(
+        gradients(defence), 1e4 * gradients(build_classifier_alone()), rtol=1e-3, atol=1
+    )
 
 
 def test_saturated_probabilities_lose_the_margin_too() -> None:
-    defence, x = made("gallery-softmax")[0], images()[0]
+    defence, x = build_row("gallery-softmax")[0], images()[0]
     assert torch.allclose(defence(x).sum(1), torch.ones(64))
-    assert dead(slopes(defence)) > 0.9
-    assert dead(slopes(defence.presoftmax)) == 0
+    assert zero_share(gradients(defence)) > 0.9
+    assert zero_share(gradients(defence.presoftmax)) == 0
 
 
 def test_quantised_outputs_keep_the_decision_and_no_gradient() -> None:
     x = images()[0]
-    one_hot, rounded = made("gallery-one-hot")[0], made("gallery-rounded")[0]
-    assert torch.equal(one_hot(x), F.one_hot(plain()(x).argmax(1), 10).float())
-    assert torch.equal(rounded(x), (plain()(x) / 5).round() * 5)
-    assert dead(slopes(one_hot)) == dead(slopes(rounded)) == 1
+    one_hot, rounded = build_row("gallery-one-hot")[0], build_row("gallery-rounded")[0]
+    assert torch.equal(one_hot(x), F.one_hot(build_classifier_alone()(x).argmax(1), 10).float())
+    assert torch.equal(rounded(x), (build_classifier_alone()(x) / 5).round() * 5)
+    assert zero_share(gradients(one_hot)) == zero_share(gradients(rounded)) == 1
     leaf = x.clone().requires_grad_()
     through_it, true = (
         torch.autograd.grad(answer(leaf)[:, 3].sum(), leaf)[0]
-        for answer in (rounded.surrogates["identity"], plain())
+        for answer in (rounded.surrogates["identity"], build_classifier_alone())
     )
     assert torch.equal(through_it, true)
 
@@ -240,14 +250,14 @@ def test_thermometer_counts_the_thresholds_below() -> None:
         Thermometer(1)
 
 
-def test_the_noise_on_the_gradient_is_fresh_as_large_as_said_and_none_without_one() -> None:
-    defence = made("gallery-noisy-gradient")[0]
+def test_the_noise_on_the_gradient_is_fresh_and_as_large_as_stated() -> None:
+    defence = build_row("gallery-noisy-gradient")[0]
     torch.manual_seed(0)
-    true, one, other = slopes(plain()), slopes(defence), slopes(defence)
+    true, one, other = gradients(build_classifier_alone()), gradients(defence), gradients(defence)
     assert F.cosine_similarity(one.flatten(1), other.flatten(1)).abs().mean() < 0.2
     noise = (one - true) / true.square().mean((1, 2, 3), keepdim=True).sqrt()
     assert abs(float(noise.std()) - 30) < 2
-    mean = torch.stack([slopes(defence) for _ in range(400)]).mean(0)
+    mean = torch.stack([gradients(defence) for _ in range(400)]).mean(0)
     assert (mean - true).flatten(1).norm(dim=1).div(
         true.flatten(1).norm(dim=1)
     ).mean() == pytest.approx(30 / 400**0.5, rel=0.1)
@@ -257,7 +267,7 @@ def test_the_noise_on_the_gradient_is_fresh_as_large_as_said_and_none_without_on
 
 
 def test_naive_peel_is_infinite_its_gradient_is_nan_and_lse_decides_alike() -> None:
-    defence, x = made("gallery-peel-naive")[0], images()[0]
+    defence, x = build_row("gallery-peel-naive")[0], images()[0]
     with random_stream(CPU, 0):
         logits = defence(x)
     with random_stream(CPU, 0):
@@ -266,8 +276,8 @@ def test_naive_peel_is_infinite_its_gradient_is_nan_and_lse_decides_alike() -> N
     assert not logits.isnan().any()
     assert torch.equal(logits.argmax(1), stable.argmax(1))
     assert stable.isfinite().all()
-    assert slopes(defence).isnan().flatten(1).any(1).float().mean() > 0.9
-    assert slopes(defence.surrogates["lse"]).isfinite().all()
+    assert gradients(defence).isnan().flatten(1).any(1).float().mean() > 0.9
+    assert gradients(defence.surrogates["lse"]).isfinite().all()
 
 
 def test_winners_keep_the_largest_of_each_example_and_put_the_activations_back() -> None:
@@ -295,13 +305,13 @@ def test_kwta_keeps_its_share_in_every_layer_and_all_of_them_are_the_classifier(
         )
     KWinners(base, 0.1)(x)
     assert [int(count.max()) for count in seen] == [102, 51, 51, 6]
-    assert torch.equal(KWinners(base, 1.0)(x), plain()(x))
+    assert torch.equal(KWinners(base, 1.0)(x), build_classifier_alone()(x))
     with pytest.raises(BadInput, match="has none of the activations"):
         KWinners(nn.Flatten(), 0.5)(x)
 
 
 def test_the_ripple_is_small_and_its_slope_is_not() -> None:
-    defence, x = made("gallery-shattered")[0], images()[0]
+    defence, x = build_row("gallery-shattered")[0], images()[0]
     assert 0.01 < (defence.purify(x) - x).abs().max() <= 0.02 + 1e-6
     assert 0 <= defence.purify(x).min() <= defence.purify(x).max() <= 1
     inside = (0.1 + 0.8 * x).requires_grad_()
@@ -311,10 +321,10 @@ def test_the_ripple_is_small_and_its_slope_is_not() -> None:
 
 
 def test_an_abstention_is_no_robustness_but_would_be_where_it_is_counted_as_safe() -> None:
-    defence, (x, y) = made("gallery-reject")[0], images()
-    sure = plain()(x).softmax(1).amax(1) >= 0.97
+    defence, (x, y) = build_row("gallery-reject")[0], images()
+    sure = build_classifier_alone()(x).softmax(1).amax(1) >= 0.97
     assert torch.equal(abstained(defence(x)), ~sure)
-    assert torch.equal(defence(x)[sure], plain()(x)[sure])
+    assert torch.equal(defence(x)[sure], build_classifier_alone()(x)[sure])
 
     def credited(candidates: Tensor) -> float:
         """Accuracy where an abstention is as good as a right answer."""
@@ -330,7 +340,7 @@ def test_an_abstention_is_no_robustness_but_would_be_where_it_is_counted_as_safe
 
     naive, confident = (
         pgd(defence, "ce"),
-        pgd(plain(), "ce+margin", name="transfer"),
+        pgd(build_classifier_alone(), "ce+margin", name="transfer"),
     )  # a transfer does not stop at its first success
     assert credited(naive) > 0.35
     assert credited(confident) < 0.1
@@ -339,15 +349,15 @@ def test_an_abstention_is_no_robustness_but_would_be_where_it_is_counted_as_safe
 
 @pytest.mark.parametrize("name", ["gallery-detached", "gallery-thermometer"])
 def test_no_gradient_leads_to_the_image_and_bpda_replaces_it(name: str) -> None:
-    defence, x = made(name)[0], images()[0].clone().requires_grad_()
+    defence, x = build_row(name)[0], images()[0].clone().requires_grad_()
     assert not defence(x).requires_grad
     assert defence.surrogates["identity"](x).requires_grad
 
 
 def test_every_gradient_of_the_nan_defence_is_nan_and_none_is_zero() -> None:
-    grad = slopes(made("gallery-nan-gradient")[0])
+    grad = gradients(build_row("gallery-nan-gradient")[0])
     assert grad.isnan().flatten(1).any(1).all()
-    assert dead(grad) == 0
+    assert zero_share(grad) == 0
 
 
 SEEN = {
@@ -363,10 +373,10 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", [*EXPECTED, "resize-pad", *CONTROLS])
-def test_the_probes_see_what_can_be_seen_without_an_attack_and_nothing_hard_in_the_controls(
+def test_the_probes_flag_the_gallery_and_nothing_hard_in_the_controls(
     name: str,
 ) -> None:
-    defence, random = made(name)
+    defence, random = build_row(name)
     with random_stream(CPU, "probe"):
         found = probe(defence, *images(), 0.2, declared=random)
     assert found.stochastic == random

@@ -89,7 +89,7 @@ def test_tables_follow_the_quality() -> None:
 
 
 @pytest.mark.parametrize("subsampling", [420, 444])
-def test_the_differentiable_codec_is_near_and_has_the_gradient_of_what_it_computes(
+def test_the_differentiable_codec_is_near_and_has_its_own_gradient(
     subsampling: int,
 ) -> None:
     x = scenes(3, 16, 16)[:12]

@@ -1,4 +1,4 @@
-"""Classifiers from files: the card says what is built, and whatever does not fit it is refused in one line."""
+"""Classifiers from files: the card says what is built; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARCH: dict[str, Any] = {
 }
 
 
-def keep(path: Path, tensors: dict[str, Tensor], arch: object) -> str:
+def write_weights(path: Path, tensors: dict[str, Tensor], arch: object) -> str:
     """Write weights and card without the checks of `weights.save`; return their name."""
     save_file(tensors, path)
     path.with_suffix(".json").write_text(
@@ -70,9 +70,19 @@ def test_images_are_normalised_inside(tmp_path: Path) -> None:
     assert torch.allclose(net(2 * x + 0.5), before, atol=1e-6)
 
 
-def broken(change: str) -> tuple[dict[str, Tensor], object]:
+BROKEN_ARCHS = {
+    "no arch": None,
+    "purifier": {"name": "carso", "params": {}},
+    "typo": {"name": "cn", "params": {}},
+    "knob": {"name": "cnn", "params": {**ARCH["params"], "widht": 4}},
+    "size": {"name": "cnn", "params": {**ARCH["params"], "shape": [1, 9, 9]}},
+    "sign": {"name": "cnn", "params": {**ARCH["params"], "width": -4}},
+}
+
+
+def break_weights(change: str) -> tuple[dict[str, Tensor], object]:
+    """Tensors and `arch` of a network, one of them changed."""
     tensors = make_network(ARCH, "net").state_dict()
-    arch: object = ARCH
     if change == "lack":
         del tensors["fc.bias"]
     elif change == "extra":
@@ -81,19 +91,7 @@ def broken(change: str) -> tuple[dict[str, Tensor], object]:
         tensors["fc.bias"] = torch.zeros(9)
     elif change == "nan":
         tensors["fc.bias"][3] = torch.nan
-    elif change == "no arch":
-        arch = None
-    elif change == "purifier":
-        arch = {"name": "carso", "params": {}}
-    elif change == "typo":
-        arch = {"name": "cn", "params": {}}
-    elif change == "knob":
-        arch = {"name": "cnn", "params": {**ARCH["params"], "widht": 4}}
-    elif change == "size":
-        arch = {"name": "cnn", "params": {**ARCH["params"], "shape": [1, 9, 9]}}
-    elif change == "sign":
-        arch = {"name": "cnn", "params": {**ARCH["params"], "width": -4}}
-    return tensors, arch
+    return tensors, BROKEN_ARCHS.get(change, ARCH)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +110,7 @@ def broken(change: str) -> tuple[dict[str, Tensor], object]:
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, change: str, says: str) -> None:
-    text = keep(tmp_path / "net.safetensors", *broken(change))
+    text = write_weights(tmp_path / "net.safetensors", *break_weights(change))
     with pytest.raises(BadInput, match=says) as caught:
         build_classifier(text)
     assert "\n" not in str(caught.value)
@@ -121,7 +119,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, change: str, s
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    text = keep(path, *broken(""))
+    text = write_weights(path, *break_weights(""))
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
     with pytest.raises(BadInput, match="not the one that its card describes"):
@@ -163,7 +161,7 @@ def test_every_committed_classifier_is_what_its_card_says(name: str) -> None:
 
 
 def test_adversarial_training_makes_the_difference() -> None:
-    """At the default eps PGD leaves next to nothing of the standard classifiers, and most of the trained one."""
+    """At the default eps PGD leaves little of the standard classifiers, most of the trained one."""
     data = load(Spec.parse("digits[n=100]"))
     eps = float(Fraction(datasets.get("digits").facts.eps["linf"]))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Random resizing and padding: PyTorch's own resizing at whole sizes and at any, and the distribution of the draws."""
+"""Random resizing and padding, beside PyTorch's own resizing; the distribution of the draws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def column(*values: float) -> Tensor:
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, (6, 7, 8, 1)), (32, (26, 29, 32, 3))])
 def test_whole_sizes_are_interpolate_and_pad(side: int, sizes: tuple[int, ...]) -> None:
-    """Each example has its own size and place, and so all of them in one batch are compared with one call of PyTorch's for each."""
+    """Each example has its own size and place.
+
+    So all of them in one batch are compared with one call of PyTorch's for each.
+    """
     x = rough(4, 3, side, side)
     wide = [max(size - 1, 1) for size in sizes]
     top, left = [(side - size) // 2 for size in sizes], [side - size for size in wide]

@@ -1,4 +1,7 @@
-"""Randomized smoothing against a linear classifier, whose smoothed class and certified radius are known, and against scipy's own tests."""
+"""Randomized smoothing against a linear classifier, and against scipy's own tests.
+
+The smoothed class and the certified radius of a linear classifier are known.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +60,16 @@ def smooth(inner: nn.Module, **knobs: float) -> Smoothing:
 
 @pytest.mark.parametrize("distance", [0.05, 0.2, 0.45])
 def test_a_radius_is_too_large_as_seldom_as_its_alpha_says(distance: float) -> None:
-    """The true radius is the distance. How often the limit exceeds it is known exactly too; the bound alone would pass for a radius of 0."""
+    """The true radius is the distance. How often the limit exceeds it is known exactly too.
+
+    The bound alone would pass for a radius of 0.
+    """
     runs, n, alpha = 4000, 100, 0.05
     half = Half()
     with random_stream(CPU, 0):
         labels, radii = smooth(half, n=n, alpha=alpha).certify(half.at(distance, runs))
-    # A label 0 can be chosen by the n0 copies, but not be certified by the n others, except as often as alpha allows.
+    # A label 0 can be chosen by the n0 copies. The n others certify it only as often as alpha
+    # allows.
     wrong = ((radii > distance) | (labels == 0)).float().mean().item()
     slack = 4 * (alpha * (1 - alpha) / runs) ** 0.5
     assert wrong <= alpha + slack
@@ -102,7 +109,10 @@ def test_the_largest_radius_is_that_of_unanimous_copies() -> None:
 
 
 def test_selection_and_estimation_use_different_noise() -> None:
-    """On the boundary the class that the first copies prefer must not be preferred by the others too: with the same copies it always is."""
+    """On the boundary the others must not prefer the class that the first copies prefer.
+
+    With the same copies they always do.
+    """
     half = Half()
     with random_stream(CPU, 2):
         labels, radii = smooth(half, n0=100, n=100, alpha=0.05).certify(half.at(0.0, 4000))
@@ -157,7 +167,10 @@ def test_it_abstains_as_often_as_the_theory_says_and_an_abstention_is_wrong(
 
 
 class Split(nn.Module):
-    """Barely class 1 on 70% of the copies, surely class 0 on the others: the vote is 1, the mean probability favours 0."""
+    """Barely class 1 on 70% of the copies, surely class 0 on the others.
+
+    The vote is 1; the mean probability favours 0.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         few = x.flatten(1)[:, 0] > 0.5 + SIGMA * norm.ppf(0.7)
@@ -184,7 +197,7 @@ def test_without_noise_soft_is_the_classifier() -> None:
 
 
 def test_the_gradient_of_the_answer_points_where_that_of_soft_does() -> None:
-    """What an attacker climbs on the defence itself is the mean probability: nothing is hidden behind the votes."""
+    """An attacker climbs the mean probability: nothing is hidden behind the votes."""
     net, data = build_classifier("own:digits-at"), load(Spec.parse("digits[n=20]"))
     smoothed = smooth(net, sigma=0.1)
 
@@ -201,7 +214,7 @@ def test_the_gradient_of_the_answer_points_where_that_of_soft_does() -> None:
     assert (slope * ascent(smoothed.surrogates["soft"])[1]).sum(1)[sure].min() > 0.999
 
 
-def kept(samples: int, net: nn.Module) -> int:
+def count_kept_values(samples: int, net: nn.Module) -> int:
     """How many numbers autograd keeps for the way back."""
     held: list[int] = []
 
@@ -220,12 +233,12 @@ def test_memory_is_that_of_a_chunk_with_a_gradient_too(monkeypatch: pytest.Monke
     smooth(half, chunk=20).certify(half.at(0.1, 30))
     smooth(half, chunk=20)(half.at(0.1, 3).requires_grad_())
     assert half.largest == 20
-    lean = kept(200, net) - kept(20, net)
-    monkeypatch.setattr(baselines.smoothing, "checkpoint", plain)
-    assert lean < 0.05 * (kept(200, net) - kept(20, net))
+    lean = count_kept_values(200, net) - count_kept_values(20, net)
+    monkeypatch.setattr(baselines.smoothing, "checkpoint", call_plainly)
+    assert lean < 0.05 * (count_kept_values(200, net) - count_kept_values(20, net))
 
 
-def plain(look: Callable[..., object], *given: object, use_reentrant: bool) -> object:
+def call_plainly(look: Callable[..., object], *given: object, use_reentrant: bool) -> object:
     return look(*given)
 
 
@@ -255,7 +268,7 @@ def test_the_recomputed_gradient_is_that_of_the_same_noise(monkeypatch: pytest.M
             return torch.autograd.grad(smooth(half, samples=100, chunk=20)(x)[:, 0].sum(), x)[0]
 
     lean = slope()
-    monkeypatch.setattr(baselines.smoothing, "checkpoint", plain)
+    monkeypatch.setattr(baselines.smoothing, "checkpoint", call_plainly)
     assert lean.any()
     assert torch.allclose(lean, slope())
 

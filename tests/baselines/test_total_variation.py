@@ -1,4 +1,4 @@
-"""Total variation minimisation: closed forms, another solver, duality, and what the mask lets through."""
+"""Total variation minimisation: closed forms, another solver, duality, and the mask."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def test_the_adjoint_is_the_transpose() -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_step_shrinks_on_both_sides_by_weight_over_width(turned: bool) -> None:
-    """Left of an edge `wide` columns at .2, right of it others at .8: each mean moves by weight / columns towards the other."""
+    """Left of an edge `wide` columns at .2, right of it others at .8.
+
+    Each mean moves by weight / columns towards the other.
+    """
     wide, weight = 3, 0.3
     x = torch.full((1, 1, 6, 8), 0.8).double()
     x[..., :wide] = 0.2
@@ -59,7 +62,7 @@ def test_much_weight_leaves_the_mean_of_what_is_kept() -> None:
 
 @pytest.mark.parametrize("keep", [1.0, 0.6])
 def test_no_image_has_less_of_what_is_minimised(keep: float) -> None:
-    """Against SciPy's quasi-Newton method on the same sum, with corners rounded by too little to matter."""
+    """SciPy's quasi-Newton method minimises the same sum, with slightly rounded corners."""
     x, weight = rough(1, 1, 6, 6), 0.1
     kept = (rough(1, 1, 6, 6).flip(2) < keep).double()
     ours = energy(TotalVariation(weight, 2000, keep).minimise(x, kept), x, kept, weight).item()

@@ -1,4 +1,4 @@
-"""Training our own classifiers: learns, repeats, keeps what it measured; and the parts that it is made of."""
+"""Training our own classifiers: it learns, repeats, and keeps what it measured."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_is_measured_is_what_half_precision_keeps() -> None:
 
 
 def test_measure_counts_an_example_that_one_restart_breaks() -> None:
-    """A model that is right on the clean image, and off it on one side of a random direction only."""
+    """A model that is right on the clean image, and beside it on one side of a plane only."""
 
     class Edge(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Input transformations: what they share, exact values of the simple ones, and the gradients that they hide, declare or have."""
+"""Input transformations: exact values of the simple ones, and the gradients that they have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rough(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def made(text: str) -> Transformed:
+def build_transformed(text: str) -> Transformed:
     (cell,) = plan([Request(defences=(text,), attacks=("none",))]).cells
     built = build_defence(cell.defence)
     assert isinstance(built, Transformed)
@@ -40,13 +40,13 @@ def made(text: str) -> Transformed:
     return built
 
 
-def slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     torch.manual_seed(0)
     x = x.clone().requires_grad_()
     return torch.autograd.grad(f(x)[:, 0].sum(), x)[0]
 
 
-def seeded(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def call_seeded(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     torch.manual_seed(0)
     return f(x)
 
@@ -121,9 +121,11 @@ def test_noise_has_its_spread_and_stays_in_the_box() -> None:
 
 
 OUT_OF_RANGE = """
-jpeg[quality=101] jpeg[quality=0] jpeg[subsampling=422] bit-depth[bits=0] bit-depth[bits=9] median[window=1] median[window=16]
-gaussian[sigma=0] gaussian[sigma=nan] gaussian[sigma=11] resize-pad[least=0] resize-pad[least=1] resize-pad[least=nan]
-noise[sigma=0] noise[sigma=-1] noise[sigma=inf] tv[weight=0] tv[weight=inf] tv[steps=0] tv[steps=10001] tv[keep=0] tv[keep=1.5] tv[keep=nan]
+jpeg[quality=101] jpeg[quality=0] jpeg[subsampling=422] bit-depth[bits=0] bit-depth[bits=9]
+median[window=1] median[window=16] gaussian[sigma=0] gaussian[sigma=nan] gaussian[sigma=11]
+resize-pad[least=0] resize-pad[least=1] resize-pad[least=nan] noise[sigma=0] noise[sigma=-1]
+noise[sigma=inf] tv[weight=0] tv[weight=inf] tv[steps=0] tv[steps=10001] tv[keep=0] tv[keep=1.5]
+tv[keep=nan]
 """
 
 
@@ -134,14 +136,15 @@ def test_knobs_out_of_range_are_refused_by_name_value_and_range(text: str) -> No
     params = defences.get(spec.name).resolve({**spec.params, "classifier": "own:digits-standard"})
     with pytest.raises(
         BadInput,
-        match=rf"defence '{spec.name}': {knob}={value}(\.0)? is (not (between .* and|above 0 and at most) |neither 420 nor 444)",
+        match=rf"defence '{spec.name}': {knob}={value}(\.0)? is "
+        "(not (between .* and|above 0 and at most) |neither 420 nor 444)",
     ):
         defences.get(spec.name).make(**params)
 
 
 @pytest.mark.parametrize("text", ROUNDED + TRUE + RANDOM)
 def test_the_parts_compose_to_the_defence(text: str) -> None:
-    defended = made(text)
+    defended = build_transformed(text)
     x = load(Spec.parse("digits[n=50]")).x
     torch.manual_seed(0)
     logits = defended(x)
@@ -156,15 +159,19 @@ def test_the_parts_compose_to_the_defence(text: str) -> None:
 
 @pytest.mark.parametrize("text", ROUNDED)
 def test_the_rounding_hides_the_gradient_and_the_surrogates_show_it(text: str) -> None:
-    defended = made(text)
+    defended = build_transformed(text)
     x = load(Spec.parse("digits[n=50]")).x
-    assert not slope(defended, x).any()
+    assert not gradient(defended, x).any()
     assert list(defended.surrogates) == ["identity", "soft"]
     identity = defended.surrogates["identity"]
     assert torch.allclose(identity(x), defended(x), atol=1e-4)
-    assert torch.allclose(slope(identity, x), slope(defended.base, defended.purify(x)), atol=1e-4)
+    assert torch.allclose(
+        gradient(identity, x), gradient(defended.base, defended.purify(x)), atol=1e-4
+    )
     moved = (x + 0.3 / 255 + 0.01 * rough(*x.shape)).clamp(0, 1)
-    assert (slope(defended.surrogates["soft"], moved) != 0).flatten(1).any(1).float().mean() > 0.9
+    assert (gradient(defended.surrogates["soft"], moved) != 0).flatten(1).any(
+        1
+    ).float().mean() > 0.9
     assert (defended.surrogates["soft"](x) - defended(x)).abs().max() < 0.5 * (
         defended.base(x) - defended(x)
     ).abs().max() + 1
@@ -172,19 +179,22 @@ def test_the_rounding_hides_the_gradient_and_the_surrogates_show_it(text: str) -
 
 @pytest.mark.parametrize("text", TRUE + RANDOM)
 def test_the_gradient_is_that_of_finite_differences(text: str) -> None:
-    """Along a random direction, in float64, with the same draw on both sides; kinks are few, and so must be the disagreements."""
-    defended = made(text).double()
+    """Along a random direction, in float64, with the same draw on both sides.
+
+    Kinks are few, and so must be the disagreements.
+    """
+    defended = build_transformed(text).double()
     x = 0.2 + 0.6 * rough(20, 1, 8, 8).double()
     step = 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    measured = (seeded(defended, x + step) - seeded(defended, x))[:, 0]
-    claimed = (slope(defended, x) * step).flatten(1).sum(1)
+    measured = (call_seeded(defended, x + step) - call_seeded(defended, x))[:, 0]
+    claimed = (gradient(defended, x) * step).flatten(1).sum(1)
     agree = (measured - claimed).abs() < 1e-3 * claimed.abs() + 1e-9
     assert agree.double().mean() >= 0.9
     assert (claimed != 0).all()
 
 
-def test_what_has_a_true_gradient_declares_no_other_but_identity_for_the_costly_one() -> None:
-    assert [list(made(text).surrogates) for text in TRUE + RANDOM] == [
+def test_a_true_gradient_needs_no_surrogate_but_for_the_costly_one() -> None:
+    assert [list(build_transformed(text).surrogates) for text in TRUE + RANDOM] == [
         [],
         [],
         ["identity"],
@@ -192,32 +202,36 @@ def test_what_has_a_true_gradient_declares_no_other_but_identity_for_the_costly_
         [],
         ["identity"],
     ]
-    defended, x = made("tv"), load(Spec.parse("digits[n=20]")).x
+    defended, x = build_transformed("tv"), load(Spec.parse("digits[n=20]")).x
     assert torch.allclose(
-        seeded(defended.surrogates["identity"], x), seeded(defended, x), atol=1e-4
+        call_seeded(defended.surrogates["identity"], x), call_seeded(defended, x), atol=1e-4
     )
     assert torch.allclose(
-        slope(defended.surrogates["identity"], x),
-        slope(defended.base, seeded(defended.purify, x)),
+        gradient(defended.surrogates["identity"], x),
+        gradient(defended.base, call_seeded(defended.purify, x)),
         atol=1e-4,
     )
 
 
 def test_the_surrogates_of_what_is_inside_are_behind_those_outside() -> None:
     hidden = {"identity", "soft"}
-    assert set(made("median[inner=bit-depth]").surrogates) == {f"exact+{name}" for name in hidden}
-    assert set(made("tv[inner=bit-depth]").surrogates) == {
+    assert set(build_transformed("median[inner=bit-depth]").surrogates) == {
+        f"exact+{name}" for name in hidden
+    }
+    assert set(build_transformed("tv[inner=bit-depth]").surrogates) == {
         "identity",
         *(f"{way}+{name}" for way in ("exact", "identity") for name in hidden),
     }
-    assert set(made("jpeg[inner=bit-depth]").surrogates) == hidden | {
+    assert set(build_transformed("jpeg[inner=bit-depth]").surrogates) == hidden | {
         f"{way}+{name}" for way in hidden for name in hidden
     }
-    defended, x = made("median[inner=bit-depth]"), rough(20, 1, 8, 8)
-    assert not slope(defended, x).any()
-    inside_it = made("bit-depth")
-    expected = slope(lambda images: inside_it.surrogates["identity"](defended.transform(images)), x)
-    assert torch.equal(slope(defended.surrogates["exact+identity"], x), expected)
+    defended, x = build_transformed("median[inner=bit-depth]"), rough(20, 1, 8, 8)
+    assert not gradient(defended, x).any()
+    inside_it = build_transformed("bit-depth")
+    expected = gradient(
+        lambda images: inside_it.surrogates["identity"](defended.transform(images)), x
+    )
+    assert torch.equal(gradient(defended.surrogates["exact+identity"], x), expected)
     assert expected.any()
 
 
@@ -233,7 +247,7 @@ class Seen(nn.Module):
         return x.flatten(1).mean(1, keepdim=True).expand(-1, 2)
 
 
-def test_random_draws_come_in_batches_of_bounded_size_and_others_share_the_transformation() -> None:
+def test_random_draws_come_in_bounded_batches_others_share_one_transform() -> None:
     seen, sigma = Seen(), 0.2
     x = 0.3 + 0.05 * torch.arange(7.0).view(7, 1, 1, 1).expand(
         -1, 3, 32, 32

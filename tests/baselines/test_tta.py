@@ -1,4 +1,4 @@
-"""Test-time augmentation: exact versions, invariance, variance, bounded batches, and the true gradient."""
+"""Test-time augmentation: exact versions, variance, bounded batches, and the true gradient."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ CPU = torch.device("cpu")
 
 
 class Extremes(nn.Module):
-    """The largest and the smallest pixel: what no shift and no mirror changes, as long as they stay inside of the image."""
+    """The largest and the smallest pixel.
+
+    No shift and no mirror changes them, as long as they stay inside of the image.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([x.flatten(1).amax(1), x.flatten(1).amin(1)], 1)

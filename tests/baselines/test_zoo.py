@@ -1,4 +1,7 @@
-"""RobustBench's classifiers: loaded from the right place, by a loader that neither prints nor disturbs; everything that goes wrong is one line."""
+"""RobustBench's classifiers: loaded from the right place, by a loader that disturbs nothing.
+
+Everything that goes wrong is one line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights that are damaged, missing, or cannot be fetched: one line that says what to do, and nothing of a failed download stays."""
+"""Weights that are damaged, missing, or cannot be fetched: one line says what to do.
+
+Nothing of a failed download stays.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "models"
 
 
-def saved(content: Any, *, zipped: bool) -> bytes:
+def to_bytes(content: Any, *, zipped: bool) -> bytes:
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
@@ -52,8 +55,8 @@ SMALL_STATE = {
     "state_dict": {f"layer{i}.weight": torch.arange(12.0).view(3, 4) for i in range(3)},
     "note": "ü" * 300,
 }
-OLD = saved(SMALL_STATE, zipped=False)
-NEW = saved(SMALL_STATE, zipped=True)
+OLD = to_bytes(SMALL_STATE, zipped=False)
+NEW = to_bytes(SMALL_STATE, zipped=True)
 NOT_READ = "damaged, or holds more than tensors"
 DAMAGED = [
     (PAGE, "a web page"),
@@ -100,26 +103,28 @@ def test_a_sound_file_of_something_else(models: Path, content: Any, zipped: bool
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "file"),
+    ("name", "file"),
     [
-        ("Wong2020Fast", "models/cifar10/Linf", "Wong2020Fast.pt"),
-        (XCIT, "home/hub/checkpoints", XCIT_FILE),
+        ("Wong2020Fast", "models/cifar10/Linf/Wong2020Fast.pt"),
+        (XCIT, f"home/hub/checkpoints/{XCIT_FILE}"),
     ],
 )
-@pytest.mark.parametrize(("content", "says"), DAMAGED)
+@pytest.mark.parametrize(("content", "defect"), DAMAGED)
 def test_a_damaged_download_is_refused_and_removed(
     models: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
-    folder: str,
     file: str,
+    *,
     content: bytes,
-    says: str,
+    defect: str,
 ) -> None:
     fake_download(monkeypatch, lambda path: put(path, content))
-    where = models.parent / folder
-    line = f"weights of 'robustbench:{name}' are not there: put {file} into {where} (their download failed: what came is {says})"
-    assert refusal(zoo.fetch, name) == line
+    path = models.parent / file
+    assert refusal(zoo.fetch, name) == (
+        f"weights of 'robustbench:{name}' are not there: put {path.name} into {path.parent} "
+        f"(their download failed: what came is {defect})"
+    )
     assert list(models.parent.iterdir()) == []
 
 

@@ -1,4 +1,7 @@
-"""RobustBench's real architectures, with random weights in its file layout, through its loader: the very logits of the network that was saved."""
+"""RobustBench's real architectures, with random weights in its file layout, through its loader.
+
+The answers are the very logits of the network that was saved.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def spec_of(text: str) -> Spec:
     return cell.defence
 
 
-def built(text: str) -> CARSO:
+def build_carso(text: str) -> CARSO:
     made = build_defence(spec_of(text))
     assert isinstance(made, CARSO)
     return made
@@ -63,7 +63,7 @@ def test_around_another_classifier_of_the_dataset_the_purifier_has_its_name() ->
 
 def test_without_a_condition_the_image_does_not_matter() -> None:
     x = load(Spec.parse("digits[n=50]")).x
-    control = built("carso[condition=none]")
+    control = build_carso("carso[condition=none]")
     z = torch.randn(1, 4, control.latent_dim).expand(len(x), -1, -1)
     logits = control.sample_logits(x.requires_grad_(), z)
     assert torch.allclose(logits, logits[:1].expand_as(logits), atol=1e-5)
@@ -76,14 +76,14 @@ def test_without_a_condition_the_samples_show_all_classes() -> None:
     The frequencies of the answers are not those of one class.
     """
     torch.manual_seed(0)
-    control = built("carso[condition=none,samples=1]")
+    control = build_carso("carso[condition=none,samples=1]")
     answers = control.draws(torch.rand(100, 1, 8, 8), 5).argmax(2).flatten()
     assert answers.bincount(minlength=10).max() < 0.4 * len(answers)
 
 
 def test_the_logits_alone_are_what_the_purifier_reads() -> None:
     x = load(Spec.parse("digits[n=20]")).x
-    made = built("carso[condition=logits]")
+    made = build_carso("carso[condition=logits]")
     logits = made.base(x)
     assert made.purifier.layers == ("logits",)
     assert torch.allclose(made.latent(x), made.purifier.condition((logits,)), atol=1e-6)
@@ -96,7 +96,7 @@ def test_the_logits_alone_are_what_the_purifier_reads() -> None:
 def test_the_committed_purifiers_classify(text: str) -> None:
     data = load(Spec.parse("digits[n=300]"))
     torch.manual_seed(0)
-    assert (built(text)(data.x).argmax(1) == data.y).float().mean() > 0.94
+    assert (build_carso(text)(data.x).argmax(1) == data.y).float().mean() > 0.94
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
 
 
 def test_the_last_layer_is_the_one_whose_output_is_the_answer() -> None:
-    made = built("carso")
+    made = build_carso("carso")
     seen: list[torch.Tensor] = []
     handle = dict(made.base.named_modules())[find_last_layer(made.base)].register_forward_hook(
         lambda m, i, o: seen.append(o)

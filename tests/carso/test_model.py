@@ -26,7 +26,7 @@ def vae(samples: int = 3) -> VAE:
 
 
 @contextmanager
-def counted(module: nn.Module) -> Iterator[list[int]]:
+def count_passes(module: nn.Module) -> Iterator[list[int]]:
     """The batch sizes of every pass through a module."""
     sizes: list[int] = []
     hook = module.register_forward_hook(lambda _m, _i, out: sizes.append(len(out)))
@@ -99,9 +99,9 @@ def test_draws_share_the_representation(make: type) -> None:
     encoder = d.base if isinstance(d, CARSO) and d.purifier.layers else d.purifier.encoder
     part = d.purifier.bottleneck if d.purifier.layers else encoder
     with (
-        counted(part) as encoded,
-        counted(d.purifier.decoder) as decoded,
-        counted(d.base) as classified,
+        count_passes(part) as encoded,
+        count_passes(d.purifier.decoder) as decoded,
+        count_passes(d.base) as classified,
     ):
         out = d.draws(x, 4)
     assert out.shape == (5, 4, 4)
@@ -120,7 +120,7 @@ def test_a_draw_is_a_prediction() -> None:
     torch.testing.assert_close(got, want)
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+def limit_batches(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     """At most so many images of 1x8x8 in a flat batch."""
     monkeypatch.setitem(PIXELS_PER_BATCH, "cpu", 64 * images)
 
@@ -137,9 +137,9 @@ def test_large_batches_are_split_and_stay_the_same(
         torch.manual_seed(1)
         representation = d.purifier.bottleneck or d.purifier.encoder
         with (
-            counted(representation) as encoded,
-            counted(d.purifier.decoder) as decoded,
-            counted(d.final) as judged,
+            count_passes(representation) as encoded,
+            count_passes(d.purifier.decoder) as decoded,
+            count_passes(d.final) as judged,
         ):
             logits, drawn = d.sample_logits(v), d.draws(v, 5)
         gradient = torch.autograd.grad(logits.square().sum() + drawn.sum(), v)[0]
@@ -148,7 +148,7 @@ def test_large_batches_are_split_and_stay_the_same(
 
     whole, passes = run()
     assert passes == [[5, 5], [15, 75], [15, 75]]
-    limit(monkeypatch, 8)
+    limit_batches(monkeypatch, 8)
     split, passes = run()
     assert passes == [[5, 5], [8, 7, *([8] * 5), *([7] * 5)], [8, 7, *([8] * 5), *([7] * 5)]]
     for got, want in zip(split, whole, strict=True):
@@ -158,7 +158,7 @@ def test_large_batches_are_split_and_stay_the_same(
 def test_a_batch_of_one_image_is_never_split_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PIXELS_PER_BATCH, "cpu", 1)
     d = carso(2)
-    with counted(d.purifier.decoder) as decoded:
+    with count_passes(d.purifier.decoder) as decoded:
         assert d(images()).shape == (5, 4)
     assert decoded == [1] * 10
 
@@ -171,7 +171,7 @@ def test_the_representation_is_computed_once_per_image(
 
     It is so for any number of samples and draws, and for any batches that they are cut into.
     """
-    limit(monkeypatch, 3)
+    limit_batches(monkeypatch, 3)
     d, x = carso(samples), images()
     calls: list[int] = []
     plain = type(d.purifier).condition
@@ -191,7 +191,10 @@ def test_the_representation_is_computed_once_per_image(
         d.surrogates["mean-latent"],
     ):
         calls.clear()
-        with counted(d.base) as classified, counted(d.purifier.compressors[0]) as compressed:
+        with (
+            count_passes(d.base) as classified,
+            count_passes(d.purifier.compressors[0]) as compressed,
+        ):
             use(x)
         assert (calls, compressed) == ([5], [5])
         assert classified[0] == 5  # the pass that is tapped; the others are of reconstructions

@@ -23,7 +23,7 @@ from carso.analysis.sheet import Tile, place, png, zoom
 FAST = ["--attack", "pgd-eot[steps=3,eot=1]", "--n", "3"]
 
 
-def made(out: Path, *words: str) -> tuple[bytes, dict[str, Any]]:
+def draw_figure(out: Path, *words: str) -> tuple[bytes, dict[str, Any]]:
     assert pictures.main([*FAST, "--device", "cpu", "--out", str(out), *words]) == 0
     (path,) = out.glob("*.png")
     return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
@@ -75,7 +75,7 @@ def test_the_facts_are_those_of_the_harness(tmp_path: Path) -> None:
 
     It is so where the record chose the attack's proposal.
     """
-    data, facts = made(tmp_path, "--n", "6")
+    data, facts = draw_figure(tmp_path, "--n", "6")
     assert len(data) < 300_000
     args = pictures.parse([*FAST, "--n", "6"])
     record = evaluate(pictures.cell_of(args))
@@ -131,7 +131,7 @@ def test_what_is_drawn_is_what_was_computed(
 
     monkeypatch.setattr(pictures, "show", show)
     monkeypatch.setattr(pictures, "png", paint)
-    _, facts = made(tmp_path)
+    _, facts = draw_figure(tmp_path)
     (got,), ((title, notes, columns, rows),) = shown, sheets
     assert title == "digits, linf eps 1/5: carso under pgd-eot, seed 0"
     assert "none was picked" in "".join(notes)
@@ -176,9 +176,9 @@ def evaluate_defence() -> Any:
 
 
 def test_same_command_same_bytes_another_seed_others(tmp_path: Path) -> None:
-    first, one = made(tmp_path / "a")
-    second, two = made(tmp_path / "b")
-    third, other = made(tmp_path / "c", "--seed", "1")
+    first, one = draw_figure(tmp_path / "a")
+    second, two = draw_figure(tmp_path / "b")
+    third, other = draw_figure(tmp_path / "c", "--seed", "1")
     assert first == second
     assert {**one, "command": ""} == {**two, "command": ""}
     assert first != third

@@ -186,7 +186,7 @@ def test_the_training_parts(widths: list[int]) -> None:
         )
 
 
-def change(
+def change_tensor(
     part: str, key: str, act: Callable[[Tensor], Tensor | None]
 ) -> Callable[[dict[str, State]], None]:
     def do(state: dict[str, State]) -> None:
@@ -197,7 +197,7 @@ def change(
     return do
 
 
-def gone(_: Tensor) -> None:
+def drop(_: Tensor) -> None:
     return None
 
 
@@ -205,19 +205,19 @@ def gone(_: Tensor) -> None:
     ("do", "says"),
     [
         (
-            change("repr_compressors", "1.2.0.weight", gone),
+            change_tensor("repr_compressors", "1.2.0.weight", drop),
             r"repr_compressors lacks 1\.2\.0\.weight$",
         ),
         (
-            change("repr_compressors", "0.0.0.weight", gone),
+            change_tensor("repr_compressors", "0.0.0.weight", drop),
             r"repr_compressors lacks 0\.0\.0\.weight$",
         ),
         (
-            change("repr_compressors", "2.1.1.running_var", gone),
+            change_tensor("repr_compressors", "2.1.1.running_var", drop),
             r"repr_compressors lacks 2\.1\.1\.running_var$",
         ),
         (
-            change("repr_compressors", "1.0.1.num_batches_tracked", gone),
+            change_tensor("repr_compressors", "1.0.1.num_batches_tracked", drop),
             r"lacks 1\.0\.1\.num_batches_tracked$",
         ),
         (
@@ -233,46 +233,46 @@ def gone(_: Tensor) -> None:
             "is of 4 taps, and layers names 3",
         ),
         (
-            change("repr_compressors", "0.1.0.weight", lambda t: t.transpose(0, 1)),
+            change_tensor("repr_compressors", "0.1.0.weight", lambda t: t.transpose(0, 1)),
             r"0\.1\.0\.weight of the shape \(8, 4, 3, 3\), not \(4, 8, 3, 3\)",
         ),
         (
-            change("repr_compressors", "1.0.0.weight", lambda t: t[:, :, :1, :1]),
+            change_tensor("repr_compressors", "1.0.0.weight", lambda t: t[:, :, :1, :1]),
             r"1\.0\.0\.weight of the shape \(5, 9, 1, 1\), not \(5, 9, 3, 3\)",
         ),
         (
-            change("repr_fcn_compressor", "1.0.weight", gone),
+            change_tensor("repr_fcn_compressor", "1.0.weight", drop),
             r"repr_fcn_compressor lacks 1\.0\.weight$",
         ),
-        (change("repr_fcn_compressor", "1.0.weight", lambda t: t[0]), "not of 2 dimensions"),
+        (change_tensor("repr_fcn_compressor", "1.0.weight", lambda t: t[0]), "not of 2 dimensions"),
         (
-            change("repr_fcn_compressor", "1.1.bias", lambda t: t[1:]),
+            change_tensor("repr_fcn_compressor", "1.1.bias", lambda t: t[1:]),
             r"1\.1\.bias of the shape \(5,\), not \(6,\)",
         ),
         (
-            change("decoder", "0.1.weight", lambda t: t[:, :6]),
+            change_tensor("decoder", "0.1.weight", lambda t: t[:, :6]),
             "6 columns, too few for a condition of 6 values",
         ),
         (
-            change("decoder", "0.1.weight", lambda t: t[1:]),
+            change_tensor("decoder", "0.1.weight", lambda t: t[1:]),
             "makes no square image: 0.1.weight has 89 rows for 10 channels",
         ),
         (
-            change("decoder", "5.weight", lambda t: torch.ones(4, 3, 4, 4)),
+            change_tensor("decoder", "5.weight", lambda t: torch.ones(4, 3, 4, 4)),
             r"no square image.*\(4, 4\)",
         ),
-        (change("decoder", "5.bias", gone), r"decoder lacks 5\.bias$"),
-        (change("decoder", "2.0.weight", gone), r"decoder lacks 2\.0\.weight$"),
+        (change_tensor("decoder", "5.bias", drop), r"decoder lacks 5\.bias$"),
+        (change_tensor("decoder", "2.0.weight", drop), r"decoder lacks 2\.0\.weight$"),
         (
-            change("decoder", "3.1.running_mean", lambda t: t * torch.nan),
+            change_tensor("decoder", "3.1.running_mean", lambda t: t * torch.nan),
             r"decoder is damaged: 3\.1\.running_mean is not finite",
         ),
         (
-            change("repr_compressors", "2.0.0.weight", lambda t: t / 0),
+            change_tensor("repr_compressors", "2.0.0.weight", lambda t: t / 0),
             r"repr_compressors is damaged: 2\.0\.0\.weight is not finite",
         ),
         (
-            change("repr_fcn_compressor", "1.1.running_var", lambda t: -t),
+            change_tensor("repr_fcn_compressor", "1.1.running_var", lambda t: -t),
             r"damaged: 1\.1\.running_var has negative values",
         ),
     ],

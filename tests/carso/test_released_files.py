@@ -45,7 +45,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server's folder, with the three files where the authors' server has them."""
     top = tmp_path / "remote"
-    put(top)
+    write_files(top)
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(top))
     )
@@ -58,19 +58,19 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server.server_close()
 
 
-def put(top: Path, seed: int = 0) -> None:
+def write_files(top: Path, seed: int = 0) -> None:
     for part, file in released.purifier_files(NAME).items():
         authors.write(top / file, parts("cifar", seed)[part])
 
 
-def there(models: Path) -> list[str]:
+def list_files(models: Path) -> list[str]:
     return sorted(str(p.relative_to(models)) for p in models.rglob("*") if p.is_file())
 
 
 @torch.no_grad()
 def test_fetched_and_loaded(remote: Path, models: Path) -> None:
     released.fetch_purifier(NAME)
-    assert there(models) == sorted(released.purifier_files(NAME).values())
+    assert list_files(models) == sorted(released.purifier_files(NAME).values())
     model = load_released(NAME, classifier("cifar"), samples=3, aggregation="logit")
     state, x, z = parts("cifar"), images("cifar"), torch.randn(3, 3, 4)
     c = authors.condition(
@@ -128,8 +128,8 @@ def test_a_file_of_something_else_is_refused_and_removed(
     decoder = released.purifier_files(NAME)["decoder"]
     assert f"put {released.BASE}{decoder} at {models / decoder}" in line
     assert "\n" not in line
-    assert not [path for path in there(models) if "decoder" in path]
-    assert len(there(models)) == 2  # the others are fine
+    assert not [path for path in list_files(models) if "decoder" in path]
+    assert len(list_files(models)) == 2  # the others are fine
 
 
 def test_without_a_network_it_says_what_to_put_where(models: Path) -> None:
@@ -156,7 +156,7 @@ def test_loading_never_fetches(remote: Path, models: Path, tmp_path: Path) -> No
 
 
 def test_a_damaged_file_of_the_user_is_named_and_kept(models: Path) -> None:
-    put(models)
+    write_files(models)
     path = models / released.purifier_files(NAME)["repr_fcn_compressor"]
     path.write_bytes(path.read_bytes()[:-5])
     for act in (
@@ -181,7 +181,7 @@ def test_a_damaged_file_of_the_user_is_named_and_kept(models: Path) -> None:
 
 
 def test_another_classifier_is_refused(models: Path) -> None:
-    put(models)
+    write_files(models)
     with pytest.raises(ValueError, match=r"has no layer 'convs\.0'"):
         load_released(NAME, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
     with pytest.raises(ValueError, match="made for taps of the shapes"):
