@@ -80,8 +80,8 @@ class DiffPure(nn.Module):
 
     The gradient of `forward` is the true one, through all steps. Only the image and the noise of
     each step are kept for it; the rest is recomputed on the way back. Surrogates: `coarse` is the
-    same purification in 5 reverse steps at most, on both ways, whose clipping is not seen on the
-    way back (the surrogate process of Lee and Kim 2023). `identity` purifies, and takes that for
+    same purification in 5 reverse steps at most, on both ways. Its clipping is not seen on the way
+    back (the surrogate process of Lee and Kim 2023). `identity` purifies, and takes that for
     the identity on the way back (BPDA). The surrogates of `inner` are there behind each, as
     `identity+lse`.
     """

@@ -13,7 +13,7 @@ class Median(nn.Module):
     """Each pixel of images (B,C,H,W) as the median of the `window` x `window` pixels around it.
 
     Channels stand each for itself. Beyond an edge lies the mirror image. A window with an even
-    side reaches one pixel further up and left, and the upper of its two middle values is taken, as
+    side reaches one pixel further up and left. The upper of its two middle values is taken, as
     SciPy does. The gradient goes to the pixel that is the median, to one where several are equal.
     """
 

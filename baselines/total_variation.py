@@ -24,9 +24,9 @@ class TotalVariation(nn.Module):
     """The images z that minimise |kept * (z - x)|^2 / 2 + weight * TV(z), for images x in [0,1].
 
     x and z are (B,C,H,W). `kept` is a random mask of pixels, all channels alike, each with
-    probability `keep`, fresh for each example and call. At `keep=1` nothing is random. TV is the
-    sum over pixels and channels of the length of the difference to the neighbours below and to the
-    right (Rudin, Osher and Fatemi 1992). The method is a fixed number of `steps` of the primal-dual
+    probability `keep`, fresh for each example and call. At `keep=1` nothing is random. TV is a
+    sum over pixels and channels: the length of the difference to the neighbours below and right
+    (Rudin, Osher and Fatemi 1992). The method is a fixed number of `steps` of the primal-dual
     one of Chambolle and Pock (2011), differentiable throughout. What is not kept starts at the mean
     of what is, so that z depends on kept pixels alone.
     """

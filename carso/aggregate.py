@@ -38,8 +38,8 @@ def prob(logits: Tensor) -> Tensor:
 def peel(logits: Tensor) -> Tensor:
     """Log-odds of softmax_k(s), s_k = sum_e exp(l[k,e]): s_k - log sum_{j != k} exp(s_j).
 
-    The form is exact and has no cancellation. For every k but that of the largest s, p_k <= 1/2,
-    and log sum_{j != k} exp(s_j) = lse(s) + log1p(-p_k) is accurate, also among ties. For the
+    The form is exact and has no cancellation. For every k but that of the largest s, p_k <= 1/2.
+    There log sum_{j != k} exp(s_j) = lse(s) + log1p(-p_k) is accurate, also among ties. For the
     largest s the others are summed directly. p is a softmax: exp(s - lse(s)) rounds to 1 for tied
     large s.
 

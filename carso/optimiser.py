@@ -77,8 +77,8 @@ def learning_rate(
 ) -> float:
     """The rate of `epoch` (from 0): it rises, stays and falls.
 
-    It is linear from `start` to `base` in the first `warmup` share of the epochs, constant for as
-    long, then linear to `final` after the last epoch.
+    It is linear from `start` to `base` in the first `warmup` share of the epochs. It is constant
+    for as long, then linear to `final` after the last epoch.
     """
     rise = int(warmup * epochs)
     if epoch < rise:

@@ -147,8 +147,8 @@ def purifier_files(name: str) -> dict[str, str]:
 def fetch_purifier(name: str) -> None:
     """Have the purifier's three files here: fetched where missing, keys and shapes checked.
 
-    BadInput, one line, says where each file belongs and where it is from, if it cannot be fetched,
-    or what is wrong with a file that is here.
+    If a file cannot be fetched, BadInput says where each file belongs and where it is from. It also
+    says what is wrong with a file that is here.
     """
     files = purifier_files(name)
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
-import sys
+import importlib, pkgutil, sys
 import torch
 from torch import nn
 from carso import CARSO, Layout, Purifier
@@ -25,6 +25,9 @@ recipe = read_recipe("digits", changes={"layers": "0,3", "epochs": "1", "pgd_ste
 purifier = new_purifier(classifier, (1, 8, 8), recipe)
 fit_purifier(purifier, classifier, x, y, recipe)
 assert CARSO(classifier, purifier, samples=8, aggregation="peel")(x).shape == (40, 3)
+for module in pkgutil.iter_modules(sys.modules["carso"].__path__, "carso."):
+    if module.name not in ("carso.defence", "carso.train", "carso.analysis"):
+        importlib.import_module(module.name)
 of_the_bench = {name for name in sys.modules if name.split(".")[0] in ("bench", "baselines")}
 assert of_the_bench <= {"bench", "bench.errors", "bench.files"}, of_the_bench
 """
