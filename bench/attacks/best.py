@@ -20,6 +20,7 @@ class BestImages:
 
     def record(self, rows: Tensor, images: Tensor, values: Tensor) -> Tensor:
         """Keep the images (N,C,H,W) of `rows` (N,) whose values (N,) are higher; gives which."""
+        values = values.to(self.values)  # a defence may answer in another precision
         higher = values > self.values[rows]  # (N,)
         update_where(higher, self.values, rows, values)
         update_where(higher, self.images, rows, images)
