@@ -25,6 +25,7 @@ from bench.questions.registry import (
 from bench.questions.request import Request
 from bench.questions.resolve import Context, resolve_listed, resolve_named
 from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value
+from bench.weights import split_pin
 
 NO_ATTACK = Spec("none")
 Look = Callable[[Spec], ImageFacts]
@@ -272,12 +273,12 @@ def fetch_missing(plan: Plan) -> None:
     specs = dict.fromkeys(spec for cell in plan.cells for spec in (cell.defence, cell.attack))
     texts = {text for spec in specs for text in knob_texts(spec)}
     for text in sorted(texts):
-        scheme, colon, argument = text.partition(":")
+        scheme, colon, argument = split_pin(text)[0].partition(":")
         if not colon or scheme not in classifiers:
             continue
         fetch = classifiers.get(scheme).facts.fetch
         if fetch:
-            fetch(argument.partition("@")[0])
+            fetch(argument)
     for defence in dict.fromkeys(cell.defence for cell in plan.cells):
         fetch_files_of(defence)
 
