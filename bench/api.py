@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,9 @@ from bench.errors import BadInput
 from bench.files import data_folder
 from bench.questions import plan as plans
 from bench.questions.discover import discover
-from bench.questions.facts import ImageFacts
 from bench.questions.plan import Plan
 from bench.questions.request import Request, parse_request, read_plan_file
-from bench.questions.spec import Cell, Spec
+from bench.questions.spec import Cell, split_commas
 from bench.report.tables import cells_csv, leaderboard_csv
 from bench.results.leaderboard import Leaderboard
 from bench.results.record import Record
@@ -87,15 +85,16 @@ def run(
         plugins=tuple(map(Path, plugins)),
     )
     discover(settings.plugins)
+    for name in ("defences", "attacks"):
+        if isinstance(question.get(name), str):
+            question[name] = split_commas(question[name])
     file = Path(plan) if plan else None
     request = parse_request(question, Path("bench.run"))
-    look = look_into(settings.data_dir)
-    asked = make_plan(file, request, look)
+    asked = make_plan(file, request)
     if pending_cells(asked, settings):
         settings = with_device(settings)
         plans.fetch_missing(asked)
-        # again: the digest of what was fetched is in the question
-        asked = make_plan(file, request, look)
+        asked = make_plan(file, request)  # again: the digest of what was fetched is in the question
         pending = pending_cells(asked, settings)
         prepare(asked, pending, settings)
         answer(pending, settings, Silent())
@@ -130,26 +129,12 @@ def no_records(folder: Path) -> BadInput:
     )
 
 
-def make_plan(file: Path | None, request: Request, look: plans.Look | None = None) -> Plan:
-    """The plan of the file, or, without one, of the request; for `look` see `look_into`."""
+def make_plan(file: Path | None, request: Request) -> Plan:
+    """The plan of the file, or, without one, of the request."""
     if file is None:
-        return plans.plan([request], look=look)
+        return plans.plan([request])
     name, requests = read_plan_file(file)
-    return plans.plan(requests, name, look)
-
-
-def look_into(data_dir: Path) -> plans.Look:
-    """How a plan learns of images that a dataset's facts say nothing of: they are loaded once."""
-
-    @functools.cache
-    def look(dataset: Spec) -> ImageFacts:
-        from bench.data.sample import load
-
-        images = load(dataset, data_dir=data_dir)
-        _, channels, height, width = images.x.shape
-        return ImageFacts(len(images), (channels, height, width), images.notes)
-
-    return look
+    return plans.plan(requests, name)
 
 
 def pending_cells(plan: Plan, settings: Settings) -> tuple[Cell, ...]:
@@ -164,12 +149,17 @@ def with_device(settings: Settings) -> Settings:
     return replace(settings, device=pick_device(settings.device))
 
 
-def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> None:
-    """See that every cell can be answered, then keep the plan; BadInput leaves nothing written."""
-    from bench.judging import execute
+def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> list[str]:
+    """See that every cell can be answered, then keep the plan; BadInput leaves nothing written.
 
-    execute.make_deterministic()
-    execute.preflight(pending, settings.data_dir)
+    Returns notes on the form in which defences answer.
+    """
+    from bench.judging.execute import make_deterministic
+    from bench.judging.preflight import preflight
+
+    make_deterministic()
+    device = "cpu" if settings.ray else settings.device
+    notes = preflight(pending, settings.data_dir, device)
     if settings.ray:
         from bench.judging import ray
 
@@ -178,6 +168,7 @@ def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> None:
     store.put_plan(plan.name, plan.cells, plan.attack_traits)
     for cell in pending if settings.rerun else ():
         store.drop_parts(cell)
+    return notes
 
 
 def answer(pending: Sequence[Cell], settings: Settings, watch: Watch) -> int:

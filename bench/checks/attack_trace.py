@@ -9,7 +9,7 @@ from bench.attacks.apgd import plan_stages
 from bench.attacks.losses import images_per_query, rows_per_query
 from bench.checks.failure_indicators import DRAWS, LAST, POINTS, RADIUS, RISES, UNSTABLE
 from bench.judging.norms import NORMS
-from bench.judging.randomness import random_stream
+from bench.judging.randomness import judging_stream
 from bench.judging.target import Target, is_correct, margin, predict_draws
 from bench.questions.registry import attacks
 from bench.questions.spec import Spec
@@ -115,7 +115,7 @@ def margin_change(target: Target, x: Tensor, y: Tensor) -> float:
 
 def mean_margin(target: Target, image: Tensor, y: Tensor, seed: int) -> Tensor:
     """The mean margin (1,) of the image (C,H,W) over the draws of this seed."""
-    with random_stream(image.device, seed):
+    with judging_stream(image.device, seed):
         logits = target.draws(image[None], DRAWS)
         return margin(logits, y[:, None].expand(-1, DRAWS)).double().mean(1)
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.judging.randomness import random_stream
+from bench.judging.randomness import judging_stream
 
 # The declared parts of a defence that take images.
 PARTS_OF_IMAGES = ("base", "purify", "classify", "presoftmax", "per_draw", "latent")
@@ -40,7 +40,7 @@ class Frozen(nn.Module):
         """What `call` makes of each image alone, under the seed."""
         answers = []
         for image in x.split(1):
-            with random_stream(image.device, self.seed):
+            with judging_stream(image.device, self.seed):
                 answers.append(call(image))
         return torch.cat(answers)
 

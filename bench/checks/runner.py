@@ -13,7 +13,7 @@ from bench.checks.target import CheckTarget
 from bench.judging.evaluate import assemble, count_calls
 from bench.judging.hooks import register_check_runner
 from bench.judging.proposals import project_candidates, run_attack
-from bench.judging.randomness import random_stream
+from bench.judging.randomness import judging_stream, random_stream
 from bench.judging.scoring import choose_strongest, count_correct, score
 from bench.judging.setup import Setup
 from bench.judging.target import Target
@@ -176,7 +176,7 @@ def inner_question(cell: Cell, check_target: CheckTarget) -> Cell:
 @torch.no_grad()
 def count_found(cell: Cell, check_target: CheckTarget, images: Tensor, number: int) -> Tensor:
     """The evaluation draws (B,) that name the planted class: an abstention finds nothing."""
-    with random_stream(images.device, cell.key, number, "evaluate"):
+    with judging_stream(images.device, cell.key, number, "evaluate"):
         found, _ = count_correct(check_target.model, images, 1 - check_target.y, cell.draws)
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.attacks.losses import images_per_gradient, rows_per_query, zero_nonfinite
 from bench.checks.gradient_quality import ALIKE, MOST, TRIES
 from bench.judging.norms import per_example
-from bench.judging.randomness import random_stream
+from bench.judging.randomness import judging_stream
 from bench.judging.target import Target, is_correct, margin
 
 Answer = Callable[[Tensor], Tensor]
@@ -121,7 +121,7 @@ def sum_differences(
 
 def seeded_margin(model: Answer, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     """The margins (B*G,) of images (B,G,C,H,W), under the draws of the seed."""
-    with random_stream(images.device, seed):
+    with judging_stream(images.device, seed):
         return margin(model(images.flatten(0, 1)), labels).double()
 
 

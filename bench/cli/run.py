@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bench.api import Settings, answer, look_into, make_plan, pending_cells, prepare, with_device
+from bench.api import Settings, answer, make_plan, pending_cells, prepare, with_device
 from bench.cli.boards import show_leaderboards
 from bench.cli.progress import Live
 from bench.errors import BadInput
@@ -33,8 +33,7 @@ def run_sweep(
     discover(settings.plugins)
     console = new_console()
     request = read_request(file, flags)
-    look = look_into(settings.data_dir)
-    plan = make_plan(file, request, look)
+    plan = make_plan(file, request)
     for note in plan.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
     pending = pending_cells(plan, settings)
@@ -47,10 +46,10 @@ def run_sweep(
     if pending:
         settings = with_device(settings)
         plans.fetch_missing(plan)
-        # again: the digest of what was fetched is in the question
-        plan = make_plan(file, request, look)
+        plan = make_plan(file, request)  # again: the digest of what was fetched is in the question
         pending = pending_cells(plan, settings)
-        prepare(plan, pending, settings)
+        for note in prepare(plan, pending, settings):
+            console.print(f"note: {escape(note)}", soft_wrap=True)
         with Live(console, pending) as watch:
             failed = answer(pending, settings, watch)
     if not failed:

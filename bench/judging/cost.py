@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BadInput
+from bench.judging.border import place_defence
 from bench.judging.setup import load_cached
 from bench.judging.surrogates import build_surrogate
-from bench.judging.target import to_device_channels_last
 from bench.questions import registry
 from bench.questions.spec import Cell
 
@@ -97,9 +97,9 @@ class Stopwatch:
         key = f"{name} on {cell.dataset} by {cell.batch}"
         if key not in self.times:
             try:
-                model = to_device_channels_last(build(), torch.device(self.device))
-                x = load_cached(cell.dataset, str(self.data_dir)).x[: cell.batch]
-                self.times[key] = time_prediction(model, x.to(self.device), repeats=2)
+                images = load_cached(cell.dataset, str(self.data_dir)).x[: cell.batch]
+                x = images.to(self.device)
+                self.times[key] = time_prediction(place_defence(build(), x[:2]), x, repeats=2)
             except BadInput:
                 return None
         return self.times[key]

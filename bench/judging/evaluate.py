@@ -11,9 +11,10 @@ from torch import Tensor
 
 from bench.judging import hooks
 from bench.judging.certificates import certify
+from bench.judging.containment import Containment
 from bench.judging.cost import time_prediction
 from bench.judging.proposals import project_candidates, routes_of, run_attack
-from bench.judging.randomness import random_stream
+from bench.judging.randomness import judging_stream, random_stream
 from bench.judging.scoring import choose_strongest, minimum_distances, score
 from bench.judging.setup import Setup, batch_count, make_target, prepare
 from bench.judging.target import Target
@@ -54,7 +55,20 @@ def merge_whole(parts: Sequence[Record]) -> Record:
 
 
 def evaluate_batch(cell: Cell, setup: Setup, index: int, env: Env) -> Record:
-    """Answer one batch of the cell's grid."""
+    """Answer one batch of the cell's grid, and note how other people's code behaved meanwhile."""
+    setup.defence.take_conduct()
+    with Containment() as row:
+        record = answer_batch(cell, setup, index, env)
+    conduct = row.conduct + setup.defence.take_conduct()
+    flags = record.flags
+    if index == 0:
+        conduct = setup.conduct + conduct
+        flags = (*setup.probe.flags, *flags)
+    return replace(record, flags=(*flags, *conduct.flags), notes=conduct.notes)
+
+
+def answer_batch(cell: Cell, setup: Setup, index: int, env: Env) -> Record:
+    """The record of one batch: of a check, or of an attack."""
     entry = registry.find_question(cell.attack.name)
     if entry.facts.family == "check":
         return hooks.run_check(cell, setup, index, env)
@@ -87,7 +101,7 @@ def evaluate_batch(cell: Cell, setup: Setup, index: int, env: Env) -> Record:
 def with_clean_facts(record: Record, setup: Setup, index: int, x: Tensor, y: Tensor) -> Record:
     """The record of a batch of clean images, with the certificates and the time of a prediction."""
     defence = setup.defence
-    with random_stream(setup.device, record.cell.key, index, "certify"):
+    with judging_stream(setup.device, record.cell.key, index, "certify"):
         record = replace(record, certificate=certify(defence, x, y))
     if index > 0:
         return record
@@ -110,7 +124,7 @@ def assemble(
     figures: Mapping[str, float] | None = None,
     **parts: Any,
 ) -> Record:
-    """The record of one batch; that of the first batch says what the probe found.
+    """The record of one batch; that of the first batch says what the probe measured.
 
     `columns` (B,) each, rounded here; `figures` of a check, by name; `parts` as `Record` has them.
     """
@@ -122,7 +136,6 @@ def assemble(
     if index == 0:
         measured = [(name, float(f"{v:.4g}")) for name, v in (figures or {}).items()]
         values["checks"] = tuple(sorted((*setup.probe.checks, *measured)))
-        values["flags"] = setup.probe.flags
     parameters = sum(p.numel() for p in setup.defence.parameters())
     cost = replace(cost, seconds=round(seconds, 3), parameters=parameters)
     return Record(cell=cell, cost=cost, **registry.traits_of(cell), **values, **parts)

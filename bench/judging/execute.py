@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from bench.data.sample import Dataset
 from bench.errors import BadInput
 from bench.judging.environment import environment, same_source
 from bench.judging.evaluate import evaluate, merge_whole
 from bench.judging.setup import batch_count, load_cached
-from bench.judging.surrogates import build_surrogate
-from bench.questions import registry
-from bench.questions.pins import classifier_of
 from bench.questions.spec import Cell
 from bench.results.record import Env, Record
 from bench.results.store import Store
@@ -141,37 +137,3 @@ def make_deterministic() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-
-
-def preflight(cells: Iterable[Cell], data_dir: Path) -> None:
-    """Predict one image with every defence and surrogate; BadInput before anything is written."""
-    cells = tuple(cells)
-    for cell in {(c.dataset, c.defence): c for c in cells}.values():
-        data = load_cached(cell.dataset, str(data_dir))
-        defence = registry.build_defence(cell.defence)
-        classifier = classifier_of(cell.defence) or "?"
-        what = f"defence '{cell.defence.name}' with classifier '{classifier}'"
-        try_prediction(defence, data, what)
-    transfers = [cell for cell in cells if cell.threat.access == "transfer"]
-    for cell in {(c.dataset, c.attack): c for c in transfers}.values():
-        source = str(cell.attack.params["source"])
-        data = load_cached(cell.dataset, str(data_dir))
-        try_prediction(build_surrogate(source), data, f"classifier '{source}'")
-
-
-@torch.no_grad()
-def try_prediction(model: nn.Module, data: Dataset, what: str) -> None:
-    """BadInput, which names the model by `what`, where it does not fit the data."""
-    shape = tuple(data.x.shape[1:])
-    try:
-        logits = model(data.x[:1])
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadInput(
-            f"{what} cannot take the images {shape} of '{data.name}': {reason}"
-        ) from error
-    if logits.shape != (1, data.classes):
-        raise BadInput(
-            f"{what} answers {tuple(logits.shape)} for an image of '{data.name}', "
-            f"which has {data.classes} classes"
-        )

@@ -38,7 +38,7 @@ class Probe(Protocol):
     """
 
     def __call__(
-        self, defence: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: bool
+        self, model: nn.Module, x: Tensor, y: Tensor, eps: float, *, declared: bool
     ) -> ProbeResult: ...
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judging.norms import NORMS
-from bench.judging.randomness import random_stream
+from bench.judging.randomness import judging_stream
 from bench.judging.target import is_correct, margin, predict_draws
 from bench.questions.spec import Cell
 
@@ -51,7 +51,7 @@ def choose_strongest(
     hits = []
     margins = []
     for candidate in candidates:
-        with random_stream(y.device, cell.question, index, "select"):
+        with judging_stream(y.device, cell.question, index, "select"):
             hit, mean_margin = count_correct(defence, candidate, y, cell.select)
         hits.append(hit)
         margins.append(mean_margin)
@@ -74,7 +74,7 @@ def choose_strongest(
 @torch.no_grad()
 def score(cell: Cell, defence: nn.Module, images: Tensor, y: Tensor, index: int) -> Tensor:
     """Right answers (B,) on the chosen `images` among the cell's own evaluation draws."""
-    with random_stream(y.device, cell.key, index, "evaluate"):
+    with judging_stream(y.device, cell.key, index, "evaluate"):
         correct, _ = count_correct(defence, images, y, cell.draws)
     return correct
 
@@ -104,7 +104,7 @@ def minimum_distances(
     nearest = torch.full((len(x),), torch.inf, device=x.device)
     finite = torch.where(proposals.isfinite(), proposals.to(x), x)
     for images in finite.clamp(0, 1):
-        with random_stream(x.device, cell.question, index, "select"):
+        with judging_stream(x.device, cell.question, index, "select"):
             hits, _ = count_correct(defence, images, y, cell.select)
         distance = NORMS[cell.threat.norm].distance(images - x).to(nearest)
         wrong = 2 * hits <= cell.select

@@ -7,27 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.data.sample import Dataset, load
 from bench.judging import hooks
+from bench.judging.border import Border, Conduct, place_defence
+from bench.judging.containment import Containment
 from bench.judging.randomness import random_stream
 from bench.judging.surrogates import build_surrogate
-from bench.judging.target import Target, to_device_channels_last
+from bench.judging.target import Target
 from bench.questions import registry
 from bench.questions.spec import Cell, Spec
 
 PROBED = 64  # examples that the probe looks at
+TRIED = 2  # examples on which a memory layout is tried
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The images on the CPU, the defence on `device`, and what the probe found of the defence."""
+    """The images on the CPU, the defence on `device`, what the probe found, and its conduct."""
 
     data: Dataset
-    defence: nn.Module
+    defence: Border
     device: torch.device
     probe: hooks.ProbeResult
+    conduct: Conduct
 
     @property
     def stochastic(self) -> bool:
@@ -50,13 +54,14 @@ def prepare(cell: Cell, device: str, data_dir: str) -> Setup:
 def _prepare(dataset: Spec, spec: Spec, eps: float, device: str, data_dir: str) -> Setup:
     data = load_cached(dataset, data_dir)
     place = torch.device(device)
-    defence = to_device_channels_last(registry.build_defence(spec), place)
     x = data.x[:PROBED].to(place)
     y = data.y[:PROBED].to(place)
     declared = registry.is_stochastic(spec)
-    with random_stream(place, "probe", str(dataset), str(spec)):
-        probe = hooks.probe_defence(defence, x, y, eps, declared=declared)
-    return Setup(data, defence, place, probe)
+    with Containment() as row:
+        defence = place_defence(registry.build_defence(spec), x[:TRIED])
+        with random_stream(place, "probe", str(dataset), str(spec)):
+            probe = hooks.probe_defence(defence, x, y, eps, declared=declared)
+    return Setup(data, defence, place, probe, row.conduct + defence.take_conduct())
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,12 +73,9 @@ def load_cached(dataset: Spec, data_dir: str) -> Dataset:
 def make_target(cell: Cell, setup: Setup) -> Target:
     """The defence behind the access of the threat model; the surrogate for a transfer attack."""
     if cell.threat.access == "transfer":
-        surrogate = build_surrogate(str(cell.attack.params["source"]))
-        return Target(
-            to_device_channels_last(surrogate, setup.device),
-            classes=setup.data.classes,
-            device=setup.device,
-        )
+        x, _, _ = setup.take(slice(0, TRIED))
+        surrogate = place_defence(build_surrogate(str(cell.attack.params["source"])), x)
+        return Target(surrogate, classes=setup.data.classes, device=setup.device)
     return Target(
         setup.defence,
         access=cell.threat.access,

@@ -36,10 +36,14 @@ def to_device_channels_last(model: nn.Module, device: torch.device) -> nn.Module
     model = model.to(device)
     if device.type != "cpu":
         return model
-    for module in model.modules():
-        if isinstance(module, CONVOLUTIONS) and type(module) in CONVOLUTIONS:
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    for module in find_convolutions(model):
+        module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def find_convolutions(model: nn.Module) -> list[Any]:
+    """The convolutions whose weights may be laid channels last."""
+    return [module for module in model.modules() if type(module) in CONVOLUTIONS]
 
 
 class Target(nn.Module):

@@ -58,6 +58,7 @@ class Row:
         cell = evidence.cell
         clean = evidence.clean
         reasons = list(assessment.reasons)
+        reasons += dict.fromkeys(note for record in evidence.records for note in record.notes)
         first = cell.dataset.params.get("first")
         if first:
             reasons.append(f"the first {first} examples, not a stratified subset")

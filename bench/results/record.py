@@ -235,6 +235,7 @@ class Record:
       found, in the ball or not; -1: it found none.
     - `planted`: of the check of that name. Its other columns are those of the planted models.
     - `checks`: what the probes measured, by the code of the check, also where there is no flag.
+    - `notes`: in words, in what other form than the contract's the defence answered.
     - `attack_traits`, `defence_traits`: what attack and defence are. `inner_traits`: what the
       attack inside of a check or of another attack is.
     """
@@ -265,6 +266,7 @@ class Record:
     checks: tuple[tuple[str, float], ...] = field(
         default=(), metadata={"merge": take_each_once_sorted}
     )
+    notes: tuple[str, ...] = field(default=(), metadata={"merge": take_each_once})
     attack_traits: AttackTraits = field(kw_only=True)
     inner_traits: AttackTraits | None = field(default=None, kw_only=True)
     defence_traits: DefenceTraits = field(kw_only=True)
@@ -309,7 +311,7 @@ class Record:
         return sum(self.correct) / (len(self.ids) * self.cell.draws)
 
     def to_json(self) -> dict[str, Any]:
-        """What is None is left out, and so are `checks` where there are none."""
+        """What is None is left out, and so are `checks` and `notes` where there are none."""
         data = to_plain(self)
         data["cell"] = self.cell.to_json()
         data["key"] = self.cell.key
@@ -320,7 +322,9 @@ class Record:
         for name in PARTS:
             part = getattr(self, name)
             data[name] = None if part is None else to_plain(part)
-        return {name: v for name, v in data.items() if v is not None and (v or name != "checks")}
+        for name in ("checks", "notes"):
+            data[name] = data[name] or None
+        return {name: value for name, value in data.items() if value is not None}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record:
@@ -335,6 +339,7 @@ class Record:
             **read_traits(data, cell),
             flags=tuple(from_plain(Flag, flag) for flag in data["flags"]),
             checks=tuple(sorted(data.get("checks", {}).items())),
+            notes=tuple(data.get("notes", ())),
             nearest=None if nearest is None else tuple(nearest),
             **values,
         )

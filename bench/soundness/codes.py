@@ -80,7 +80,8 @@ CODES = (
     Code(
         "P5",
         "a prediction must change neither the defence nor the images it is given",
-        hard="any",
+        hard="it changes the defence",
+        soft="it changes the images, which are copies",
         looks="probe",
     ),
     Code(
@@ -138,6 +139,20 @@ CODES = (
         soft=f"over {P15_DIFFER:.0%} of the answers of a deterministic defence differ, or the "
         f"median cosine is below {P15_COSINE}",
         looks="probe",
+    ),
+    Code(
+        "P16",
+        "what a defence draws must follow the seeds of the harness",
+        soft="it has a generator of its own, and two predictions under one seed differ; or it "
+        "seeds torch's generator itself",
+        looks="probe",
+    ),
+    Code(
+        "P17",
+        "a row must leave the process as it was",
+        soft="a prediction, or what it imports, changes global state: a default, a switch, a hook, "
+        "a function, the environment; the harness puts it back",
+        looks="border",
     ),
     Code(
         "D1",

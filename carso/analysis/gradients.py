@@ -28,7 +28,8 @@ from bench.cli.main import Parser, run_main
 from bench.errors import BadInput
 from bench.files import data_folder
 from bench.judging.environment import commit
-from bench.judging.execute import make_deterministic, pick_device, preflight
+from bench.judging.execute import make_deterministic, pick_device
+from bench.judging.preflight import preflight
 from bench.judging.randomness import random_stream
 from bench.judging.setup import Setup, prepare
 from bench.judging.target import is_correct, margin, predict_draws
@@ -107,7 +108,7 @@ def make_table(args: argparse.Namespace) -> str:
 
 def measure_defence(cell: Cell, setup: Setup, draws: int) -> list[str]:
     """The four figures of one row, as text."""
-    defence = setup.defence
+    defence = setup.defence.defence
     classifier: nn.Module = getattr(defence, "base", defence)
     samples = int(getattr(defence, "samples", 1) or 1)
     batch = max(1, SAMPLES_AT_ONCE // (draws * samples))

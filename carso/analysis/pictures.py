@@ -22,8 +22,9 @@ from bench.cli.main import Parser, run_main
 from bench.errors import BadInput
 from bench.files import data_folder, write_bytes, write_text
 from bench.judging.environment import environment
-from bench.judging.execute import make_deterministic, pick_device, preflight
+from bench.judging.execute import make_deterministic, pick_device
 from bench.judging.norms import NORMS
+from bench.judging.preflight import preflight
 from bench.judging.proposals import AttackFailed, project_candidates, run_attack
 from bench.judging.randomness import random_stream
 from bench.judging.scoring import choose_strongest, score
@@ -170,7 +171,7 @@ def show(cell: Cell, device: str, data_dir: str) -> Shown:
     on the selection draws is shown.
     """
     setup = prepare(cell, device, data_dir)
-    defence = setup.defence
+    defence = setup.defence.defence
     if not isinstance(defence, CARSO):
         raise BadInput(f"defence '{cell.defence.name}' makes no reconstructions; take carso or vae")
     x = setup.data.x.to(setup.device)

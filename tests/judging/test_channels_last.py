@@ -53,7 +53,7 @@ def test_on_another_device_no_order_is_changed() -> None:
 def test_a_prepared_defence_has_the_answers_and_gradients_of_any() -> None:
     cell = plan([Request(defences=("carso[samples=0]",), attacks=("none",), n=8)]).cells[0]
     data = load(cell.dataset)
-    prepared = prepare(cell, "cpu", "data").defence
+    prepared = prepare(cell, "cpu", "data").defence.defence
     plain = build_defence(cell.defence)
     weights = [
         m.weight

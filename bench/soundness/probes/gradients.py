@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.judging.randomness import seeded
+from bench.judging.randomness import judging_stream
 from bench.judging.target import is_correct, margin
 from bench.results.record import Flag
 from bench.soundness.codes import D1_SHARE, D2_SHARE, D12_ERROR, D12_FLAT, P2_SAME_COSINE
@@ -18,6 +18,11 @@ def has_surrogate(defence: nn.Module) -> bool:
     """Whether the defence declares a way around a stage without gradients."""
     declared = getattr(defence, "surrogates", None)
     return bool(declared) or callable(getattr(defence, "presoftmax", None))
+
+
+def resolution_of(defence: nn.Module) -> float:
+    """The relative step of the type in which a defence answers: a smaller change may be lost."""
+    return torch.finfo(getattr(defence, "answer_dtype", torch.float32)).eps
 
 
 def random_neighbours(x: Tensor, eps: float) -> Tensor:
@@ -118,6 +123,7 @@ def probe_differences(
 ) -> tuple[float | None, list[Flag]]:
     """D12: the margin's gradient against its central differences over eps/100.
 
+    The differences are wider where the defence answers in half precision, which rounds more away.
     The differences go along random signs, at random points near the images. A stochastic defence
     draws the same noise at both ends and for the gradient. Gives the median of
     |D - g u| / (|D| + |g u|): 0 where they agree, 1 where one is nothing beside the other. None
@@ -125,12 +131,13 @@ def probe_differences(
     """
     if not eps:
         return None, []
-    step = eps / 100
+    divisor = min(100, 1 / (16 * resolution_of(defence)))
+    step = eps / divisor
     seed = int(torch.randint(2**62, ()))
     points = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(step, 1 - step)
 
     def seeded_defence(images: Tensor) -> Tensor:
-        with seeded(images.device, seed):
+        with judging_stream(images.device, seed):
             logits: Tensor = defence(images)
         return logits
 
@@ -154,7 +161,8 @@ def probe_differences(
         return error, []
     severity = "soft" if has_surrogate(defence) else "hard"
     message = (
-        f"the gradient is off by {error:.2f} (0 agrees, 1 does not) from differences over eps/100; "
+        f"the gradient is off by {error:.2f} (0 agrees, 1 does not) from differences over "
+        f"eps/{divisor:g}; "
         f"{flat:.1%} of these are exactly zero"
     )
     return error, [Flag("D12", severity, message)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.judging.randomness import seeded
+from bench.judging.randomness import judging_stream
 from bench.judging.target import margin
 from bench.results.record import Flag
 from bench.soundness.codes import P8_RANGE, P8_SHARE, P15_COSINE, P15_DIFFER
@@ -91,7 +91,7 @@ def probe_optimisation(defence: nn.Module, x: Tensor) -> tuple[bool, list[Flag]]
     seed = int(torch.randint(2**62, ()))
 
     def answer(gradients_on: bool) -> Tensor:
-        with seeded(x.device, seed), torch.set_grad_enabled(gradients_on):
+        with judging_stream(x.device, seed), torch.set_grad_enabled(gradients_on):
             logits: Tensor = defence(x)
         return logits.detach()
 

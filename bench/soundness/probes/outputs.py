@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.judging.randomness import seeded
+from bench.judging.randomness import judging_stream
 from bench.judging.target import abstained
 from bench.results.record import Flag
 from bench.soundness.codes import P7_TOLERANCE, P12_FEW, P12_TIED, P13_NUDGE, P13_SHARE
-from bench.soundness.probes.gradients import has_surrogate, random_neighbours
+from bench.soundness.probes.gradients import has_surrogate, random_neighbours, resolution_of
 
 
 @torch.no_grad()
@@ -86,25 +86,26 @@ def probe_steps(defence: nn.Module, x: Tensor, eps: float, surrogate: bool) -> l
     All answers are under the same noise. `x` are points near the images, for pixels of few bits
     may lie on the very edge of a step.
     """
-    if eps <= P13_NUDGE:
+    nudge = max(P13_NUDGE, resolution_of(defence))
+    if eps <= nudge:
         return []
     direction = 2.0 * torch.randint_like(x, 2) - 1
     seed = int(torch.randint(2**62, ()))
 
     def answer(size: float) -> Tensor:
-        with seeded(x.device, seed):
+        with judging_stream(x.device, seed):
             logits: Tensor = defence((x + size * direction).clamp(0, 1))
         return logits
 
     here = answer(0.0)
-    near = answer(P13_NUDGE)
+    near = answer(nudge)
     far = answer(eps)
     stuck = (near == here).all(1) & (far != here).any(1)
     share = float(stuck.float().mean())
     if share <= P13_SHARE:
         return []
     message = (
-        f"on {share:.1%} of images a change of {P13_NUDGE:g} in every pixel leaves the answer as "
+        f"on {share:.1%} of images a change of {nudge:g} in every pixel leaves the answer as "
         "it is, and one of eps does not: it moves in steps"
     )
     return [Flag("P13", "soft" if surrogate else "hard", message)]

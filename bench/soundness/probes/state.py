@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.judging.border import Border
+from bench.judging.randomness import current, judging_stream
 from bench.judging.target import margin, predict_draws
 from bench.results.record import Flag
 from bench.soundness.codes import P3_CHANCE, P3_TOLERANCE
@@ -46,6 +48,34 @@ def probe_determinism(stochastic: bool, declared: bool) -> list[Flag]:
     return []
 
 
+@torch.no_grad()
+def probe_randomness(defence: nn.Module, x: Tensor) -> tuple[bool, list[Flag]]:
+    """P16: whether the numbers that a prediction draws are those that the harness seeds.
+
+    Gives whether they are not, as where the defence has a generator of its own. Common draws of a
+    pair of predictions are then out of reach.
+    """
+
+    def answer(seed: str) -> tuple[Tensor, Tensor]:
+        with judging_stream(x.device, "P16", seed):
+            logits: Tensor = defence(x)
+            state = torch.zeros(0) if current.stream is None else current.stream.cpu
+        return logits.nan_to_num(), state
+
+    first, first_state = answer("a")
+    again, _ = answer("a")
+    _, other_state = answer("b")
+    scale = first.abs().amax().clamp_min(torch.finfo(first.dtype).tiny)
+    own_generator = bool((again - first).abs().amax() > SAME_LOGITS * scale)
+    if own_generator:
+        message = "it draws from a generator of its own: the seeds of the harness do not reach it"
+        return True, [Flag("P16", "soft", message)]
+    if len(first_state) and torch.equal(first_state, other_state):
+        message = "it seeds torch's generator itself: each prediction draws the same numbers"
+        return False, [Flag("P16", "soft", message)]
+    return False, []
+
+
 def probe_training_mode(defence: nn.Module) -> list[Flag]:
     """P4: layers of batch normalisation or dropout in training mode."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -59,23 +89,21 @@ def probe_training_mode(defence: nn.Module) -> list[Flag]:
     return [Flag("P4", "hard", f"layers in training mode: {', '.join(training[:3])}")]
 
 
-def probe_side_effects(defence: nn.Module, x: Tensor) -> list[Flag]:
+def probe_side_effects(defence: Border, x: Tensor) -> list[Flag]:
     """P5: whether a prediction changes the defence's own state, or the images it was given."""
-    before = {name: value.clone() for name, value in defence.state_dict().items()}
-    given = x.clone()
-    with torch.no_grad():
-        defence(given)
+    before = {name: value.clone() for name, value in defence.defence.state_dict().items()}
+    edits_images = defence.edits_images(x)
     changed = [
         name
-        for name, value in defence.state_dict().items()
+        for name, value in defence.defence.state_dict().items()
         if not torch.equal(value.nan_to_num(), before[name].nan_to_num())
     ]
     flags = []
     if changed:
         message = f"a prediction changes the defence: {', '.join(changed[:3])}"
         flags.append(Flag("P5", "hard", message))
-    if not torch.equal(given, x) or given.requires_grad:
-        flags.append(Flag("P5", "hard", "a prediction edits the images that it is given"))
+    if edits_images:
+        flags.append(Flag("P5", "soft", "a prediction edits the images that it is given"))
     return flags
 
 
