@@ -1,12 +1,12 @@
 """Classifiers that this project trained, and others that are stored the same way.
 
-Each is a safetensors file with a card.
+Each is a file of tensors with a card.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from bench import weights
 from bench.errors import BadInput, did_you_mean
 from bench.questions.registry import classifier
 
+WRAPPERS = ("module", "_orig_mod")  # DataParallel and torch.compile put these before names
+
 
 def load_classifier(text: str) -> nn.Module:
     """The network of `own:NAME` or `file:PATH`.
@@ -25,9 +27,7 @@ def load_classifier(text: str) -> nn.Module:
     It is made from the card's `arch` {name, params}, and filled with all of the file's tensors.
     """
     tensors, card = weights.load(text)
-    net = make_network(card.get("arch"), text)
-    fill(net, tensors, text)
-    return net
+    return build_filled(lambda: make_network(card.get("arch"), text), tensors, text)
 
 
 def make_network(arch: Any, text: str) -> nn.Module:
@@ -50,9 +50,33 @@ def make_network(arch: Any, text: str) -> nn.Module:
         ) from None
 
 
-def fill(net: nn.Module, tensors: Mapping[str, Tensor], text: str) -> None:
-    """Load `tensors` into `net`; a missing, extra, misshapen or non-finite one is refused."""
-    state = net.state_dict()
+def build_filled(
+    make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], text: str
+) -> nn.Module:
+    """The network that `make` makes, filled with `tensors`.
+
+    A missing, extra, misshapen or non-finite one is refused, before the network takes any memory.
+    """
+    with torch.device("meta"):
+        state = make().state_dict()
+    tensors = strip_wrappers(tensors, state.keys())
+    refuse_unfit(state, tensors, text)
+    net = make()
+    net.load_state_dict(dict(tensors))
+    return net
+
+
+def strip_wrappers(tensors: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
+    """The tensors under the `names` that they have in a network that nothing wraps."""
+    plain = {}
+    for name, tensor in tensors.items():
+        parts = [part for part in name.split(".") if part not in WRAPPERS]
+        plain[name if name in names else ".".join(parts)] = tensor
+    return plain if len(plain) == len(tensors) else tensors
+
+
+def refuse_unfit(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], text: str) -> None:
+    """BadInput that names the first of the tensors that is not as in `state`."""
     refuse_names(text, "lack", state.keys() - tensors.keys())
     refuse_names(text, "also hold", tensors.keys() - state.keys())
     for name, value in state.items():
@@ -64,7 +88,6 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], text: str) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise BadInput(f"weights '{text}' are damaged: {name} is not finite")
-    net.load_state_dict(dict(tensors))
 
 
 def refuse_names(text: str, what: str, names: set[str]) -> None:
@@ -102,8 +125,8 @@ def own(argument: str) -> nn.Module:
 
 @classifier("file", digest=digest_file)
 def file(argument: str) -> nn.Module:
-    """A classifier in a safetensors file of yours, with a card beside it.
+    """A classifier in a file of yours, safetensors or torch's, with a card beside it.
 
-    The card's `arch` names one of the project's networks.
+    The file holds the tensors alone. The card's `arch` names one of the project's networks.
     """
     return load_classifier(f"file:{Path(argument)}")

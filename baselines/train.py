@@ -28,8 +28,9 @@ from bench.errors import BadInput
 from bench.judging.environment import commit
 from bench.judging.execute import make_deterministic, pick_device
 from bench.questions.discover import discover
+from bench.questions.eps import parse_eps
 from bench.questions.registry import datasets
-from bench.questions.spec import Spec, parse_eps
+from bench.questions.spec import Spec
 from carso.adversary import pgd
 from carso.devices import PRECISIONS
 from carso.tensors import round_to_half

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from baselines.own import fill
+from baselines.own import build_filled
 from bench import weights
 from bench.errors import BadInput, did_you_mean
+from bench.tensor_files import read_tensors
 
 NAME = "unet2d"  # what the card of one of ours calls the network
 KNOWN_SETTINGS = {
@@ -59,10 +60,9 @@ def load(text: str) -> tuple[nn.Module, Schedule]:
     else:
         weights.pin(text)
         config, noising = read_settings(path)
-        tensors = {modernise(name): value for name, value in read_file(path).items()}
-    net = make_unet(config, text)
+        tensors = {modernise(name): value for name, value in read_tensors(path).items()}
     schedule = make_schedule(noising, text)
-    fill(net, tensors, text)
+    net = build_filled(lambda: make_unet(config, text), tensors, text)
     return net.eval().requires_grad_(False), schedule
 
 
@@ -76,18 +76,6 @@ def read_card(card: Mapping[str, Any], text: str) -> tuple[Any, Any]:
             f"their card does not describe a '{NAME}' with a schedule"
         )
     return card["arch"].get("params"), card["schedule"]
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BadInput(
-            f"weights file '{path}' is not a safetensors file, or is damaged: {error}"
-        ) from None
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from bench.errors import BadInput
 from bench.files import data_folder
 from bench.questions import plan as plans
 from bench.questions.discover import discover
+from bench.questions.facts import ImageFacts
 from bench.questions.plan import Plan
 from bench.questions.request import Request, parse_request, read_plan_file
-from bench.questions.spec import Cell, split_commas
+from bench.questions.spec import Cell, Spec
 from bench.report.tables import cells_csv, leaderboard_csv
 from bench.results.leaderboard import Leaderboard
 from bench.results.record import Record
@@ -85,16 +87,15 @@ def run(
         plugins=tuple(map(Path, plugins)),
     )
     discover(settings.plugins)
-    for name in ("defences", "attacks"):
-        if isinstance(question.get(name), str):
-            question[name] = split_commas(question[name])
     file = Path(plan) if plan else None
     request = parse_request(question, Path("bench.run"))
-    asked = make_plan(file, request)
+    look = look_into(settings.data_dir)
+    asked = make_plan(file, request, look)
     if pending_cells(asked, settings):
         settings = with_device(settings)
         plans.fetch_missing(asked)
-        asked = make_plan(file, request)  # again: the digest of what was fetched is in the question
+        # again: the digest of what was fetched is in the question
+        asked = make_plan(file, request, look)
         pending = pending_cells(asked, settings)
         prepare(asked, pending, settings)
         answer(pending, settings, Silent())
@@ -129,12 +130,26 @@ def no_records(folder: Path) -> BadInput:
     )
 
 
-def make_plan(file: Path | None, request: Request) -> Plan:
-    """The plan of the file, or, without one, of the request."""
+def make_plan(file: Path | None, request: Request, look: plans.Look | None = None) -> Plan:
+    """The plan of the file, or, without one, of the request; for `look` see `look_into`."""
     if file is None:
-        return plans.plan([request])
+        return plans.plan([request], look=look)
     name, requests = read_plan_file(file)
-    return plans.plan(requests, name)
+    return plans.plan(requests, name, look)
+
+
+def look_into(data_dir: Path) -> plans.Look:
+    """How a plan learns of images that a dataset's facts say nothing of: they are loaded once."""
+
+    @functools.cache
+    def look(dataset: Spec) -> ImageFacts:
+        from bench.data.sample import load
+
+        images = load(dataset, data_dir=data_dir)
+        _, channels, height, width = images.x.shape
+        return ImageFacts(len(images), (channels, height, width), images.notes)
+
+    return look
 
 
 def pending_cells(plan: Plan, settings: Settings) -> tuple[Cell, ...]:

@@ -1,9 +1,9 @@
-"""Weights files: safetensors with a JSON card beside them, found by name, checked by digest.
+"""Weights files: tensors with a JSON card beside them, found by name, checked by digest.
 
-`own:NAME` is `NAME.safetensors` of this project, or of a package with plug-ins; `file:PATH` is any
-such file. A card says what the tensors are (`arch`), how they came to be (data, seed, recipe,
-command, commit, accuracies), and the `sha256` of the file. Torch is imported where tensors are
-read.
+`own:NAME` is `NAME.safetensors` of this project, or of a package with plug-ins. `file:PATH` is any
+such file, or one of `torch.save` with tensors alone. A card says what the tensors are (`arch`), how
+they came to be (data, seed, recipe, command, commit, accuracies), and the `sha256` of the file.
+Torch is imported where tensors are read.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from bench.entry_points import checkout, declared
 from bench.errors import BadInput, did_you_mean
 from bench.files import file_digest, model_folder, replace_atomically, write_text
+from bench.tensor_files import read_tensors
+
+PINNED = re.compile(r"(.+)@([0-9a-f]{8})", re.DOTALL)
+MOST_CARD = 1 << 20  # bytes
 
 
 def folders() -> tuple[Path, ...]:
@@ -58,8 +63,7 @@ def path_to_write(name: str) -> Path:
 
 def locate(text: str) -> Path:
     """The file that `own:NAME` or `file:PATH` names, with or without the pin of a plan."""
-    scheme, _, argument = text.partition(":")
-    argument = argument.partition("@")[0]
+    scheme, _, argument = split_pin(text)[0].partition(":")
     if scheme == "own":
         path = path_of_own(argument)
         if path is None:
@@ -73,6 +77,18 @@ def locate(text: str) -> Path:
     if not path.is_file():
         raise BadInput(f"weights file '{path}' does not exist")
     return path
+
+
+def split_pin(text: str) -> tuple[str, str]:
+    """`own:digits-at@1a2b3c4d` -> (`own:digits-at`, `1a2b3c4d`); no pin is an empty text.
+
+    A file that has the very name, `file:at@1a2b3c4d`, is meant as it is.
+    """
+    match = PINNED.fullmatch(text)
+    scheme, _, argument = text.partition(":")
+    if match is None or (scheme == "file" and Path(argument).expanduser().is_file()):
+        return text, ""
+    return match[1], match[2]
 
 
 def digest(path: Path) -> str:
@@ -94,7 +110,7 @@ def pin(text: str) -> str:
     if not text.startswith(("own:", "file:")):
         return text
     actual = digest(locate(text))[:8]
-    bare, _, stated = text.partition("@")
+    bare, stated = split_pin(text)
     if stated and stated != actual:
         raise BadInput(f"weights '{bare}' have the digest {actual}, not {stated}")
     return f"{bare}@{actual}"
@@ -104,21 +120,31 @@ def card(text: str) -> dict[str, Any]:
     """The card of the weights, checked against the file."""
     path = locate(text)
     pin(text)
-    card_path = path.with_suffix(".json")
-    try:
-        facts = json.loads(card_path.read_text())
-    except OSError:
-        raise BadInput(f"weights '{text}' have no card: '{card_path}' is missing") from None
-    except json.JSONDecodeError as error:
-        raise BadInput(f"the card '{card_path}' is not JSON: {error}") from None
-    stated = str(facts.get("sha256")) if isinstance(facts, dict) else "none"
+    facts = read_card(path.with_suffix(".json"), text)
+    # A card that a user writes for a file of theirs need not say it: the pin is of the file.
+    stated = str(facts.get("sha256", digest(path) if text.startswith("file:") else "none"))
     actual = digest(path)
     if stated != actual:
         raise BadInput(
             f"weights file '{path}' is not the one that its card describes "
             f"(sha256 {actual[:8]}, card {stated[:8]})"
         )
-    return dict(facts)
+    return facts
+
+
+def read_card(path: Path, text: str) -> dict[str, Any]:
+    """The card at `path` of the weights `text`."""
+    try:
+        if path.stat().st_size > MOST_CARD:
+            raise BadInput(f"the card '{path}' has more than {MOST_CARD} bytes; it is none")
+        facts = json.loads(path.read_text())
+    except OSError:
+        raise BadInput(f"weights '{text}' have no card: '{path}' is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"the card '{path}' is not JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise BadInput(f"the card '{path}' is no table of facts, but a {type(facts).__name__}")
+    return facts
 
 
 def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,16 +153,9 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     The tensors are on the CPU, in float32 where they were stored in half precision.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     facts = card(text)
-    try:
-        tensors = load_file(locate(text))
-    except SafetensorError as error:
-        raise BadInput(
-            f"weights file '{locate(text)}' is not a safetensors file, or is damaged: {error}"
-        ) from None
+    tensors = read_tensors(locate(text))
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, facts
 
 

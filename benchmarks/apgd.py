@@ -37,7 +37,8 @@ from bench.judging.execute import pick_device
 from bench.judging.target import Target, is_correct
 from bench.questions import registry
 from bench.questions.discover import discover
-from bench.questions.spec import Spec, ThreatModel, parse_eps
+from bench.questions.eps import parse_eps
+from bench.questions.spec import Spec, ThreatModel
 from benchmarks.common import NORM_NAMES, flag_parser, is_robust, run_autoattack
 
 DEFAULTS: dict[str, str | int] = {

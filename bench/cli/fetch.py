@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.api import make_plan
+from bench.api import look_into, make_plan
 from bench.cli.run import read_request
 from bench.questions import plan as plans
 from bench.questions.discover import discover
@@ -19,7 +19,7 @@ def fetch(
     from bench.data.sample import load
 
     discover(plugins)
-    plan = make_plan(file, read_request(file, flags))
+    plan = make_plan(file, read_request(file, flags), look_into(data_dir))
     for note in plan.notes:
         print(f"note: {note}")
     plans.fetch_missing(plan)

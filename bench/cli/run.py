@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bench.api import Settings, answer, make_plan, pending_cells, prepare, with_device
+from bench.api import Settings, answer, look_into, make_plan, pending_cells, prepare, with_device
 from bench.cli.boards import show_leaderboards
 from bench.cli.progress import Live
 from bench.errors import BadInput
@@ -33,7 +33,8 @@ def run_sweep(
     discover(settings.plugins)
     console = new_console()
     request = read_request(file, flags)
-    plan = make_plan(file, request)
+    look = look_into(settings.data_dir)
+    plan = make_plan(file, request, look)
     for note in plan.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
     pending = pending_cells(plan, settings)
@@ -46,7 +47,8 @@ def run_sweep(
     if pending:
         settings = with_device(settings)
         plans.fetch_missing(plan)
-        plan = make_plan(file, request)  # again: the digest of what was fetched is in the question
+        # again: the digest of what was fetched is in the question
+        plan = make_plan(file, request, look)
         pending = pending_cells(plan, settings)
         for note in prepare(plan, pending, settings):
             console.print(f"note: {escape(note)}", soft_wrap=True)

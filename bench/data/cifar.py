@@ -16,6 +16,7 @@ from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
 from bench.files import write_bytes
+from bench.questions.facts import ImageFacts
 from bench.questions.registry import dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/"
@@ -46,6 +47,7 @@ ARCHIVES = {
     norm="linf",
     eps=EPS,
     n=1000,
+    images=ImageFacts(10000, (3, 32, 32)),
     roles={
         "standard": "autoattack:resnet18",
         "robust": "robustbench:Cui2023Decoupled_WRN-28-10",
@@ -68,6 +70,7 @@ def cifar10(split: str, data_dir: Path) -> Dataset:
     norm="linf",
     eps=EPS,
     n=1000,
+    images=ImageFacts(10000, (3, 32, 32)),
     roles={
         "robust": "robustbench:cifar100/Linf/Cui2023Decoupled_WRN-28-10",
         "standard": "own:cifar100-standard",

@@ -13,6 +13,7 @@ from bench.data.cifar import EPS
 from bench.data.images import Array, decode, stack
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
+from bench.questions.facts import ImageFacts
 from bench.questions.registry import dataset
 
 MOST_BYTES = 1 << 20  # of an image of 32x32 pixels
@@ -24,6 +25,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
     norm="linf",
     eps=EPS,
     n=500,
+    images=ImageFacts(10000, (3, 32, 32)),
     roles={
         "standard": "autoattack:resnet18",
         "robust": "own:cifar10-jpeg-at",

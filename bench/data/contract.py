@@ -41,11 +41,11 @@ def to_images(name: str, x: Tensor, ids: Tensor) -> Tensor:
     return (x.clamp(0, 1) if low < 0 or high > 1 else x).contiguous()
 
 
-def to_labels(name: str, y: Any, n: int, classes: int, ids: Tensor) -> Tensor:
+def to_labels(name: str, labels: Any, n: int, classes: int, ids: Tensor) -> Tensor:
     """Labels of `n` images as int64 (n,), whole numbers in [0,classes). Raises BadInput."""
     if not isinstance(classes, int) or classes < 2:
         raise refusal(name, f"classes={classes} is not a whole number of at least 2")
-    y = to_tensor(name, "labels", y)
+    y = to_tensor(name, "labels", labels)
     if y.dim() == 2:
         one_hot = y.shape[1] > 1
         form, remedy = ("one-hot", "argmax(1)") if one_hot else ("a column", "squeeze(1)")
@@ -69,16 +69,16 @@ def to_labels(name: str, y: Any, n: int, classes: int, ids: Tensor) -> Tensor:
     return y.contiguous()
 
 
-def to_ids(name: str, ids: Any, n: int) -> Tensor:
+def to_ids(name: str, values: Any, n: int) -> Tensor:
     """Ids of `n` images as int64 (n,), each unique. Raises BadInput."""
-    ids = to_tensor(name, "ids", ids)
+    ids = to_tensor(name, "ids", values)
     if ids.shape != (n,) or ids.is_floating_point() or ids.is_complex():
         shape = tuple(ids.shape)
         raise refusal(name, f"its ids are {ids.dtype} {shape}, not {n} whole numbers")
     ids = ids.to(torch.int64)
-    values, counts = ids.unique(return_counts=True)
-    if len(values) < n:
-        twice = int(values[counts > 1][0])
+    unique, counts = ids.unique(return_counts=True)
+    if len(unique) < n:
+        twice = int(unique[counts > 1][0])
         positions = (ids == twice).nonzero().flatten().tolist()
         raise refusal(
             name,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.data.sample import Dataset, dataset_of, stratified_order
+from bench.questions.facts import ImageFacts
 from bench.questions.registry import dataset
 
 # The number of images. The test split never changes: stored answers are about its images.
@@ -19,6 +20,7 @@ TEST = 500
     norm="linf",
     eps={"linf": "1/5", "l2": "3/4", "l1": "3/2", "l0": "1"},
     n=200,
+    images=ImageFacts(500, (1, 8, 8)),
     budget="quick",
     roles={
         "standard": "own:digits-standard",

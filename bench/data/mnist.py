@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
+from bench.questions.facts import ImageFacts
 from bench.questions.registry import dataset
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -37,6 +38,7 @@ DIGESTS = {  # of the gzipped files
     norm="linf",
     eps={"linf": "3/10", "l2": "2", "l1": "10", "l0": "1"},
     n=500,
+    images=ImageFacts(10000, (1, 28, 28)),
     roles={
         "standard": "own:mnist-standard",
         "robust": "own:mnist-at",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import traceback
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,15 +122,7 @@ def load(spec: Spec, *, split: str = "test", data_dir: Path | None = None) -> Da
         raise BadInput(f"dataset '{spec}' has both n and first; give one of them")
     knobs = {knob: value for knob, value in spec.params.items() if knob not in subset}
     counts = {knob: read_count(spec.name, knob, spec.params[knob]) for knob in subset}
-    entry = datasets.get(spec.name)
-    whole = entry.make(split, data_folder(data_dir), **entry.resolve(knobs))
-    if not isinstance(whole, Dataset):
-        raise BadInput(
-            f"dataset '{spec.name}' gives a {type(whole).__name__}, and no Dataset: "
-            "let it return dataset_of(name, images, labels, classes=10)"
-        )
-    if not len(whole):
-        raise BadInput(f"dataset '{spec.name}' has no images in its {split} split")
+    whole = load_split(Spec.of(spec.name, knobs), split, data_folder(data_dir))
     for knob, count in counts.items():
         if count > len(whole):
             raise BadInput(
@@ -140,6 +134,37 @@ def load(spec: Spec, *, split: str = "test", data_dir: Path | None = None) -> Da
     if "first" in counts:
         return whole.take(range(counts["first"]))
     return whole
+
+
+def load_split(spec: Spec, split: str, data_dir: Path) -> Dataset:
+    """The whole split; BadInput whatever its factory raises or returns."""
+    entry = datasets.get(spec.name)
+    knobs = entry.resolve(spec.params)
+    try:
+        whole = entry.make(split, data_dir, **knobs)
+    except (BadInput, OSError):
+        raise
+    except Exception as error:
+        line = describe_error(error, entry.make)
+        raise BadInput(f"dataset '{spec.name}' cannot be loaded: {line}") from error
+    if not isinstance(whole, Dataset):
+        raise BadInput(
+            f"dataset '{spec.name}' gives a {type(whole).__name__}, and no Dataset: "
+            "let it return dataset_of(name, images, labels, classes=10)"
+        )
+    if not len(whole):
+        raise BadInput(f"dataset '{spec.name}' has no images in its {split} split")
+    return whole
+
+
+def describe_error(error: Exception, make: Callable[..., Any]) -> str:
+    """What a factory raised, and its file and line."""
+    file = Path(inspect.getsourcefile(make) or "")
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
+    place = f"{file.name}:{lines[-1]}" if lines else file.name
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason} ({place})"
 
 
 def read_count(name: str, knob: str, value: Value) -> int:

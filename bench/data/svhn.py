@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.data.download import fetch
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
+from bench.questions.facts import ImageFacts
 from bench.questions.registry import dataset
 
 URL = "http://ufldl.stanford.edu/housenumbers/"
@@ -24,6 +25,7 @@ DIGESTS = {
     norm="linf",
     eps={"linf": "8/255", "l2": "1/2", "l1": "12", "l0": "1"},
     n=1000,
+    images=ImageFacts(26032, (3, 32, 32)),
     roles={
         "standard": "own:svhn-standard",
         "robust": "own:svhn-at",

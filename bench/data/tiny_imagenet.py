@@ -10,6 +10,7 @@ import torch
 from bench.data.images import read_images
 from bench.data.sample import Dataset, dataset_of
 from bench.errors import BadInput
+from bench.questions.facts import ImageFacts
 from bench.questions.registry import dataset
 
 
@@ -18,6 +19,7 @@ from bench.questions.registry import dataset
     norm="linf",
     eps={"linf": "8/255", "l2": "1/2", "l1": "12", "l0": "1"},
     n=1000,
+    images=ImageFacts(10000, (3, 64, 64)),
     roles={
         "standard": "own:tiny-imagenet-standard",
         "robust": "released:tinyimagenet200",

@@ -24,5 +24,5 @@ def read_budget(name: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"'{path}' is not TOML: {error}") from None

@@ -133,17 +133,27 @@ class DefenceTraits:
         return {name: value for name, value in values.items() if value}
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """How many images the test split has, their shape (C,H,W), and what looks wrong with them."""
+
+    size: int
+    shape: tuple[int, int, int]
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetFacts:
     """`norm` and `eps` (text, by norm) are the default threat models, `n` the default number of
     examples, `budget` the default budget. `roles` say what a knob such as
-    `classifier="@robust"` stands for."""
+    `classifier="@robust"` stands for. `images` say what is known without loading them."""
 
     norm: str
     eps: Mapping[str, str]
     n: int
     roles: Mapping[str, str]
     budget: str = "standard"
+    images: ImageFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

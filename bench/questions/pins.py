@@ -9,7 +9,7 @@ import re
 
 from bench.questions.spec import Spec
 
-PIN = re.compile(r"@[0-9a-f]{8}\b")
+PIN = re.compile(r"@[0-9a-f]{8}(?=$|[],+])")  # at the end of a name, not in a path
 
 
 def unpinned(text: str) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from hashlib import sha256
 from typing import Protocol
 
 from bench.errors import BadInput, did_you_mean
 from bench.questions.budgets import read_budget
-from bench.questions.facts import AttackTraits, DatasetFacts
+from bench.questions.eps import allows_nothing, parse_eps, refuse_wider_than_box
+from bench.questions.facts import AttackTraits, DatasetFacts, ImageFacts
 from bench.questions.pins import knob_texts, with_inner_defences
 from bench.questions.registry import (
     attacks,
@@ -24,9 +24,11 @@ from bench.questions.registry import (
 )
 from bench.questions.request import Request
 from bench.questions.resolve import Context, resolve_listed, resolve_named
-from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value, parse_eps
+from bench.questions.spec import NORMS, Cell, Spec, ThreatModel, Value
+from bench.weights import split_pin
 
 NO_ATTACK = Spec("none")
+Look = Callable[[Spec], ImageFacts]
 LEAST = {"draws": 1, "select": 1, "batch": 1, "seed": 0}
 
 
@@ -55,26 +57,29 @@ class Plan:
         return tuple(cell for cell in self.cells if not answers.has(cell))
 
 
-def plan(requests: Sequence[Request], name: str | None = None) -> Plan:
-    """Resolve every request; the same cell asked for twice is one cell."""
+def plan(requests: Sequence[Request], name: str | None = None, look: Look | None = None) -> Plan:
+    """Resolve every request; the same cell asked for twice is one cell.
+
+    `look` loads the images of a dataset whose facts do not say how many there are.
+    """
     cells: dict[str, Cell] = {}
     notes: list[str] = []
     for request in requests:
         values = request.eps.split(",") if request.eps is not None else [None]
         for eps in values:
-            for cell in make_cells(replace(request, eps=eps), notes):
+            for cell in make_cells(replace(request, eps=eps), notes, look):
                 cells.setdefault(cell.key, cell)
     title = name or f"{requests[0].dataset}-{requests[0].budget or 'default'}"
     digest = sha256("".join(cells).encode()).hexdigest()[:8]
     return Plan(f"{title}-{digest}", tuple(cells.values()), tuple(dict.fromkeys(notes)))
 
 
-def make_cells(request: Request, notes: list[str]) -> list[Cell]:
+def make_cells(request: Request, notes: list[str], look: Look | None = None) -> list[Cell]:
     """The cells of one request with one eps; what is left out of them is added to `notes`.
 
     Every defence meets `none` at every threat model first: the clean image is always a candidate.
     """
-    dataset, facts = resolve_dataset(request)
+    dataset, facts = resolve_dataset(request, notes, look)
     budget = read_budget(request.budget or facts.budget)
     refuse_too_small(request)
     defence_specs = resolve_defences(request, Context(facts.roles), notes)
@@ -102,20 +107,31 @@ def make_cells(request: Request, notes: list[str]) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def resolve_dataset(request: Request) -> tuple[Spec, DatasetFacts]:
-    """The dataset as the cells name it, with its subset, and its facts."""
+def resolve_dataset(
+    request: Request, notes: list[str], look: Look | None
+) -> tuple[Spec, DatasetFacts]:
+    """The dataset as the cells name it, with its subset, and its facts, those of its images too."""
     name, colon, path = request.dataset.partition(":")
     spec = Spec.of(name, {"path": path}) if colon else Spec.parse(request.dataset)
     entry = datasets.get(spec.name)
     if request.n is not None and request.first is not None:
         raise BadInput(f"n {request.n} and first {request.first} exclude each other; give one")
+    for size in (request.n, request.first):
+        if size is not None and size < 1:
+            raise BadInput(f"n {size} is too small; the least is 1")
+    knobs = entry.resolve(spec.params)
+    images = entry.facts.images or (look(Spec.of(spec.name, knobs)) if look else None)
     subset: dict[str, Value] = {"n": entry.facts.n if request.n is None else request.n}
     if request.first is not None:
         subset = {"first": request.first}
-    (size,) = subset.values()
-    if int(size) < 1:
-        raise BadInput(f"n {size} is too small; the least is 1")
-    return Spec.of(spec.name, {**entry.resolve(spec.params), **subset}), entry.facts
+    elif request.n is None and images and images.size < entry.facts.n:
+        subset = {"n": images.size}
+        notes.append(
+            f"dataset '{spec.name}' has {images.size} images in its test split: "
+            f"n is {images.size}, not {entry.facts.n}"
+        )
+    notes += images.notes if images else ()
+    return Spec.of(spec.name, {**knobs, **subset}), replace(entry.facts, images=images)
 
 
 def refuse_too_small(request: Request) -> None:
@@ -125,9 +141,15 @@ def refuse_too_small(request: Request) -> None:
             raise BadInput(f"{name} {value} is too small; the least is {least}")
 
 
+def refuse_empty(kind: str, names: Sequence[str]) -> None:
+    if not names:
+        raise BadInput(f"the list of {kind} is empty; name some, or leave it out")
+
+
 def resolve_defences(request: Request, context: Context, notes: list[str]) -> list[Spec]:
     """The defences that the request names, or all that take part without being named."""
-    if request.defences:
+    if request.defences is not None:
+        refuse_empty("defences", request.defences)
         return [resolve_named(defences.get, text, context) for text in request.defences]
     specs = [resolve_listed(defences.get, name, context, notes) for name in default_defences(notes)]
     return [spec for spec in specs if spec]
@@ -144,7 +166,8 @@ def default_defences(notes: list[str]) -> list[str]:
 
 def resolve_attacks(request: Request, context: Context, notes: list[str]) -> list[Spec]:
     """The attacks that the request names, or the budget's."""
-    if request.attacks:
+    if request.attacks is not None:
+        refuse_empty("attacks", request.attacks)
         return [resolve_named(find_question, text, context) for text in request.attacks]
     texts = context.budget["attacks"]
     specs = [resolve_listed(find_question, text, context, notes) for text in texts]
@@ -202,23 +225,37 @@ def choose_threat(
 ) -> ThreatModel | None:
     """The threat model of the sweep; where the attack has no form in its norm, one of its own.
 
-    None, and a note, where the request names the norm: a default list may lack that form.
+    None, and a note, where the request names the norm, or where the dataset has no eps in another:
+    a default list may lack that form.
     """
     norm = request.norm or facts.norm
     if norm not in NORMS:
         raise BadInput(f"norm '{norm}' is unknown{did_you_mean(norm, NORMS)}")
     norms = norms_of(attack)
     if norm in norms:
-        eps = Fraction(facts.eps[norm]) if request.eps is None else parse_eps(request.eps)
-        return ThreatModel(norm, eps)
-    if not request.norm:
-        norm = next(candidate for candidate in NORMS if candidate in norms)
-        return ThreatModel(norm, Fraction(facts.eps[norm]))
+        return make_threat(norm, request.eps, facts, notes)
+    own = [candidate for candidate in NORMS if candidate in norms and candidate in facts.eps]
+    if own and not request.norm:
+        return make_threat(own[0], None, facts, notes)
     reason = f"attack '{attack.name}' has no {norm} form; it has {', '.join(sorted(norms))}"
+    if not request.norm:
+        reason = f"{reason}, in which the dataset has no eps"
     if request.attacks:
         raise BadInput(f"{reason}: leave --norm out, or the attack")
     notes.append(f"left out: {reason}")
     return None
+
+
+def make_threat(norm: str, text: str | None, facts: DatasetFacts, notes: list[str]) -> ThreatModel:
+    """The threat model of the eps `text`, or of the dataset's own; BadInput where it has none."""
+    if text is None and norm not in facts.eps:
+        raise BadInput(f"the dataset has no eps for {norm}; give one with --norm {norm} --eps")
+    text = str(facts.eps[norm] if text is None else text)
+    refuse_wider_than_box(text, norm, facts.images.shape if facts.images else None)
+    eps = parse_eps(text)
+    if allows_nothing(eps, norm):
+        notes.append(f"eps {eps} in {norm}: nothing can be attacked, every image stays as it is")
+    return ThreatModel(norm, eps)
 
 
 def norms_of(attack: Spec) -> frozenset[str]:
@@ -236,12 +273,12 @@ def fetch_missing(plan: Plan) -> None:
     specs = dict.fromkeys(spec for cell in plan.cells for spec in (cell.defence, cell.attack))
     texts = {text for spec in specs for text in knob_texts(spec)}
     for text in sorted(texts):
-        scheme, colon, argument = text.partition(":")
+        scheme, colon, argument = split_pin(text)[0].partition(":")
         if not colon or scheme not in classifiers:
             continue
         fetch = classifiers.get(scheme).facts.fetch
         if fetch:
-            fetch(argument.partition("@")[0])
+            fetch(argument)
     for defence in dict.fromkeys(cell.defence for cell in plan.cells):
         fetch_files_of(defence)
 

@@ -11,6 +11,7 @@ from bench.questions.facts import DefenceFacts, QuestionFacts
 from bench.questions.pins import split_classifiers
 from bench.questions.registry import Entry, defences, find_question, split_scheme
 from bench.questions.spec import Spec, Value
+from bench.weights import split_pin
 
 Params = Mapping[str, Value]
 Find = Callable[[str], Entry[Any]]
@@ -164,10 +165,9 @@ def pin_classifier(text: str) -> str:
     Without a pin where the files have no digest, or are not there yet. BadInput where the text has
     another pin, or where its scheme does not know the name.
     """
-    entry, argument = split_scheme(text)
+    name, pinned = split_pin(text)
+    entry, bare = split_scheme(name)
     facts = entry.facts
-    bare, _, pinned = argument.partition("@")
-    name = f"{entry.name}:{bare}"
     digest = facts.digest(bare) if facts.digest else None
     if digest is None and facts.names and bare not in facts.names():
         raise BadInput(f"classifier '{name}' is unknown{did_you_mean(bare, facts.names())}")

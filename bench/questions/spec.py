@@ -100,20 +100,6 @@ def split_commas(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def parse_eps(text: str) -> Fraction:
-    """'8/255', '0.031' or '1' as an exact fraction, in pixel units of [0,1] (pixels for l0)."""
-    try:
-        eps = Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        raise BadInput(
-            f"eps '{text}' is not a number; give a fraction such as 8/255 or a decimal such as "
-            "0.031"
-        ) from None
-    if eps < 0:
-        raise BadInput(f"eps '{text}' is negative; give {-eps} or 0")
-    return eps
-
-
 @dataclass(frozen=True, slots=True)
 class ThreatModel:
     """What the attacker may change (`norm`, `eps`) and see (`access`).

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from bench.errors import BadInput, did_you_mean
+from bench.questions.eps import parse_eps
 from bench.questions.pins import unpinned
-from bench.questions.spec import Spec, format_value, parse_eps
+from bench.questions.spec import Spec, format_value
 from bench.results.leaderboard import Leaderboard, Row
 from bench.results.statistics import (
     bootstrap,

@@ -16,7 +16,8 @@ from bench.data.sample import load
 from bench.judging.norms import to_ball
 from bench.judging.target import Target, is_correct, margin
 from bench.questions import registry
-from bench.questions.spec import Spec, ThreatModel, parse_eps
+from bench.questions.eps import parse_eps
+from bench.questions.spec import Spec, ThreatModel
 from tests.attacks.linear import (
     Problem,
     Wrapped,

@@ -16,7 +16,8 @@ from bench.attacks.losses import LOSSES, ROWS, margins, zero_nonfinite
 from bench.attacks.onepixel import paint
 from bench.judging.norms import NORMS, to_ball
 from bench.judging.target import Target, margin
-from bench.questions.spec import ThreatModel, parse_eps
+from bench.questions.eps import parse_eps
+from bench.questions.spec import ThreatModel
 from tests.attacks.linear import candidates, many_classes
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from bench.attacks.via_autoattack import LibraryModel, NeverWrong
 from bench.judging.target import Target, margin
 from bench.questions import registry
-from bench.questions.spec import ThreatModel, parse_eps
+from bench.questions.eps import parse_eps
+from bench.questions.spec import ThreatModel
 from tests.attacks.linear import (
     Problem,
     Wrapped,

@@ -28,6 +28,19 @@ def slow(model, x, y, threat):
     time.sleep(0.4)
     return x
 """
+FEW = """
+import torch
+from bench import dataset
+from bench.data.sample import dataset_of, load
+from bench.questions.spec import Spec
+
+
+@dataset("few", norm="linf", eps={"linf": "1/5"}, n=200, roles={"standard": "own:digits-standard"})
+def few(split, data_dir):
+    \"\"\"31 digits.\"\"\"
+    digits = load(Spec("digits"))
+    return dataset_of("few", digits.x[:31], digits.y[:31], classes=10)
+"""
 
 
 def read_files(folder: Path) -> dict[Path, bytes]:
@@ -100,6 +113,10 @@ def test_a_failed_cell_gives_exit_code_1_and_an_incomplete_row(
         (["--atacks", "pgd"], "unknown flag --atacks; did you mean '--attacks'?"),
         (["--eps", "many"], "eps 'many' is not a number"),
         (["--eps=-1"], "eps '-1' is negative"),
+        (["--eps", "8"], "eps 8 is more than the whole box in linf; did you mean 8/255?"),
+        (["--eps", "1e-9999999"], "eps '1e-9999999' is not a number"),
+        (["--defences", ""], "the list of defences is empty"),
+        (["--attacks", ","], "the list of attacks is empty"),
         (["--n", "many"], "invalid int value: 'many'"),
         (["--n", "41"], "n=41 is more than the 40 images of its test split"),
         (["--device", "cuda:99"], "device 'cuda:99' was asked for, but"),
@@ -121,6 +138,23 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_default_n_of_a_small_dataset_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "few.py"
+    plugin.write_text(FEW)
+    words = ["--with", str(plugin), "--dataset", "few", "--defences", "undefended"]
+    assert run([*words, "--attacks", "noise", "--out", str(tmp_path / "out")]) == 0
+    assert "n is 31, not 200" in capsys.readouterr().out
+    records = list(Store(tmp_path / "out").records())
+    assert {record.cell.dataset.params["n"] for record in records} == {31}
+    assert {len(record.ids) for record in records} == {31}
+    words += ["--attacks", "noise", "--n", "32"]
+    assert run([*words, "--out", str(tmp_path / "none")]) == 2
+    assert "n=32 is more than the 31 images" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_command_transfers_from_an_ensemble(tmp_path: Path) -> None:

@@ -136,6 +136,12 @@ def test_a_factory_must_return_a_dataset_that_is_not_empty(monkeypatch: pytest.M
     def empty(split: str, data_dir: object) -> Dataset:
         return make(IMAGES[:0], LABELS[:0])
 
+    @dataset("test-broken", norm="linf", eps={"linf": "1/5"}, n=4, roles={})
+    def broken(split: str, data_dir: object) -> object:
+        return {"train": 1}[split]
+
+    with pytest.raises(BadInput, match=r"cannot be loaded: KeyError: 'test' \(test_contract.py:\d"):
+        load(Spec("test-broken"))
     with pytest.raises(BadInput, match=re.escape("let it return dataset_of(name, images")):
         load(Spec("test-pair"))
     with pytest.raises(BadInput, match="has no images in its test split"):

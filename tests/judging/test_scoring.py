@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bench.judging.scoring import choose_strongest, score
 from bench.judging.target import Target, is_correct
-from bench.questions.spec import ThreatModel, parse_eps
+from bench.questions.eps import parse_eps
+from bench.questions.spec import ThreatModel
 from benchmarks.scoring import Strength, count_as_library, main, make_adversaries
 from tests.attacks.linear import two_classes
 from tests.fake_records import cell

@@ -8,10 +8,12 @@ import pytest
 from bench import weights
 from bench.errors import BadInput
 from bench.questions.budgets import read_budget
+from bench.questions.facts import ImageFacts
 from bench.questions.pins import unpinned
 from bench.questions.plan import plan
 from bench.questions.registry import datasets, find_question
 from bench.questions.request import Request, read_plan_file
+from bench.questions.spec import Spec
 from bench.results.store import Store
 from tests.results.test_record import record
 
@@ -174,6 +176,83 @@ def test_bad_requests_say_what_is_right(changes: dict[str, object], message: str
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps": "8"}, "eps 8 is more than the whole box in linf; did you mean 8/255?"),
+        ({"eps": "1.5"}, "did you mean 1.5/255?"),
+        ({"eps": " 256/255 "}, "eps 256/255 is more than the whole box in linf; the most is 1"),
+        ({"eps": "1/10,8"}, "did you mean 8/255?"),
+        ({"eps": "128", "norm": "l2", "attacks": ("pgd",)}, "in l2; did you mean 128/255?"),
+        ({"eps": "2041/255", "norm": "l2", "attacks": ("pgd",)}, "the most is 8, the square root"),
+        ({"eps": "64.1", "norm": "l1", "attacks": ("pgd",)}, "did you mean 64.1/255?"),
+        ({"eps": "6400000", "norm": "l1", "attacks": ("pgd",)}, "the most is 64"),
+        ({"eps": "65", "norm": "l0", "attacks": ("pgd",)}, "more than the 64 pixels of an image"),
+        ({"defences": ()}, "the list of defences is empty"),
+        ({"attacks": ()}, "the list of attacks is empty"),
+        ({"dataset": "toy-grey", "norm": "l2", "attacks": ("pgd",)}, "has no eps for l2"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes: dict[str, object], message: str) -> None:
+    values = {"dataset": "digits", "defences": ("at",), "attacks": ("pgd",), **changes}
+    with pytest.raises(BadInput) as caught:
+        plan([Request(**values)])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps"), [("linf", "1"), ("linf", "255/255"), ("l2", "8"), ("l1", "64"), ("l0", "64")]
+)
+def test_eps_may_be_as_large_as_the_box(norm: str, eps: str) -> None:
+    asked = plan([Request(defences=("at",), attacks=("pgd",), norm=norm, eps=eps)])
+    assert {cell.threat.eps for cell in asked.cells} == {Fraction(eps)}
+    assert not asked.notes
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "0"), ("l2", "0/255"), ("l0", "1/2")])
+def test_an_eps_that_allows_nothing_is_noted(norm: str, eps: str) -> None:
+    (note,) = plan([Request(defences=("at",), attacks=("pgd",), norm=norm, eps=eps)]).notes
+    assert "nothing can be attacked" in note
+
+
+def test_a_default_attack_in_a_norm_without_an_eps_is_left_out() -> None:
+    asked = plan([Request(dataset="toy-grey", defences=("toy-masked",))])
+    assert {cell.threat.norm for cell in asked.cells} == {"linf"}
+    assert any("onepixel" in note and "has no eps" in note for note in asked.notes)
+    with pytest.raises(BadInput, match="attack 'onepixel' has no linf form"):
+        plan([Request(dataset="toy-grey", defences=("toy-masked",), attacks=("onepixel",))])
+
+
+def test_the_shape_of_a_dataset_that_does_not_say_it_is_looked_up() -> None:
+    looked: list[Spec] = []
+
+    def look(spec: Spec) -> ImageFacts:
+        looked.append(spec)
+        return ImageFacts(40, (1, 2, 3), ("a doubt",))
+
+    asked = plan([toy()], look=look)
+    assert looked == [Spec("toy")]
+    assert asked.notes == ("a doubt",)
+    with pytest.raises(BadInput, match="more than the whole box in l1; did you mean 7/255"):
+        plan([toy(norm="l1", eps="7", attacks=("pgd",))], look=look)
+
+
+def test_a_default_n_is_no_more_than_there_are() -> None:
+    def look(spec: Spec) -> ImageFacts:
+        return ImageFacts(13, (1, 2, 3))
+
+    asked = plan([toy()], look=look)
+    assert {cell.dataset.params["n"] for cell in asked.cells} == {13}
+    assert asked.notes == ("dataset 'toy' has 13 images in its test split: n is 13, not 20",)
+    for changes in ({"n": 15}, {"first": 15}):
+        asked = plan([toy(**changes)], look=look)
+        assert asked.notes == ()
+        assert {tuple(cell.dataset.params.items()) for cell in asked.cells} == {
+            tuple(changes.items())
+        }
+
+
 def test_several_eps_are_a_curve_of_the_same_attacks() -> None:
     attacks = ("toy-exact", "onepixel")
     curve = plan([toy(eps="1/10,1/5,1", attacks=attacks)]).cells
@@ -257,6 +336,27 @@ def test_a_file_gives_the_same_plan_as_its_flags(tmp_path: Path) -> None:
     [
         ("datset = 'toy'", "did you mean 'dataset'"),
         ("n = 'many'", "n='many' is not a whole number"),
+        ("n = 3.5", "n=3.5 is not a whole number"),
+        ("n = true", "n=True is not a whole number"),
+        ("seed = [1]", r"seed=\[1\] is not a whole number"),
+        ("dataset = 3", "dataset=3 is not a text"),
+        ("norm = ['linf']", "norm=.* is not a text"),
+        ("budget = {name = 'quick'}", "budget=.* is not a text"),
+        ("defences = 3", "defences=3 is not a list of names"),
+        ("attacks = [3]", r"attacks=\[3\] is not a list of names"),
+        ("attacks = [['pgd']]", "attacks=.* is not a list of names"),
+        ("[attacks]\npgd = 1", "attacks=.* is not a list of names"),
+        ("eps = true", "eps=True is not a number or a text"),
+        ("eps = [1, [2]]", "eps=.* is not a number or a text"),
+        ("eps = []", r"eps=\[\] is an empty list"),
+        ("queries = []", r"queries=\[\] is an empty list"),
+        ("[eps]\nlinf = 1", "eps=.* is not a number or a text"),
+        ("eps = 2026-11-30", "eps=.* is not a number or a text"),
+        ("sweep = 3", "sweep=3 is not tables"),
+        ("sweep = [3]", r"sweep=\[3\] is not tables"),
+        ("sweep = []", "its list of sweeps is empty"),
+        ("[[sweep]]\n[[sweep.sweep]]", "has the key 'sweep'"),
+        (f"eps = {'[' * 5000}", "is not TOML"),
         ("x =", "is not TOML"),
     ],
 )
@@ -265,6 +365,31 @@ def test_bad_plan_files_say_what_is_right(tmp_path: Path, text: str, message: st
     path.write_text(text)
     with pytest.raises(BadInput, match=message):
         read_plan_file(path)
+
+
+def test_a_plan_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="is not TOML"):
+        read_plan_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("defences = 'toy-linear, toy-coin[p=0.25]'", ("toy-linear", "toy-coin[p=0.25]")),
+        ("defences = ['toy-linear', 'toy-coin[p=0.25]']", ("toy-linear", "toy-coin[p=0.25]")),
+        ("defences = []", ()),
+        ("defences = ' , '", ()),
+    ],
+)
+def test_a_list_in_a_file_may_be_a_text(
+    tmp_path: Path, text: str, expected: tuple[str, ...]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    (request,) = read_plan_file(path)[1]
+    assert request.defences == expected
 
 
 def test_a_plan_that_is_not_there_is_met_with_the_nearest() -> None:

@@ -6,7 +6,8 @@ from fractions import Fraction
 import pytest
 
 from bench.errors import BadInput
-from bench.questions.spec import Cell, Spec, ThreatModel, parse_eps
+from bench.questions.eps import parse_eps
+from bench.questions.spec import Cell, Spec, ThreatModel
 
 
 def cell(**changes: object) -> Cell:
@@ -45,12 +46,24 @@ def test_malformed_specs_are_refused(text: str) -> None:
 def test_eps_is_exact() -> None:
     assert parse_eps("8/255") == Fraction(8, 255)
     assert parse_eps("0.031") == Fraction(31, 1000) != parse_eps("8/255")
+    assert parse_eps("0.75/255") == parse_eps(" .75 / 255. ") == Fraction(3, 1020)
+    assert parse_eps("3.1e-2") == Fraction(31, 1000)
+    assert parse_eps("+0/255") == 0
 
 
-@pytest.mark.parametrize("text", ["-8/255", "eight", "1/0", "", "nan", "inf"])
-def test_bad_eps_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match="eps"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("-8/255", "eight", "1/0", "8/0.0", "", "nan", "inf", "-inf", "8/-255", "1/2/3", "8 255"),
+        *("1e99999", "1e-9999999", "1/1e-9999999", "0x8", "1_000", "8/", "/255", "\u0668/255"),
+        *("1" * 100_000, "0." + "0" * 100_000 + "1", "8/255\n8/255"),
+    ],
+)
+def test_bad_eps_is_refused_at_once_in_one_line(text: str) -> None:
+    with pytest.raises(BadInput, match="eps") as caught:
         parse_eps(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 def test_a_key_survives_json_and_changes_with_every_field() -> None:
