@@ -5,7 +5,6 @@ Each is a file of tensors with a card.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,13 +99,17 @@ def refuse_names(text: str, what: str, names: set[str]) -> None:
 
 def own_classifiers() -> list[str]:
     """The names among the project's weights whose cards describe a classifier."""
-    names = []
-    for name in weights.own_names():
-        card = weights.locate(f"own:{name}").with_suffix(".json")
-        arch = json.loads(card.read_text()).get("arch")
-        if isinstance(arch, dict) and arch.get("name") in NETS:
-            names.append(name)
-    return names
+    return [name for name in weights.own_names() if is_classifier(name)]
+
+
+def is_classifier(name: str) -> bool:
+    """Whether `own:NAME` has a card that describes a classifier."""
+    text = f"own:{name}"
+    try:
+        arch = weights.read_card(weights.locate(text).with_suffix(".json"), text).get("arch")
+    except BadInput:
+        return False
+    return isinstance(arch, dict) and arch.get("name") in NETS
 
 
 def digest_own(name: str) -> str:

@@ -55,16 +55,31 @@ def rebuild_purifier(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> 
     """
     if card.get("arch") != "carso.Purifier":
         raise BadInput(f"the card describes a '{card.get('arch')}', not a carso.Purifier")
-    purifier = Purifier(Layout.from_json(card["layout"]), card["layers"])
-    state = purifier.state_dict()
+    with torch.device("meta"):  # the layout is compared before it takes any memory
+        state = make_purifier(card).state_dict()
     odd = sorted(set(state) ^ set(tensors))
     if not odd:
         odd = sorted(name for name in state if state[name].shape != tensors[name].shape)
     if odd:
         more = " and more" if len(odd) > 3 else ""
         raise BadInput(f"the purifier's tensors do not fit its layout: {', '.join(odd[:3])}{more}")
+    purifier = make_purifier(card)
     purifier.load_state_dict({name: v.to(state[name].dtype) for name, v in tensors.items()})
     return purifier.requires_grad_(False).eval()
+
+
+def make_purifier(card: Mapping[str, Any]) -> Purifier:
+    """The untrained purifier of the card; BadInput where the card does not say all of it."""
+    missing = sorted({"kind", "layers", "layout", "classifier_fingerprint"} - card.keys())
+    if missing:
+        raise BadInput(f"the card of the purifier lacks {', '.join(missing)}")
+    try:
+        return Purifier(Layout.from_json(card["layout"]), card["layers"])
+    except BadInput:
+        raise
+    except Exception as error:  # a layout of wrong types can raise anything
+        reason = " ".join(str(error).split())
+        raise BadInput(f"the card describes a purifier that cannot be built: {reason}") from None
 
 
 def check_classifier(card: Mapping[str, Any], classifier: nn.Module) -> None:
@@ -117,8 +132,10 @@ def load_purifier(path: Path) -> tuple[Purifier, dict[str, Any]]:
         raise BadInput(
             f"purifier '{path}' cannot be read: {error.filename or path}: {error.strerror or error}"
         ) from None
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise BadInput(f"purifier '{path}' or its card is damaged: {error}") from None
+    if not isinstance(card, dict):
+        raise BadInput(f"the card of purifier '{path}' is damaged: it is no table of facts")
     if card.get("sha256") != digest:
         raise BadInput(
             f"purifier '{path}' is not the one that its card describes "

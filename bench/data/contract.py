@@ -96,8 +96,7 @@ def find_doubts(name: str, x: Tensor, y: Tensor, classes: int) -> list[str]:
             f"dataset '{name}': no pixel is above 1/255; if its images were divided by 255 twice, "
             "or hold 0 and 1 as uint8, give them as floats in [0,1]"
         )
-    counts = y.bincount(minlength=classes)
-    if classes > 2 and len(y) and not counts[0] and bool(counts[1:].all()):
+    if classes > 2 and y.unique().tolist() == list(range(1, classes)):
         doubts.append(
             f"dataset '{name}': no image has the label 0, and each other class has some; "
             "if its labels begin at 1, subtract 1"
@@ -142,7 +141,7 @@ def describe_other_type(x: Tensor) -> str:
         return "its images are torch.bool: give images.float()"
     if x.is_complex() or not x.numel():
         return f"its images are {x.dtype}: give uint8, or float in [0,1]"
-    low, high = map(int, x.aminmax())
+    low, high = map(int, x.to(torch.int64).aminmax())
     bytes_fit = low >= 0 and high <= 255
     remedy = "images.to(torch.uint8)" if bytes_fit else "uint8, or float in [0,1]"
     return f"its images are {x.dtype} in [{low}, {high}], which has no known scale: give {remedy}"

@@ -76,8 +76,10 @@ def dataset_of(
     """
     x = to_tensor(name, "images", x)
     ids = to_ids(name, torch.arange(len(x)) if ids is None else ids, len(x))
-    x = to_images(name, x, ids)
-    y = to_labels(name, y, len(x), classes, ids)
+    # Copies: the plug-in may change its own later.
+    ids = ids.clone()
+    x = to_images(name, x, ids).clone()
+    y = to_labels(name, y, len(x), classes, ids).clone()
     doubts = find_doubts(name, x, y, classes)
     return Dataset(name, x, y, ids, classes, digest_of(x, y), (*notes, *doubts))
 

@@ -136,6 +136,18 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         build_classifier("own:digits-ta")
 
 
+def test_a_stray_file_among_the_models_is_no_classifier(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BENCH_MODELS", str(tmp_path))
+    known = own_classifiers()
+    for name, card in (("a", None), ("b", "{"), ("c", "[]"), ("d", '{"arch": "resnet"}')):
+        save_file({"w": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        if card is not None:
+            (tmp_path / f"{name}.json").write_text(card)
+    assert own_classifiers() == known
+
+
 def test_a_pin_must_hold() -> None:
     build_classifier(weights.pin("own:digits-at"))
     with pytest.raises(BadInput, match="not 00000000"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from bench.errors import BadInput
 from carso import CARSO, checkpoint
 from tests.carso.small import classifier, images, purifier
 
@@ -75,6 +78,33 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"cannot be read: .*a\.json: No such file"):
         checkpoint.load_purifier(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: [card], "no table of facts"),
+        (lambda card: without(card, "layout"), "lacks layout"),
+        (lambda card: without(card, "classifier_fingerprint"), "lacks classifier_fingerprint"),
+        (lambda card: card | {"layout": 3}, "cannot be built"),
+        (lambda card: card | {"layers": None}, "cannot be built"),
+        (lambda card: card | {"layout": card["layout"] | {"latent": 1 << 20}}, "do not fit"),
+        (lambda card: card | {"layout": card["layout"] | {"latent": "3"}}, "cannot be built"),
+    ],
+)
+def test_a_card_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = write(tmp_path / "a.safetensors")
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(change(card)))
+    with pytest.raises(BadInput, match=message) as caught:
+        checkpoint.load_purifier(path)
+    assert "\n" not in str(caught.value)
+
+
+def without(card: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in card.items() if key != name}
 
 
 def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ from bench.questions.spec import Spec
 def few(split, data_dir):
     \"\"\"31 digits.\"\"\"
     digits = load(Spec("digits"))
-    return dataset_of("few", digits.x[:31], digits.y[:31], classes=10)
+    x, y = digits.x[:31], digits.y[:31]
+    # change
+    return dataset_of("few", x, y, classes=10)
 """
 
 
@@ -155,6 +157,32 @@ def test_a_default_n_of_a_small_dataset_is_noted(
     assert run([*words, "--out", str(tmp_path / "none")]) == 2
     assert "n=32 is more than the 31 images" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("x = 2 * x - 1", "its images lie in [-1, 1], not in [0, 1] (the first is image 0)"),
+        ("x[3, 0, 2, 2] = torch.nan", "image 3 holds nan"),
+        ("y = y + 1", "they begin at 1; subtract 1"),
+        ("y = y[:30]", "it has 30 labels, not 31"),
+        ("return x, y", "gives a tuple, and no Dataset"),
+        ("{}['images']", "cannot be loaded: KeyError: 'images' (few.py:13)"),
+    ],
+)
+def test_a_dataset_that_breaks_its_contract_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    plugin = tmp_path / "few.py"
+    plugin.write_text(FEW.replace("    # change", f"    {change}"))
+    words = ["--with", str(plugin), "--dataset", "few", "--defences", "undefended"]
+    for more in ([], ["--n", "5"], ["--dry-run"]):
+        assert run([*words, *more, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("bench: dataset 'few'")
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_transfers_from_an_ensemble(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def make(x: Any = IMAGES, y: Any = LABELS, **options: Any) -> Dataset:
         ),
         ({"x": (IMAGES * 255).int()}, "torch.int32 in [0, 255]", "images.to(torch.uint8)"),
         ({"x": (IMAGES * 999).long()}, "torch.int64 in [0, 999]", "uint8, or float in [0,1]"),
+        ({"x": (IMAGES * 255).to(torch.uint16)}, "torch.uint16 in [0, 255]", "torch.uint8"),
         ({"x": IMAGES > 0.5}, "torch.bool", "images.float()"),
         ({"x": IMAGES.to(torch.complex64)}, "torch.complex64", "uint8, or float in [0,1]"),
         ({"x": IMAGES.permute(0, 2, 3, 1)}, "(40, 8, 8, 1)", "images.permute(0, 3, 1, 2)"),
@@ -105,6 +106,16 @@ def test_what_is_right_but_for_rounding_becomes_float32_in_the_box(x: Any) -> No
     assert 0 <= float(data.x.min()) <= float(data.x.max()) <= 1
     assert torch.allclose(data.x, IMAGES, atol=1e-6)
     assert not data.notes
+
+
+def test_a_plugin_may_change_its_own_tensors_later() -> None:
+    x, y, ids = IMAGES.clone(), LABELS.clone(), torch.arange(40)
+    data = make(x, y, ids=ids)
+    for values in (x, y, ids):
+        values.zero_()
+    assert torch.equal(data.x, IMAGES)
+    assert torch.equal(data.y, LABELS)
+    assert torch.equal(data.ids, torch.arange(40))
 
 
 def test_bytes_are_divided_by_255() -> None:
