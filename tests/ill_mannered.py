@@ -160,13 +160,13 @@ ACTS: dict[str, Act] = {
 }
 
 
-@defence("ill-mannered", bare=True)
+@defence("ill-mannered", bare=True, broken=True)
 def ill_mannered(*, classifier: str = "@standard", how: str = "edit_images") -> nn.Module:
     """Acts in every prediction."""
     return Acting(build_classifier(classifier), ACTS[how])
 
 
-@defence("ill-built", bare=True)
+@defence("ill-built", bare=True, broken=True)
 def ill_built(*, classifier: str = "@standard", how: str = "edit_images") -> nn.Module:
     """Acts once, while it is built."""
     model = Acting(build_classifier(classifier), lambda self, x: None)
@@ -205,7 +205,7 @@ class Cast(nn.Module):
         return logits
 
 
-@defence("of-another-type", bare=True)
+@defence("of-another-type", bare=True, broken=True)
 def of_another_type(*, classifier: str = "@standard", kind: str = "float64") -> nn.Module:
     """An honest classifier in float64, float16 or bfloat16."""
     return Cast(build_classifier(classifier), getattr(torch, kind))
@@ -225,7 +225,7 @@ class OwnGenerator(nn.Module):
         return logits
 
 
-@defence("own-generator", stochastic=True)
+@defence("own-generator", stochastic=True, broken=True)
 def own_generator(*, classifier: str = "@standard") -> nn.Module:
     """An honest stochastic defence with a generator of its own."""
     return OwnGenerator(build_classifier(classifier))
@@ -239,7 +239,7 @@ class FollowsSeeds(OwnGenerator):
         return logits
 
 
-@defence("follows-seeds", stochastic=True)
+@defence("follows-seeds", stochastic=True, broken=True)
 def follows_seeds(*, classifier: str = "@standard") -> nn.Module:
     """An honest stochastic defence."""
     return FollowsSeeds(build_classifier(classifier))

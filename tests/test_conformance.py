@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import product
 
@@ -18,6 +18,7 @@ from bench.judging.target import PARTS, Target, predict_draws
 from bench.questions import registry
 from bench.questions.discover import discover
 from bench.questions.plan import plan
+from bench.questions.registry import Entry
 from bench.questions.request import Request
 from bench.questions.spec import Cell, Spec, ThreatModel
 from tests.conftest import TOYS
@@ -28,10 +29,16 @@ CPU = torch.device("cpu")
 # the randomness either.
 INFINITE = {"gallery-peel-naive"}
 SAMPLE = Spec.of("digits", {"n": 12})
-DEFENCES = sorted(entry.name for entry in registry.defences if not entry.name.startswith("toy"))
-ATTACKS = sorted(
-    entry.name for entry in registry.attacks if not entry.name.startswith(("toy", "liar", "spy"))
-)
+PACKAGES = ("bench.", "baselines.", "carso.")
+
+
+def names_of_ours(entries: Iterable[Entry]) -> list[str]:
+    """What the project registers, and no plug-in of the tests."""
+    return sorted(entry.name for entry in entries if entry.make.__module__.startswith(PACKAGES))
+
+
+DEFENCES = names_of_ours(registry.defences)
+ATTACKS = names_of_ours(registry.attacks)
 CHECKS = sorted(entry.name for entry in registry.checks)
 # A few steps of everything: the battery asks whether an attack keeps the rules. The attack's own
 # tests ask whether it is strong.

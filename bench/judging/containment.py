@@ -44,6 +44,7 @@ MODULES = (
     "torch.random",
     "torch.serialization",
 )
+STREAMS = ("stdin", "stdout", "stderr")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -87,8 +88,13 @@ def restore_filters(before: list[Any]) -> None:
     cast(list[Any], warnings.filters)[:] = before
 
 
-def restore_streams(before: tuple[Any, Any, Any]) -> None:
-    sys.stdin, sys.stdout, sys.stderr = before
+def copy_streams() -> tuple[Any, ...]:
+    return tuple(getattr(sys, name) for name in STREAMS)
+
+
+def restore_streams(before: tuple[Any, ...]) -> None:
+    for name, stream in zip(STREAMS, before, strict=True):
+        setattr(sys, name, stream)
 
 
 def copy_signals() -> tuple[Any, ...]:
@@ -115,7 +121,7 @@ SETTINGS = (
     Setting("sys.path", lambda: list(sys.path), restore_path),
     Setting("the filters of warnings", lambda: list(warnings.filters), restore_filters),
     Setting("numpy's error handling", np.geterr, lambda before: np.seterr(**before)),
-    Setting("the standard streams", lambda: (sys.stdin, sys.stdout, sys.stderr), restore_streams),
+    Setting("the standard streams", copy_streams, restore_streams),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("garbage collection", gc.isenabled, restore_collector),
     Setting("signal handlers", copy_signals, restore_signals),
