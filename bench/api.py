@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bench.judging.execute import Watch
+    from bench.judging.stale import Change, Today
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Settings:
     data_dir: Path = Path("data")
     device: str = "auto"
     rerun: bool = False
+    keep_stale: bool = False
     ray: str | None = None
     plugins: tuple[Path, ...] = ()
     command: str = "bench.run(...)"
@@ -67,6 +69,7 @@ def run(
     data_dir: str | Path | None = None,
     device: str = "auto",
     rerun: bool = False,
+    keep_stale: bool = False,
     plugins: Iterable[str | Path] = (),
     **question: Any,
 ) -> list[Leaderboard]:
@@ -74,8 +77,9 @@ def run(
 
     `plan` is a TOML file, or the name of one of ours. Without a plan, `question` has the keys of
     such a file: dataset, defences, attacks, norm, eps, n, first, seed, draws, select, batch,
-    budget, queries. `plugins` are Python files. A cell that fails leaves its row incomplete.
-    Raises BadInput.
+    budget, queries. `plugins` are Python files. An answer of other code, images or weights than
+    today's is asked again; `keep_stale` keeps it, and marks its row. A cell that fails leaves its
+    row incomplete. Raises BadInput.
     """
     if plan and question:
         raise BadInput(f"plan and {next(iter(question))} exclude each other: give one of them")
@@ -84,6 +88,7 @@ def run(
         data_folder(Path(data_dir) if data_dir else None),
         device,
         rerun,
+        keep_stale,
         plugins=tuple(map(Path, plugins)),
     )
     discover(settings.plugins)
@@ -91,14 +96,17 @@ def run(
     request = parse_request(question, Path("bench.run"))
     look = look_into(settings.data_dir)
     asked = make_plan(file, request, look)
-    if pending_cells(asked, settings):
+    today = look_up_today(settings)
+    pending = find_pending(asked, settings, today)
+    if pending.cells:
         settings = with_device(settings)
         plans.fetch_missing(asked)
         # again: the digest of what was fetched is in the question
         asked = make_plan(file, request, look)
-        pending = pending_cells(asked, settings)
+        pending = find_pending(asked, settings, today)
         prepare(asked, pending, settings)
-        answer(pending, settings, Silent())
+        answer(pending.cells, settings, Silent())
+    mark_kept(asked, pending, settings)
     report.write(settings.out)
     return boards_of(asked, Store(settings.out))
 
@@ -152,9 +160,43 @@ def look_into(data_dir: Path) -> plans.Look:
     return look
 
 
-def pending_cells(plan: Plan, settings: Settings) -> tuple[Cell, ...]:
-    """The cells that are to be answered."""
-    return plan.cells if settings.rerun else plan.pending(Store(settings.out))
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The cells that are to be answered, and those whose stored answer is stale.
+
+    `notes` say in words how many are stale, and why.
+    """
+
+    cells: tuple[Cell, ...]
+    stale: Mapping[Cell, Change]
+    notes: tuple[str, ...]
+
+
+def look_up_today(settings: Settings) -> Today:
+    """What answers of this run rest on; what an earlier run of this process loaded is dropped."""
+    from bench.judging.stale import Today
+
+    return Today(settings.data_dir)
+
+
+def find_pending(plan: Plan, settings: Settings, today: Today) -> Pending:
+    """The cells without an answer, and those whose answer is stale unless it is to be kept."""
+    from bench.judging.stale import describe_stale, find_stale
+
+    store = Store(settings.out)
+    stale = find_stale(plan.cells, store, today)
+    keep = settings.keep_stale and not settings.rerun
+    pending = plan.cells if settings.rerun else plan.pending(store, () if keep else stale)
+    return Pending(pending, stale, tuple(describe_stale(stale, kept=keep)))
+
+
+def mark_kept(plan: Plan, pending: Pending, settings: Settings) -> None:
+    """Write into each answer that is kept though it is stale what has changed."""
+    store = Store(settings.out)
+    for cell in plan.cells:
+        record = store.get(cell)
+        if record and cell not in pending.cells:
+            store.mark(record, str(pending.stale.get(cell, "")))
 
 
 def with_device(settings: Settings) -> Settings:
@@ -164,7 +206,7 @@ def with_device(settings: Settings) -> Settings:
     return replace(settings, device=pick_device(settings.device))
 
 
-def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> list[str]:
+def prepare(plan: Plan, pending: Pending, settings: Settings) -> list[str]:
     """See that every cell can be answered, then keep the plan; BadInput leaves nothing written.
 
     Returns notes on the form in which defences answer.
@@ -174,15 +216,18 @@ def prepare(plan: Plan, pending: Sequence[Cell], settings: Settings) -> list[str
 
     make_deterministic()
     device = "cpu" if settings.ray else settings.device
-    notes = preflight(pending, settings.data_dir, device)
+    notes = preflight(pending.cells, settings.data_dir, device)
     if settings.ray:
         from bench.judging import ray
 
         ray.connect(settings.ray)
     store = Store(settings.out)
     store.put_plan(plan.name, plan.cells, plan.attack_traits)
-    for cell in pending if settings.rerun else ():
-        store.drop_parts(cell)
+    for cell in pending.cells:
+        if cell in pending.stale:
+            store.set_aside(cell)
+        if settings.rerun:
+            store.drop_parts(cell)
     return notes
 
 

@@ -22,6 +22,10 @@ TIMEOUT = 30.0  # seconds that a server may be silent
 Downloader = Callable[[str, str, Any], object]  # pooch's form: (url, file to write, unused)
 
 
+_notes: list[set[Path]] = []  # files that were read; the last set is of the innermost block
+_offline: list[bool] = []
+
+
 class DownloadFailed(BadInput):
     """A file could not be downloaded; `reason` is one line that says why."""
 
@@ -49,6 +53,33 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """The digest of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextlib.contextmanager
+def note_reads() -> Iterator[set[Path]]:
+    """Yield a set to which `note_read` adds, until the block ends or another begins inside it."""
+    paths: set[Path] = set()
+    _notes.append(paths)
+    try:
+        yield paths
+    finally:
+        _notes.pop()
+
+
+def note_read(path: Path) -> None:
+    """Say that the file is read: what is built from it depends on it."""
+    if _notes:
+        _notes[-1].add(path)
+
+
+@contextlib.contextmanager
+def no_downloads() -> Iterator[None]:
+    """Inside of the block, `download` fails where a file is not there."""
+    _offline.append(True)
+    try:
+        yield
+    finally:
+        _offline.pop()
 
 
 @contextlib.contextmanager
@@ -114,8 +145,11 @@ def download(
     file is not the right one. `downloader`: pooch's for http and https, unless given.
     Raises DownloadFailed; then neither the file, nor a part of it, nor a new folder stays.
     """
+    note_read(path)
     if path.is_file():
         return
+    if _offline:
+        raise DownloadFailed(url, path, "it was not asked for")
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

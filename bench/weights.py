@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.entry_points import checkout, declared
 from bench.errors import BadInput, did_you_mean
-from bench.files import file_digest, model_folder, replace_atomically, write_text
+from bench.files import file_digest, model_folder, note_read, replace_atomically, write_text
 from bench.tensor_files import read_tensors
 
 PINNED = re.compile(r"(.+)@([0-9a-f]{8})", re.DOTALL)
@@ -155,6 +155,8 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     facts = card(text)
+    if not split_pin(text)[1]:  # a pin makes the file part of the question
+        note_read(locate(text))
     tensors = read_tensors(locate(text))
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, facts
 

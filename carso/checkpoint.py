@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.errors import BadInput
-from bench.files import file_digest, write_text
+from bench.files import file_digest, note_read, write_text
 from carso.purifier import Layout, Purifier
 from carso.tensors import write_tensors
 
@@ -127,6 +127,7 @@ def load_purifier(path: Path) -> tuple[Purifier, dict[str, Any]]:
     try:
         card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
         digest = file_digest(path)
+        note_read(path)
         tensors = load_file(path)
     except OSError as error:
         raise BadInput(

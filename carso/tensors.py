@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.errors import BadInput
-from bench.files import replace_atomically
+from bench.files import note_read, replace_atomically
 
 
 def write_tensors(
@@ -29,6 +29,7 @@ def write_tensors(
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of the file, on the CPU. BadInput where it is missing or damaged."""
+    note_read(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -127,6 +127,13 @@ def run(
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Answer again what the store already holds.")
     ] = False,
+    keep_stale: Annotated[
+        bool,
+        typer.Option(
+            "--keep-stale",
+            help="Keep answers of other code, images or weights than today's, with a mark.",
+        ),
+    ] = False,
     ray: Annotated[
         str | None,
         text_flag("Run the batches on a Ray cluster ('local' starts one here).", "ADDRESS"),
@@ -160,6 +167,7 @@ def run(
         data_dir=data_folder(data_dir),
         device=device,
         rerun=rerun,
+        keep_stale=keep_stale,
         ray=ray,
         plugins=tuple(plugins or ()),
         command=context.obj,

@@ -12,7 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bench.api import Settings, answer, look_into, make_plan, pending_cells, prepare, with_device
+from bench.api import (
+    Settings,
+    answer,
+    find_pending,
+    look_into,
+    look_up_today,
+    make_plan,
+    mark_kept,
+    prepare,
+    with_device,
+)
 from bench.cli.boards import show_leaderboards
 from bench.cli.progress import Live
 from bench.errors import BadInput
@@ -37,29 +47,33 @@ def run_sweep(
     plan = make_plan(file, request, look)
     for note in plan.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
-    pending = pending_cells(plan, settings)
+    today = look_up_today(settings)
+    pending = find_pending(plan, settings, today)
+    for note in pending.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
     if dry_run:
         from bench.cli.dry_run import show_costs
 
-        show_costs(console, plan, pending, settings)
+        show_costs(console, plan, pending.cells, settings)
         return 0
     failed = 0
-    if pending:
+    if pending.cells:
         settings = with_device(settings)
         plans.fetch_missing(plan)
         # again: the digest of what was fetched is in the question
         plan = make_plan(file, request, look)
-        pending = pending_cells(plan, settings)
+        pending = find_pending(plan, settings, today)
         for note in prepare(plan, pending, settings):
             console.print(f"note: {escape(note)}", soft_wrap=True)
-        with Live(console, pending) as watch:
-            failed = answer(pending, settings, watch)
+        with Live(console, pending.cells) as watch:
+            failed = answer(pending.cells, settings, watch)
+    mark_kept(plan, pending, settings)
     if not failed:
-        console.print(describe_end(plan, len(pending), settings.out), soft_wrap=True)
+        console.print(describe_end(plan, len(pending.cells), settings.out), soft_wrap=True)
     show_leaderboards(console, plan, settings.out)
     if failed:
         print(
-            f"bench: {failed} of {len(pending)} cells failed; "
+            f"bench: {failed} of {len(pending.cells)} cells failed; "
             f"see the .failed.json files under {settings.out / 'records'}",
             file=sys.stderr,
         )

@@ -70,6 +70,12 @@ def load_cached(dataset: Spec, data_dir: str) -> Dataset:
     return load(dataset, data_dir=Path(data_dir))
 
 
+def forget() -> None:
+    """Load and build anew: files may have changed since the last run of this process."""
+    load_cached.cache_clear()
+    _prepare.cache_clear()
+
+
 def make_target(cell: Cell, setup: Setup) -> Target:
     """The defence behind the access of the threat model; the surrogate for a transfer attack."""
     if cell.threat.access == "transfer":

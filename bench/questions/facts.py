@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput, did_you_mean
@@ -22,6 +23,8 @@ FAMILIES = ("none", "noise", "gradient", "score", "decision", "transfer", "check
 FINITE = "a finite number of at least"
 
 Knobs = Mapping[str, Any]
+# Files that a plug-in reads: a path, several, or a function of the knobs that gives them.
+Files = str | Path | Collection[str | Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +166,14 @@ class ClassifierFacts:
     `fetch(argument)` is called before a sweep starts. It fetches what is missing, and raises
     BadInput with one line where that cannot be had. `digest(argument)` is a digest in hex of the
     files, or None where they are not there. Its first eight digits become part of the question:
-    `scheme:argument@1a2b3c4d`, which the loader must take too.
+    `scheme:argument@1a2b3c4d`, which the loader must take too. `files` are files that it reads, or
+    a function of the argument that gives them: where one changes, answers are stale.
     """
 
     names: Callable[[], list[str]] | None = None
     fetch: Callable[[str], None] | None = None
     digest: Callable[[str], str | None] | None = None
+    files: Files | Callable[[str], Files] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +188,8 @@ class DefenceFacts(DefenceTraits):
     - `dependent_defaults(knobs)` gives the knobs whose default depends on another knob.
     - `added_later`: knobs that are no part of the question at their default, so that what was
       answered before they came still stands.
+    - `files`: files that it reads, or a function of the knobs that gives them. Where one changes,
+      answers are stale.
     """
 
     stochastic: bool | Callable[[Knobs], bool] = False
@@ -193,6 +200,7 @@ class DefenceFacts(DefenceTraits):
     pin: Callable[[Knobs], Mapping[str, str]] | None = None
     dependent_defaults: Callable[[Knobs], Mapping[str, str]] | None = None
     added_later: Collection[str] = ()
+    files: Files | Callable[[Knobs], Files] = ()
 
     @property
     def traits(self) -> DefenceTraits:
@@ -209,7 +217,7 @@ class QuestionFacts(AttackTraits):
     - `accepts(inner, knobs)` says why it cannot have the inner attack `inner` with these knobs, or
       nothing where it can.
     - `least_classes`: how many classes the model under attack must have.
-    - `added_later` as of a defence.
+    - `added_later` and `files` as of a defence.
     """
 
     norms: frozenset[str]
@@ -218,6 +226,7 @@ class QuestionFacts(AttackTraits):
     accepts: Callable[[Entry[QuestionFacts], Knobs], str] = lambda inner, knobs: ""
     least_classes: int = 2
     added_later: Collection[str] = ()
+    files: Files | Callable[[Knobs], Files] = ()
 
     def __post_init__(self) -> None:
         if not self.norms <= set(NORMS) or self.access not in ACCESS:

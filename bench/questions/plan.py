@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol
@@ -52,9 +52,9 @@ class Plan:
         names = {cell.attack.name for cell in self.cells}
         return {name: find_question(name).facts.traits for name in sorted(names)}
 
-    def pending(self, answers: Answers) -> tuple[Cell, ...]:
-        """The cells that have no answer yet."""
-        return tuple(cell for cell in self.cells if not answers.has(cell))
+    def pending(self, answers: Answers, stale: Collection[Cell] = ()) -> tuple[Cell, ...]:
+        """The cells that have no answer yet, or one that is `stale`."""
+        return tuple(cell for cell in self.cells if cell in stale or not answers.has(cell))
 
 
 def plan(requests: Sequence[Request], name: str | None = None, look: Look | None = None) -> Plan:

@@ -13,9 +13,11 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bench.errors import BadInput, did_you_mean
+from bench.files import note_read, note_reads
 from bench.questions.facts import (
     AttackFacts,
     CheckFacts,
@@ -26,6 +28,7 @@ from bench.questions.facts import (
     Knobs,
     QuestionFacts,
 )
+from bench.questions.pins import PIN
 from bench.questions.spec import Cell, Spec, Value
 
 if TYPE_CHECKING:
@@ -161,6 +164,9 @@ checks: Registry[CheckFacts] = Registry("check")
 registries: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (datasets, classifiers, defences, attacks, checks)
 }
+
+# What the loaders of this project read while a defence was built, less what a pin names.
+files_read: dict[Spec, frozenset[Path]] = {}
 
 
 def dataset(name: str, **facts: Any) -> Callable[[Function], Function]:
@@ -344,13 +350,23 @@ def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:
 def build_classifier(text: str) -> nn.Module:
     """The classifier `scheme:name`, on the CPU, in eval mode, its parameters frozen."""
     entry, argument = split_scheme(text)
-    classifier: nn.Module = entry.make(argument)
+    with note_reads() as paths:
+        classifier: nn.Module = entry.make(argument)
+    for path in () if PIN.search(argument) else paths:  # a pin makes the files part of the question
+        note_read(path)
     return classifier.eval().requires_grad_(False)
 
 
 def build_defence(spec: Spec) -> nn.Module:
-    """The defence of a spec with all knobs, on the CPU, in eval mode, its parameters frozen."""
-    defence: nn.Module = defences.get(spec.name).make(**spec.params)
+    """The defence of a spec with all knobs, on the CPU, in eval mode, its parameters frozen.
+
+    The files that it loads meanwhile are kept in `files_read`.
+    """
+    with note_reads() as paths:
+        defence: nn.Module = defences.get(spec.name).make(**spec.params)
+    files_read[spec] = frozenset(paths)
+    for path in paths:
+        note_read(path)
     return defence.eval().requires_grad_(False)
 
 

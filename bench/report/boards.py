@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell
 from bench.results import leaderboard, published
+from bench.results.equal_sources import EqualSources
 from bench.results.leaderboard import Leaderboard
 from bench.results.published import PublishedResult
 from bench.results.record import Record
@@ -22,6 +23,7 @@ def load_boards(store: Store) -> list[Leaderboard]:
         store.failures(),
         published.load(),
         traits=store.planned_traits(),
+        equal=store.equal_sources(),
     )
 
 
@@ -32,7 +34,8 @@ def build_leaderboards(
     published: Iterable[PublishedResult] = (),
     *,
     traits: Mapping[str, AttackTraits] | None = None,
+    equal: EqualSources | None = None,
 ) -> list[Leaderboard]:
     return leaderboard.build_leaderboards(
-        records, plans, failures, published, assess, traits=traits
+        records, plans, failures, published, assess, traits=traits, equal=equal
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell, Spec
 from bench.results import legacy
+from bench.results.equal_sources import EqualSources
 from bench.results.names import short_names
 from bench.results.published import PublishedResult, match_published
 from bench.results.record import Flag, Record
@@ -56,7 +57,7 @@ class BoardData:
     """All that is known of one dataset and threat model.
 
     `answers` are its records and `failures` the errors, by the key of their cell. `other_eps` are
-    records of the same dataset and norm at another eps.
+    records of the same dataset and norm at another eps. `equal` says which code is the same.
     """
 
     asked: AskedCells
@@ -64,6 +65,7 @@ class BoardData:
     failures: Mapping[str, str]
     published: Sequence[PublishedResult] = ()
     other_eps: Sequence[Record] = ()
+    equal: EqualSources = field(default_factory=EqualSources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +113,29 @@ Assess = Callable[[Evidence], Assessment]
 def gather(cells: Sequence[Cell], data: BoardData) -> Evidence:
     """The evidence on the cells of one question, in plan order.
 
-    Records of other images under the same name (an edited folder, say) are left out and named:
-    they cannot be compared example by example.
+    Records of other images under the same name (an edited folder, say), or of other code, are left
+    out and named: they cannot be compared example by example.
     """
     attack_cells = [cell for cell in cells if not data.asked.is_check(cell)]
     check_cells = [cell for cell in cells if data.asked.is_check(cell)]
     answered = [data.answers[cell.key] for cell in attack_cells if cell.key in data.answers]
     answered_checks = [data.answers[cell.key] for cell in check_cells if cell.key in data.answers]
     base = find_base(answered)
-    records = [r for r in answered if base and same_examples(r, base)]
+    records = [r for r in answered if base and not why_left_out(r, base, data.equal)]
     attacks = [r for r in records if r.family != "none"]
     weakest = min(attacks, key=lambda r: r.accuracy, default=None)
-    other_images = [
-        f"{data.asked.attacks[r.cell.attack]}: on other images"
+    left_out = [
+        f"{data.asked.attacks[r.cell.attack]}: {why_left_out(r, base, data.equal)}"
         for r in answered
-        if r not in records
+        if base and r not in records
     ]
     return Evidence(
         cell=cells[0],
         records=tuple(records),
-        checks=tuple(r for r in answered_checks if base and among_examples(r, base)),
-        missing=(*list_unanswered(attack_cells, data), *other_images),
+        checks=tuple(r for r in answered_checks if base and may_stand(r, base, data.equal)),
+        missing=(*list_unanswered(attack_cells, data), *left_out),
         missing_checks=tuple(list_unanswered(check_cells, data)),
-        other_eps=tuple(select_other_eps(records, data.other_eps)),
+        other_eps=tuple(select_other_eps(records, data.other_eps, data.equal)),
         controls=tuple(data.answers.values()),
         worst=worst_case(records) if attacks else None,
         strongest_attack=data.asked.attacks[weakest.cell.attack] if weakest else "",
@@ -153,11 +155,25 @@ def same_examples(record: Record, base: Record) -> bool:
     return record.ids == base.ids and record.env.data == base.env.data
 
 
-def among_examples(record: Record, base: Record) -> bool:
-    return set(record.ids) <= set(base.ids) and record.env.data == base.env.data
+def why_left_out(record: Record, base: Record, equal: EqualSources) -> str:
+    """Why a record cannot stand in the row of `base`; empty where it can."""
+    if not same_examples(record, base):
+        return "on other images"
+    if equal.same_code(record.env, base.env):
+        return ""
+    names = ", ".join(equal.list_differing(record.env, base.env)) or "unknown"
+    return f"of other code ({names})"
 
 
-def select_other_eps(records: Sequence[Record], others: Iterable[Record]) -> list[Record]:
+def may_stand(check: Record, base: Record, equal: EqualSources) -> bool:
+    """Whether the record of a check, of some of the examples perhaps, is of the row of `base`."""
+    same_images = set(check.ids) <= set(base.ids) and check.env.data == base.env.data
+    return same_images and equal.same_code(check.env, base.env)
+
+
+def select_other_eps(
+    records: Sequence[Record], others: Sequence[Record], equal: EqualSources
+) -> list[Record]:
     """Of `others`, those that ask the same of the same examples as `records`, at another eps."""
     if not records:
         return []
@@ -167,7 +183,7 @@ def select_other_eps(records: Sequence[Record], others: Iterable[Record]) -> lis
         other
         for other in others
         if other.cell.threat.eps != first.cell.threat.eps
-        and same_examples(other, first)
+        and not why_left_out(other, first, equal)
         and question_without_eps(other.cell) == question
     ]
 

@@ -11,6 +11,7 @@ from hashlib import sha256
 from bench.questions.facts import AttackTraits
 from bench.questions.pins import classifier_of
 from bench.questions.spec import NORMS, Cell, Spec
+from bench.results.equal_sources import EqualSources
 from bench.results.evidence import AskedCells, Assess, Assessment, BoardData, Evidence, gather
 from bench.results.names import SAMPLING, dataset_of
 from bench.results.published import PublishedResult, published_for
@@ -62,6 +63,7 @@ class Row:
         first = cell.dataset.params.get("first")
         if first:
             reasons.append(f"the first {first} examples, not a stratified subset")
+        reasons += describe_kept(evidence.records, asked)
         ms_per_image = clean.cost.ms_per_image if clean else None
         base_ms_per_image = clean.cost.base_ms_per_image if clean else None
         cost_ratio = None
@@ -152,10 +154,11 @@ def build_leaderboards(
     assess: Assess,
     *,
     traits: Mapping[str, AttackTraits] | None = None,
+    equal: EqualSources | None = None,
 ) -> list[Leaderboard]:
     """One leaderboard per dataset, norm (linf first) and exact eps, in that order.
 
-    `traits` are those of planned attacks, by name.
+    `traits` are those of planned attacks, by name. `equal` says which code is the same.
     """
     published = tuple(published)
     records_at: dict[Location, list[Record]] = defaultdict(list)
@@ -177,6 +180,7 @@ def build_leaderboards(
             failures,
             published,
             records_at_other_eps(location, records_at),
+            equal or EqualSources(),
         )
         name = dataset.name
         if boards_of_name[dataset.name, norm, eps] > 1:
@@ -239,6 +243,15 @@ def build_rows(data: BoardData, assess: Assess) -> list[Row]:
     rows = mark_exempted(name_differences(rows), data.asked)
     rows.sort(key=leaderboard_order)
     return assign_ranks(rows)
+
+
+def describe_kept(records: Sequence[Record], asked: AskedCells) -> list[str]:
+    """In words, the answers that `--keep-stale` kept, by what had changed."""
+    attacks: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.env.stale:
+            attacks[record.env.stale].append(asked.attacks[record.cell.attack])
+    return [f"kept, though of {why}: {', '.join(names)}" for why, names in attacks.items()]
 
 
 def planned_size(cell: Cell) -> int | None:

@@ -184,12 +184,21 @@ class Planted:
         )
 
 
+def take_env(values: Sequence[Any], order: Sequence[int]) -> Any:
+    """Where the first part comes from; ValueError where parts are of other code or images."""
+    if len({(env.source, env.data) for env in values}) > 1:
+        raise ValueError("parts of other code or other images cannot be merged")
+    return values[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Env:
     """Where an answer comes from.
 
     `weights` has the name and the SHA-256 of every weights file that the cell used. `data` is a
-    digest of the images and labels of the whole split.
+    digest of the images and labels of the whole split. `source` is one of the code and the files
+    that the answer rests on, which are in `sources` by name; `files` are those that were read while
+    the defence was built, by path. `stale` says what had changed when the answer was kept.
     """
 
     commit: str = ""
@@ -198,10 +207,22 @@ class Env:
     versions: tuple[tuple[str, str], ...] = ()
     weights: tuple[tuple[str, str], ...] = ()
     data: str = ""
+    source: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    stale: str = ""
 
 
 PER_EXAMPLE = ("clean", "selected", "margin", "correct", "distance", "strayed")
-PAIRS = ("versions", "weights", "rests_on", "checks")  # fields of (name, value); objects in JSON
+PAIRS = (
+    "versions",
+    "weights",
+    "sources",
+    "files",
+    "rests_on",
+    "checks",
+)  # fields of (name, value); objects in JSON
+LATER = ("source", "sources", "files", "stale")  # fields of `Env` that are left out when empty
 PARTS = {
     "cost": Cost,
     "env": Env,
@@ -250,7 +271,7 @@ class Record:
     strayed: tuple[float, ...] = field(metadata=JOIN)
     cost: Cost = field(default=Cost(), metadata={"merge": merge_fields})
     flags: tuple[Flag, ...] = field(default=(), metadata={"merge": take_each_once})
-    env: Env = Env()
+    env: Env = field(default=Env(), metadata={"merge": take_env})
     certificate: Certificate | None = field(
         default=None, metadata={"merge": merge_optional("with different certificates")}
     )
@@ -322,6 +343,7 @@ class Record:
         for name in PARTS:
             part = getattr(self, name)
             data[name] = None if part is None else to_plain(part)
+        data["env"] = {n: v for n, v in data["env"].items() if v or n not in LATER}
         for name in ("checks", "notes"):
             data[name] = data[name] or None
         return {name: value for name, value in data.items() if value is not None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bench.errors import BadInput
 from bench.files import write_text
 from bench.questions.facts import AttackTraits
 from bench.questions.spec import Cell
+from bench.results.equal_sources import EqualSources
 from bench.results.record import Record
 
 
@@ -44,7 +46,19 @@ class Store:
         """Keep the answer; its parts and an earlier failure go."""
         write_json(self.path(record.cell), record.to_json())
         self.path(record.cell, ".failed").unlink(missing_ok=True)
+        self.path(record.cell, ".stale").unlink(missing_ok=True)
         self.drop_parts(record.cell)
+
+    def set_aside(self, cell: Cell) -> None:
+        """Rename a stale answer that is asked again: it is on no board, and goes with the new."""
+        if self.has(cell):
+            self.path(cell).replace(self.path(cell, ".stale"))
+
+    def mark(self, record: Record, changes: str) -> None:
+        """Write into a kept answer what has changed since; nothing where it says so."""
+        if record.env.stale != changes:
+            env = replace(record.env, stale=changes)
+            write_json(self.path(record.cell), replace(record, env=env).to_json())
 
     def put_part(self, record: Record, index: int) -> None:
         write_json(self.path(record.cell, f".part{index}"), record.to_json())
@@ -66,6 +80,11 @@ class Store:
             self.path(cell, ".failed"),
             {"cell": cell.to_json(), "key": cell.key, "message": message, "trace": trace},
         )
+
+    def equal_sources(self) -> EqualSources:
+        """Which code counts as the same in this folder: what its `sources.json` says."""
+        path = self.root / "sources.json"
+        return EqualSources.from_json(read_json(path) if path.is_file() else {})
 
     def put_plan(
         self, name: str, cells: Sequence[Cell], traits: Mapping[str, AttackTraits] | None = None

@@ -7,6 +7,7 @@ import pytest
 from bench.questions.spec import Cell
 from bench.report import build_leaderboards
 from bench.report.markdown import render_markdown
+from bench.results.equal_sources import EqualSources
 from bench.results.evidence import select_other_eps
 from bench.results.leaderboard import list_exempted
 from bench.results.record import Certificate, Cost, Record
@@ -281,5 +282,5 @@ def test_other_eps_are_of_the_same_question_and_the_same_examples() -> None:
         attacked("2/5", defence="vae"),
         attacked("2/5", n=5),
     ]
-    assert select_other_eps([here], others) == others[:1]
-    assert select_other_eps([], others) == []
+    assert select_other_eps([here], others, EqualSources()) == others[:1]
+    assert select_other_eps([], others, EqualSources()) == []
