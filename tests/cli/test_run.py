@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.questions.registry import datasets
 from bench.results.store import Store
 from tests.cli.commands import TOY, run
 
@@ -142,6 +143,13 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not out.exists()
 
 
+@pytest.fixture
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it: each writes a file of its own."""
+    monkeypatch.setattr(datasets, "_entries", dict(vars(datasets)["_entries"]))
+
+
+@pytest.mark.usefixtures("_registry")
 def test_a_default_n_of_a_small_dataset_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +167,7 @@ def test_a_default_n_of_a_small_dataset_is_noted(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("_registry")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
