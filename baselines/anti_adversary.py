@@ -30,8 +30,8 @@ class AntiAdversary(nn.Module):
     Where `inner` hides its gradient and declares the surrogate `identity`, which has its logits,
     the steps follow that.
 
-    The gradient of `forward` is the true one: signs are piecewise constant, so the movement adds
-    nothing to it, and the clipping takes away the pixels that it holds. Surrogates: `identity` has
+    The gradient of `forward` is the true one. Signs are piecewise constant, so the movement adds
+    nothing to it. The clipping takes away the pixels that it holds. Surrogates: `identity` has
     the same logits, and sees neither movement nor clipping on the way back (BPDA). `soft` replaces
     the sign by a tanh and is differentiated through all steps (double backward), so it sees where
     signs are about to change. `classifier` is the bare one. The surrogates of `inner` are there

@@ -18,9 +18,9 @@ class ClassifierRecipe:
     `eps` "0" is standard training. Otherwise it is linf PGD of `steps`, whose strength rises to eps
     over the first `warm` of the epochs. `average` is the decay per step of the weight average that
     is kept. Half of the images are moved by up to `shift` pixels; `flip` mirrors half of them.
-    `noise` is the standard deviation of the Gaussian noise on every image, not clipped: a
-    classifier behind randomized smoothing is trained for it (Cohen et al. 2019). `gpu`: it takes
-    minutes with one, days without.
+    `noise` is the standard deviation of the Gaussian noise on every image, not clipped. It is for a
+    classifier behind randomized smoothing (Cohen et al. 2019). `gpu`: it takes minutes with one,
+    days without.
     """
 
     net: str

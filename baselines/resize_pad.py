@@ -65,8 +65,8 @@ def resize_pad(*, classifier: str = "@standard", inner: str = "", least: float =
     """Shrink the image to a random size, place it at random on black, classify.
 
     The size is between `least` and 1 times the image's; 0.9 is the paper's ratio of its least size
-    to its largest. Attack it with pgd-eot: its gradient is the true one, and its mean over draws
-    breaks all of them at once (Athalye, Carlini and Wagner 2018, arXiv 1802.00420).
+    to its largest. Attack it with pgd-eot. Its gradient is the true one, and the mean over
+    draws breaks all of them at once (Athalye, Carlini and Wagner 2018, arXiv 1802.00420).
     Xie, Wang, Zhang, Ren and Yuille (2018), arXiv 1711.01991.
     """
     return Transformed(build_inner(classifier, inner), ResizePad(least), random=True)

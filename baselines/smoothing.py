@@ -65,9 +65,9 @@ class Smoothing(nn.Module):
     Images (B,C,H,W) in [0,1] to logits (B,K). There are `samples` copies under N(0, sigma^2), which
     are not clipped. A logit is the logarithm of (votes + mean probability) / (samples + 1). So the
     largest is the class with most votes, and the mean probability decides among equals. It abstains
-    where the two-sided binomial test cannot tell the first class from the second at level `alpha`:
-    the whole row is then its own mean, and `bench` counts a row of equal logits as wrong, whatever
-    the label is. Memory is that of `chunk` noisy images, with a gradient too.
+    where the two-sided binomial test cannot tell the first class from the second at level `alpha`.
+    Each logit of the row is then the row's mean. `bench` counts a row of equal logits as wrong,
+    whatever the label is. Memory is that of `chunk` noisy images, with a gradient too.
 
     The gradient is the true one: votes have none, the mean probability has. The surrogate `soft` is
     the logarithm of the mean probability alone, which no abstention flattens. Where `inner` has

@@ -192,13 +192,19 @@ def round_as_stored(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def train_classifier(name: str, args: argparse.Namespace, words: list[str], device: str) -> None:
-    """Train, measure, and write weights and card."""
+def choose_recipe(name: str, args: argparse.Namespace) -> ClassifierRecipe:
+    """The recipe of the data set under this name, with the changes that the command asks for."""
     recipe = find_classifier_recipe(args.dataset, name)
     if args.epochs:
         recipe = replace(recipe, epochs=args.epochs)
     if args.eps:
         recipe = replace(recipe, eps=str(parse_eps(args.eps)))
+    return recipe
+
+
+def train_classifier(name: str, args: argparse.Namespace, words: list[str], device: str) -> None:
+    """Train, measure, and write weights and card."""
+    recipe = choose_recipe(name, args)
     data = load(Spec(args.dataset), split="train", data_dir=args.data_dir)
     test = load(Spec(args.dataset), data_dir=args.data_dir)
     test = test.take(stratified_order(test.y, test.ids)[: args.n])

@@ -80,9 +80,9 @@ def read_card(card: Mapping[str, Any], text: str) -> tuple[Any, Any]:
 
 def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What diffusers wrote beside the weights: the network's configuration and the scheduler's."""
-    beside = path.parent
-    config = read_config(path, "config.json", [beside], ["UNet2DModel"])
-    folders = [beside, beside.parent / "scheduler"]
+    folder = path.parent
+    config = read_config(path, "config.json", [folder], ["UNet2DModel"])
+    folders = [folder, folder.parent / "scheduler"]
     return config, read_config(path, "scheduler_config.json", folders, SCHEDULERS)
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.attacks [--n 50] [--dataset digits] [--only spsa,boundary]
 
 The attacks are SPSA, One-Pixel, Pixle, Boundary, HopSkipJump, DeepFool, C&W, PGD and AutoAttack.
-Each row: robust accuracy after projection to the ball, queries per example and seconds, on the
-standard and the adversarially trained classifier, on one thread, with equal seeds. A library's
-starting points, where it needs them, are ours.
+Each row: robust accuracy after projection to the ball, queries per example and seconds. The
+classifiers are the standard and the adversarially trained one. All run on one thread with equal
+seeds. A library's starting points, where it needs them, are ours.
 """
 
 from __future__ import annotations

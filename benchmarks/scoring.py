@@ -4,8 +4,8 @@
                                  [--eps 1/5] [--seed 0] [--steps 100] [--eot 20] [--select 32]
                                  [--draws 64] [--repeats 100] [--device auto|cpu|cuda]
 
-The library attacks an example by APGD on two losses for as long as single draws call it right: one
-draw on the clean image, and one after each attack. The columns:
+The library attacks an example by APGD on two losses for as long as single draws call it right. It
+takes one draw on the clean image, and one after each attack. The columns:
 
 - `clean`: the expected accuracy on clean images.
 - `counted`: the library's own count. An example counts if one draw of every candidate is right, so

@@ -43,8 +43,8 @@ def peel(logits: Tensor) -> Tensor:
     largest s the others are summed directly. p is a softmax: exp(s - lse(s)) rounds to 1 for tied
     large s.
 
-    Where all logits lie below about -15, the values (not the gradients) tie in any float32 form:
-    the s are too small to be told apart beside log(K-1). `lse` does not tie there.
+    Where all logits lie below about -15, the values (not the gradients) tie in any float32 form.
+    The s are too small there to be told apart beside log(K-1). `lse` does not tie.
     arXiv 2306.06081, "PeeL".
     """
     s = logits.exp().sum(1)  # (B,K)

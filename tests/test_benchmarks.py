@@ -30,12 +30,12 @@ def test_the_parts_of_two_processes_are_added_up(
 
     At eps 1 none is left.
     """
-    one = table(capsys, "--eps", eps, "--processes", "1")
-    two = table(capsys, "--eps", eps, "--processes", "2")
-    assert [row[:2] for row in one] == [row[:2] for row in two] == [[robust, "0"]] * 2
-    assert all(row[4:] == ["1.00", "1.00"] for row in (one[0], two[0]))
+    single = table(capsys, "--eps", eps, "--processes", "1")
+    parallel = table(capsys, "--eps", eps, "--processes", "2")
+    assert [row[:2] for row in single] == [row[:2] for row in parallel] == [[robust, "0"]] * 2
+    assert all(row[4:] == ["1.00", "1.00"] for row in (single[0], parallel[0]))
     if robust == "0.950":
-        assert [row[2] for row in one] == [row[2] for row in two], "calls per example"
+        assert [row[2] for row in single] == [row[2] for row in parallel], "calls per example"
 
 
 def test_impossible_requests_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,9 @@ class Traced(nn.Module):
     """`defence`, and what an attack by gradients asked it on one image x (1,C,H,W) of label y (1,).
 
     `margins` and `within` have an entry (B,) for each batch of which a gradient was asked, in
-    order: the margin, a mean over draws, and whether the image lies in ball and box. `alive` is
-    whether one gradient was finite and not zero. `best` (1,C,H,W) has the largest margin of the
-    images within that all draws call wrong.
+    order. A margin is a mean over draws; `within` says whether the image lies in ball and box.
+    `alive` is whether one gradient was finite and not zero. `best` (1,C,H,W) has the largest margin
+    of the images within that all draws call wrong.
     """
 
     def __init__(self, defence: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float) -> None:

@@ -36,7 +36,7 @@ def audit_known_randomness(evidence: CheckEvidence) -> list[Finding]:
     """D15: what stands against an attacker who knows the randomness, on the same examples.
 
     It is compared with the same attack where that does not know the randomness, if the row met
-    that: a short attack that stays above the row's strongest says nothing of the randomness. Else
+    that. A short attack that stays above the row's strongest says nothing of the randomness. Else
     it is compared with the robust accuracy.
     """
     worst = evidence.row.worst

@@ -55,16 +55,16 @@ def audit_planted(evidence: CheckEvidence) -> list[Finding]:
 def judge_attack(answer: Record, everywhere: Iterable[Record], was_met: bool) -> Finding:
     """What the attack finds, and what it finds where nothing stands before the classifier."""
     assert answer.planted
-    _, found, chance = answer.planted.rates
+    _, share, chance = answer.planted.rates
     message = (
-        f"{running_attack(answer).name} finds {found:.1%} of {sum(answer.planted.valid)} planted "
+        f"{running_attack(answer).name} finds {share:.1%} of {sum(answer.planted.valid)} planted "
         f"examples, random points {chance:.1%}"
     )
     if not is_believable(answer):
         total = len(answer.ids)
         note = f"D17: {message}, of {total} that were to be planted: this says nothing"
         return Finding(notes=(note,), was_met=was_met)
-    if found >= FOUND:
+    if share >= FOUND:
         return Finding(notes=(f"D17: {message}",), was_met=was_met, passed=True)
     controls = [
         control.planted.rates[1]
@@ -75,7 +75,7 @@ def judge_attack(answer: Record, everywhere: Iterable[Record], was_met: bool) ->
     if controls:
         best = max(controls)
         message += f", and {best:.1%} on the bare classifier"
-        if round(best - found, 9) > BEATEN:
+        if round(best - share, 9) > BEATEN:
             severity = "hard"
     return Finding(flags=(Flag("D17", severity, message),), was_met=was_met)
 

@@ -145,11 +145,11 @@ def run_inner_attack(cell: Cell, check_target: CheckTarget, x: Tensor, number: i
     if check_target.random is None:
         correct = score(cell, model, chosen.images, y, number)
     else:
-        found = count_found(cell, check_target, chosen.images, number)
-        correct = cell.draws - found
+        hits = count_found(cell, check_target, chosen.images, number)
+        correct = cell.draws - hits
         planted = {
             "valid": torch.ones_like(y),
-            "found": in_majority(found, cell.draws),
+            "found": in_majority(hits, cell.draws),
             "random": torch.full_like(y, int(check_target.random)),
         }
     figures = {}
@@ -177,8 +177,8 @@ def inner_question(cell: Cell, check_target: CheckTarget) -> Cell:
 def count_found(cell: Cell, check_target: CheckTarget, images: Tensor, number: int) -> Tensor:
     """The evaluation draws (B,) that name the planted class: an abstention finds nothing."""
     with judging_stream(images.device, cell.key, number, "evaluate"):
-        found, _ = count_correct(check_target.model, images, 1 - check_target.y, cell.draws)
-    return found
+        hits, _ = count_correct(check_target.model, images, 1 - check_target.y, cell.draws)
+    return hits
 
 
 def in_majority(hits: Tensor, draws: int) -> Tensor:

@@ -34,7 +34,7 @@ def measure_gradient(
     - `cos(g1,g2)`: how well two estimates of the smoothed gradient agree, each from `directions`
       pairs of differences, or up to four times as many.
     - Of a random gradient also `E.5`: the draws whose mean gradient has a cosine of about 1/2 with
-      another such mean, -1 where no number of draws has. And `U<=0`: the share of images where
+      another such mean; -1 where no number of draws has. And `U<=0`: the share of images where
       `draws` draws show no mean at all.
 
     A zeroth-order estimate is g = t + noise, t the true gradient. It has cos(g1,g2) = r^2 and

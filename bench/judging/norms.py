@@ -45,8 +45,8 @@ def to_ball(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
     """The image in the `norm` ball of radius `eps` around `x` and in [0,1].
 
     Images inside come back as they are. The image is clipped to the box first, and projected then.
-    A projection moves every pixel towards `x`, which lies in the box: so the image stays there, and
-    nothing of the ball is spent on what the box would cut. The result is rounded to float32 towards
+    A projection moves every pixel towards `x`, which lies in the box: so the image stays there.
+    Nothing of the ball is spent on what the box would cut. The result is rounded to float32 towards
     `x`: so the distance, taken exactly, is at most eps.
     """
     kind = NORMS[norm]

@@ -20,9 +20,9 @@ JUDGING_BATCH = 5
 class Chosen:
     """The strongest candidate of each example, and how it did on the selection draws.
 
-    `images` (B,C,H,W). Each of the others is (B,): `index` among the candidates (0: the clean
-    image), `selected` right selection draws, `margin` their mean margin, `clean` right selection
-    draws on the clean image, `distance` from the clean image.
+    `images` (B,C,H,W). Each of the others is (B,). `index` is the place among the candidates, 0 for
+    the clean image. `selected` counts the right selection draws, and `margin` is their mean margin.
+    `clean` counts the right selection draws on the clean image. `distance` is that from it.
     """
 
     images: Tensor

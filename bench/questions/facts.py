@@ -1,7 +1,7 @@
 """What is known of a registered name without running it: facts, traits and knobs.
 
 *Facts* say how a plug-in is planned. *Traits*, a part of the facts, say what an attack or a defence
-is: the record keeps them, so that a reader of records needs no registry and judges nothing by name.
+is. The record keeps them: a reader of records needs no registry and judges nothing by name.
 Standard library only.
 """
 

@@ -75,10 +75,10 @@ def list_row_differences(row: Row, twin: Row) -> list[str]:
     where = f"{cell.dataset.name} {cell.threat.norm} {cell.threat.eps}, {row.defence}"
     weights = "" if cell.defence == twin.cell.defence else " with other weights"
     return [
-        f"{where}: {name} {format_interval(here)} (n {row.n}) here, "
-        f"{format_interval(there)} (n {twin.n}) in the reference{weights}"
-        for name, here, there in accuracies
-        if here and there and (here.hi < there.lo or there.hi < here.lo)
+        f"{where}: {name} {format_interval(measured)} (n {row.n}) here, "
+        f"{format_interval(published)} (n {twin.n}) in the reference{weights}"
+        for name, measured, published in accuracies
+        if measured and published and (measured.hi < published.lo or published.hi < measured.lo)
     ]
 
 

@@ -5,21 +5,22 @@ In cells.csv `acc`, `lo` and `hi` are the attack's own accuracy and its 95% inte
 `strayed` and `unmoved` examples. `routes` says, of an attack that is several in one, how many
 examples fell to which. A `defence` reads as in the leaderboard.
 
-Beside the expected accuracy of one answer stand, for a stochastic defence, `all_10` and `all_100`:
-the share of examples that ten (a hundred) answers all get right. `majority_9` is the share that
-most of nine get right. `clean_all_10` and so on say the same of the clean image. They are empty
-where there were fewer draws; those of a deterministic defence are its accuracy. A leaderboard with
-a stochastic row has them behind the attacks, for the clean image and for the worst case.
+A stochastic defence has more columns beside the expected accuracy of one answer. `all_10`
+(`all_100`) is the share of examples that ten (a hundred) answers all get right. `majority_9` is
+the share that most of nine get right. `clean_all_10` and so on say the same of the clean image.
+They are empty where there were fewer draws; those of a deterministic defence are its accuracy. A
+leaderboard with a stochastic row has them behind the attacks, for the clean image and for the worst
+case.
 
 Some attacks look for the nearest wrong image. Of these, `found` is the share of examples for which
 the attack has one, however far away. `median_distance` is the median distance in the norm. An image
 that was not found is infinitely far; the median is empty where it is infinite. On a deterministic
-defence the decision-based attacks and FAB stop inside of the ball, so that what they find there is
-no shorter than it has to be.
+defence the decision-based attacks and FAB stop inside of the ball. What they find there is no
+shorter than it has to be.
 
-Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius, what
-the certificates rest on (the number of samples n, the probability alpha that one is wrong) and the
-time that one takes.
+Where a defence certifies, a leaderboard ends with its certified accuracy at each l2 radius. What
+the certificates rest on follows: the number of samples n, the probability alpha that one is wrong.
+The last column is the time that one certificate takes.
 """
 
 from __future__ import annotations

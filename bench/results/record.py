@@ -123,9 +123,9 @@ class Certificate:
     """What a defence certifies of each example of a `none` cell.
 
     No change shorter than the radius, in l2, makes its answer wrong. The radius is -1 where the
-    defence abstains, or where its certified label is wrong. `rests_on` is what the defence says of
-    how the radii were found: n, the number of samples, or alpha, the probability that one radius is
-    too large. `seconds` is the time that all of them took.
+    defence abstains, or where its certified label is wrong. `rests_on` says how the radii were
+    computed: n, the number of samples, or alpha, the probability that one radius is too large.
+    `seconds` is the time that all of them took.
     """
 
     radii: tuple[float, ...] = field(metadata=JOIN)

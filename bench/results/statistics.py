@@ -170,7 +170,7 @@ def paired_interval(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[f
     """The interval of the difference (b - c)/n of two shares on the same `n` examples.
 
     Of these, `b` speak for the first alone and `c` for the second. It is Wald's interval with one
-    example added to each of `b` and `c`: it covers, and has a width, also where no pair is
+    example added to each of `b` and `c`. So it covers, and has a width, also where no pair is
     discordant. Bonett and Price 2012.
     """
     if n <= 0 or b < 0 or c < 0 or b + c > n:

@@ -39,8 +39,8 @@ def test_the_majority_of_the_draws_decides() -> None:
 def test_a_start_is_misclassified_by_most_draws() -> None:
     x = torch.tensor([0.1, 0.2, 0.3, 0.5]).view(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous()
     target = Target(Votes(), access="decision", stochastic=True, classes=2)
-    points, found, used = find_start(target, x, torch.tensor([0, 0, 0, 1]), "l2", 5)
-    assert found.all()
+    points, wrong, used = find_start(target, x, torch.tensor([0, 0, 0, 1]), "l2", 5)
+    assert wrong.all()
     assert used == 1
     assert target.forwards == 20
     # 0.1 and 0.2 take the nearest that most draws call 1, not the nearest that one draw calls so;
@@ -88,9 +88,9 @@ def test_each_draw_is_a_query_and_the_budget_is_spent_to_the_last(
 )
 def test_eot_changes_nothing_on_a_deterministic_defence(name: str, knobs: dict[str, int]) -> None:
     problem = two_classes(batch=4)
-    one = candidates(problem, name, "l2", 0.01, **knobs, eot=1)
+    single = candidates(problem, name, "l2", 0.01, **knobs, eot=1)
     five = candidates(problem, name, "l2", 0.01, **knobs, eot=5)
-    assert torch.equal(one, five)
+    assert torch.equal(single, five)
 
 
 @pytest.mark.parametrize(

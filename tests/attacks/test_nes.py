@@ -147,16 +147,16 @@ def test_eot_counts_on_stochastic_defences_alone(name: str) -> None:
         x_adv = candidates(problem, name, "l2", 0.05, target, **TINY[name], eot=eot)
         return x_adv, target.forwards
 
-    one, one_calls = run(1, stochastic=False)
-    four, four_calls = run(4, stochastic=False)
-    assert torch.equal(one, four)
-    assert one_calls == four_calls
+    single, single_calls = run(1, stochastic=False)
+    averaged, averaged_calls = run(4, stochastic=False)
+    assert torch.equal(single, averaged)
+    assert single_calls == averaged_calls
     # declared stochastic, and yet every draw is the same
-    one, one_calls = run(1, stochastic=True)
-    four, four_calls = run(4, stochastic=True)
-    assert torch.allclose(one, four, atol=1e-5)
-    assert one_calls == 4 * 3 * 11
-    assert four_calls == 4 * 4 * 3 * 11
+    single, single_calls = run(1, stochastic=True)
+    averaged, averaged_calls = run(4, stochastic=True)
+    assert torch.allclose(single, averaged, atol=1e-5)
+    assert single_calls == 4 * 3 * 11
+    assert averaged_calls == 4 * 4 * 3 * 11
 
 
 def test_draw_margins_are_independent_draws_in_their_place() -> None:

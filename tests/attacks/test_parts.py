@@ -287,14 +287,14 @@ def test_starts_are_the_image_itself_its_nearest_neighbour_or_noise() -> None:
 
     y = torch.tensor([0, 0, 0, 1, 0])
     target = Target(Steps(), access="decision", classes=2)
-    points, found, used = find_start(target, x, y, "l2")
-    assert found.all()
+    points, wrong, used = find_start(target, x, y, "l2")
+    assert wrong.all()
     assert used == 1
     # 0.1 and 0.35: the nearest image with another answer is the one without an answer.
     # 0.3 and 0.95 are wrong themselves; 0.9 takes 0.35.
     assert points.mean((1, 2, 3)).tolist() == pytest.approx([0.3, 0.3, 0.3, 0.35, 0.95])
     torch.manual_seed(0)
-    alone, found, used = find_start(target, x[:1], y[:1], "l2")
-    assert found.all()
+    alone, wrong, used = find_start(target, x[:1], y[:1], "l2")
+    assert wrong.all()
     assert used > 1
     assert alone.mean() >= 0.5

@@ -90,8 +90,8 @@ def signs(model: Linear, x: Tensor) -> Tensor:
 
 def gradient(answer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
-    (found,) = torch.autograd.grad(answer(x)[:, 0].sum(), x)
-    return found
+    (grad,) = torch.autograd.grad(answer(x)[:, 0].sum(), x)
+    return grad
 
 
 def defence(text: str) -> Spec:
@@ -152,8 +152,8 @@ def test_forward_and_soft_have_true_gradients() -> None:
     assert torch.autograd.gradcheck(defended.surrogates["soft"], x, eps=1e-7, atol=1e-4)
     (through,) = torch.autograd.grad(defended.surrogates["soft"](x)[:, 0].sum(), x)
     moved = defended.soft(x.detach()).requires_grad_()
-    (beside,) = torch.autograd.grad(Curved()(moved)[:, 0].sum(), moved)
-    assert not torch.allclose(through, beside, rtol=0.05)  # the steps themselves have a share in it
+    (at_moved,) = torch.autograd.grad(Curved()(moved)[:, 0].sum(), moved)
+    assert not torch.allclose(through, at_moved, rtol=0.05)  # the steps have a share in it
 
 
 def test_log_odds_are_those_of_the_softmax() -> None:

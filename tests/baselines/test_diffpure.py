@@ -132,10 +132,10 @@ def test_from_pure_noise_it_draws_what_the_pipeline_of_diffusers_draws(
 def test_at_the_end_of_a_long_schedule_nothing_of_the_image_is_left(x: Tensor) -> None:
     defence = build_diffpure(t=1.0, beta_end=0.999, num_train_timesteps=40)
     with random_stream(CPU, 0):
-        one = defence.purify(x[:1])
+        purified = defence.purify(x[:1])
     with random_stream(CPU, 0):
         other = defence.purify(x[1:2])
-    assert torch.allclose(one, other, atol=1e-3)
+    assert torch.allclose(purified, other, atol=1e-3)
     few = build_diffpure(t=0.01)
     assert [step.t for step in few.steps] == [0]
     assert few.kept == pytest.approx(0.98)
@@ -256,15 +256,16 @@ def test_knobs_out_of_range_are_refused(knobs: dict[str, Any], message: str) -> 
 
 
 def test_surrogates_of_what_is_inside_are_reached() -> None:
-    made = defences.get("diffpure").make(
+    defence = defences.get("diffpure").make(
         inner="jpeg[classifier=own:digits-standard]",
         classifier="",
         checkpoint="own:digits-diffusion",
     )
     ways = ("", "+identity", "+soft")
-    assert set(made.surrogates) == {way + name for way in ("identity", "coarse") for name in ways}
+    names = {f"{way}{name}" for way in ("identity", "coarse") for name in ways}
+    assert set(defence.surrogates) == names
     images = load(Spec.of("digits", {"n": 3})).x
-    assert torch.equal(made.base(images), build_classifier("own:digits-standard")(images))
+    assert torch.equal(defence.base(images), build_classifier("own:digits-standard")(images))
 
 
 def test_purification_keeps_digits_and_undoes_part_of_an_attack() -> None:

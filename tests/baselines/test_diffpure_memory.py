@@ -54,15 +54,15 @@ def test_the_recomputed_gradient_is_the_plain_one(
 
 def count_kept_values(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """How many numbers autograd keeps for the way back."""
-    held: list[int] = []
+    sizes: list[int] = []
 
     def pack(saved: Tensor) -> Tensor:
-        held.append(saved.numel())
+        sizes.append(saved.numel())
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         run(x.clone().requires_grad_())
-    return sum(held)
+    return sum(sizes)
 
 
 def test_memory_is_flat_in_the_steps_and_in_the_draws(

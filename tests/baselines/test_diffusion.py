@@ -107,10 +107,10 @@ def test_what_diffusers_saved_is_read_and_pinned_and_purifies(
 ) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
     file, net = save(tmp_path, pipeline=pipeline)
-    found, schedule = load(f"file:{file}")
-    assert same(found, net)
-    assert not found.training
-    assert not any(p.requires_grad for p in found.parameters())
+    loaded, schedule = load(f"file:{file}")
+    assert same(loaded, net)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
     assert schedule.kept[1:] == pytest.approx(
         DDPMScheduler(**config()).alphas_cumprod.tolist(), rel=1e-7
     )
@@ -212,8 +212,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
     tmp_path: Path, where: str, changes: dict[str, Any], message: str
 ) -> None:
     file, _ = save(tmp_path)
-    there = tmp_path / where
-    there.write_text(json.dumps({**json.loads(there.read_text()), **changes}))
+    path = tmp_path / where
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(BadInput) as error:
         load(f"file:{file}")
     assert message in str(error.value)
@@ -295,7 +295,7 @@ def test_a_wrong_command_ends_in_one_line(
     argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*argv, "--out", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())

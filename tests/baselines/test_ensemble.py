@@ -116,15 +116,15 @@ def test_parts_are_those_of_the_members() -> None:
 
 def test_the_plan_settles_each_member_and_the_first_is_the_base() -> None:
     spec = defence("ensemble")
-    one, other = str(spec.params["classifiers"]).split("+")
-    assert one.startswith("own:digits-at@")
-    assert other.startswith("own:digits-other@")
+    first, second = str(spec.params["classifiers"]).split("+")
+    assert first.startswith("own:digits-at@")
+    assert second.startswith("own:digits-other@")
     x = load(Spec.parse("digits[n=20]")).x
     built = build_defence(spec)
     assert torch.allclose(
-        built(x), (build_classifier(one)(x) + build_classifier(other)(x)) / 2, atol=1e-5
+        built(x), (build_classifier(first)(x) + build_classifier(second)(x)) / 2, atol=1e-5
     )
-    assert torch.equal(built.base(x), build_classifier(one)(x))
+    assert torch.equal(built.base(x), build_classifier(first)(x))
 
 
 @pytest.mark.parametrize(

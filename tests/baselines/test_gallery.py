@@ -73,10 +73,10 @@ def accuracy(defence: nn.Module, candidates: Tensor, random: bool) -> float:
         return float(
             torch.stack(
                 [
-                    is_correct(predict_draws(defence, one, k), y[:, None].expand(-1, k))
+                    is_correct(predict_draws(defence, candidate, k), y[:, None].expand(-1, k))
                     .float()
                     .mean(1)
-                    for one in (x, *candidates)
+                    for candidate in (x, *candidates)
                 ]
             )
             .amin(0)
@@ -96,10 +96,10 @@ def pgd(
     x, y = images()
     with random_stream(CPU, "attack"):
         target = Target(model, classes=10, stochastic=random)
-        found: Tensor = attacks.get(name).make(
+        x_adv: Tensor = attacks.get(name).make(
             target, x.clone(), y.clone(), ThreatModel("linf", Fraction(eps)), loss=loss, steps=40
         )
-    return found
+    return x_adv
 
 
 @functools.cache
@@ -135,9 +135,10 @@ def test_the_gallery_is_whole_and_says_of_each_that_it_is_broken_and_by_what() -
 
 def test_plans_have_the_gallery_only_where_they_name_it() -> None:
     assert not {cell.defence.name for cell in plan([Request(attacks=("none",))]).cells} & set(MADE)
-    found = plan(read_plan_file(Path("gallery"))[1])
-    assert {cell.defence.name for cell in found.cells} == {*GALLERY, "undefended", "at", "tta"}
-    assert not found.notes
+    gallery_plan = plan(read_plan_file(Path("gallery"))[1])
+    names = {cell.defence.name for cell in gallery_plan.cells}
+    assert names == {*GALLERY, "undefended", "at", "tta"}
+    assert not gallery_plan.notes
 
 
 @pytest.mark.parametrize("name", GALLERY)
@@ -253,9 +254,11 @@ def test_thermometer_counts_the_thresholds_below() -> None:
 def test_the_noise_on_the_gradient_is_fresh_and_as_large_as_stated() -> None:
     defence = build_row("gallery-noisy-gradient")[0]
     torch.manual_seed(0)
-    true, one, other = gradients(build_classifier_alone()), gradients(defence), gradients(defence)
-    assert F.cosine_similarity(one.flatten(1), other.flatten(1)).abs().mean() < 0.2
-    noise = (one - true) / true.square().mean((1, 2, 3), keepdim=True).sqrt()
+    true = gradients(build_classifier_alone())
+    first = gradients(defence)
+    second = gradients(defence)
+    assert F.cosine_similarity(first.flatten(1), second.flatten(1)).abs().mean() < 0.2
+    noise = (first - true) / true.square().mean((1, 2, 3), keepdim=True).sqrt()
     assert abs(float(noise.std()) - 30) < 2
     mean = torch.stack([gradients(defence) for _ in range(400)]).mean(0)
     assert (mean - true).flatten(1).norm(dim=1).div(
@@ -331,7 +334,10 @@ def test_an_abstention_is_no_robustness_but_would_be_where_it_is_counted_as_safe
         with torch.no_grad():
             return float(
                 torch.stack(
-                    [abstained(defence(one)) | is_correct(defence(one), y) for one in candidates]
+                    [
+                        abstained(defence(x_adv)) | is_correct(defence(x_adv), y)
+                        for x_adv in candidates
+                    ]
                 )
                 .all(0)
                 .float()
@@ -378,10 +384,10 @@ def test_the_probes_flag_the_gallery_and_nothing_hard_in_the_controls(
 ) -> None:
     defence, random = build_row(name)
     with random_stream(CPU, "probe"):
-        found = probe(defence, *images(), 0.2, declared=random)
-    assert found.stochastic == random
+        probed = probe(defence, *images(), 0.2, declared=random)
+    assert probed.stochastic == random
     if name in EXPECTED:
-        assert EXPECTED[name] in {flag.id for flag in found.flags}
+        assert EXPECTED[name] in {flag.id for flag in probed.flags}
     else:
-        assert not any(flag.severity == "hard" for flag in found.flags)
-    assert not any(flag.id in ("P1", "P5") for flag in found.flags)
+        assert not any(flag.severity == "hard" for flag in probed.flags)
+    assert not any(flag.id in ("P1", "P5") for flag in probed.flags)

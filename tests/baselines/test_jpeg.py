@@ -18,13 +18,13 @@ from bench.questions.spec import Spec
 
 def codec(x: Tensor, quality: int, subsampling: int) -> Tensor:
     """The grey levels (B,C,H,W), 0 to 255, of images after Pillow's JPEG."""
-    found = []
+    decoded = []
     for pixels in (x * 255).round().byte().permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
         image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
         image.save(file, "JPEG", quality=quality, subsampling={444: 0, 420: 2}[subsampling])
-        found.append(np.atleast_3d(np.asarray(Image.open(file))))
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+        decoded.append(np.atleast_3d(np.asarray(Image.open(file))))
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
 def levels(x: Tensor) -> Tensor:

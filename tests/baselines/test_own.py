@@ -95,7 +95,7 @@ def break_weights(change: str) -> tuple[dict[str, Tensor], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("lack", "they lack fc.bias"),
         ("extra", "they also hold fc2.bias"),
@@ -109,9 +109,11 @@ def break_weights(change: str) -> tuple[dict[str, Tensor], object]:
         ("sign", "cannot be built"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, change: str, says: str) -> None:
+def test_what_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, change: str, message: str
+) -> None:
     text = write_weights(tmp_path / "net.safetensors", *break_weights(change))
-    with pytest.raises(BadInput, match=says) as caught:
+    with pytest.raises(BadInput, match=message) as caught:
         build_classifier(text)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)

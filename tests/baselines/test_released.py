@@ -230,7 +230,7 @@ def test_missing_files_are_named_with_their_places(
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
         ("blurred", r"also holds layer.1.block.0.conv_0.filter"),
         ("classes", "holds logits.weight of the shape (100, 640), not (10, 640)"),
@@ -238,7 +238,7 @@ def test_missing_files_are_named_with_their_places(
         ("text", "is not a safetensors file, or is damaged"),
     ],
 )
-def test_files_that_are_not_the_classifier(empty: Path, kind: str, says: str) -> None:
+def test_files_that_are_not_the_classifier(empty: Path, kind: str, message: str) -> None:
     shapes = authors.classifier_shapes(100 if kind == "classes" else 10)
     state = {key: torch.zeros(shape) for key, shape in shapes.items()}
     if kind == "blurred":  # as the convolutions of the authors' own classifiers were trained
@@ -249,8 +249,8 @@ def test_files_that_are_not_the_classifier(empty: Path, kind: str, says: str) ->
     if kind == "text":
         path.write_bytes(b"text")
     line = refusal(lambda: build_classifier("released:cifar10-own"))
-    assert says in line
+    assert message in line
     assert str(path) in line
     if kind != "nan":
-        assert says in refusal(lambda: classifiers.fetch("cifar10-own"))
+        assert message in refusal(lambda: classifiers.fetch("cifar10-own"))
     assert path.is_file()

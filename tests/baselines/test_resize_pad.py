@@ -27,18 +27,19 @@ def test_whole_sizes_are_interpolate_and_pad(side: int, sizes: tuple[int, ...]) 
     x = rough(4, 3, side, side)
     wide = [max(size - 1, 1) for size in sizes]
     top, left = [(side - size) // 2 for size in sizes], [side - size for size in wide]
-    found = paste(x, column(*sizes), column(*wide), column(*top), column(*left))
-    for image, here, size, width, down, right in zip(x, found, sizes, wide, top, left, strict=True):
+    pasted = paste(x, column(*sizes), column(*wide), column(*top), column(*left))
+    examples = zip(x, pasted, sizes, wide, top, left, strict=True)
+    for image, actual, size, width, down, right in examples:
         small = F.interpolate(image[None], (size, width), mode="bilinear", align_corners=False)
         expected = F.pad(small, (right, side - width - right, down, side - size - down))
-        assert (here - expected[0]).abs().max() < 1e-6
+        assert (actual - expected[0]).abs().max() < 1e-6
 
 
 def test_sides_may_differ() -> None:
     x = rough(1, 1, 12, 7)
-    found = paste(x, column(9), column(5), column(2), column(1))
+    pasted = paste(x, column(9), column(5), column(2), column(1))
     expected = F.pad(F.interpolate(x, (9, 5), mode="bilinear", align_corners=False), (1, 1, 2, 1))
-    assert (found - expected).abs().max() < 1e-6
+    assert (pasted - expected).abs().max() < 1e-6
 
 
 def test_real_sizes_are_those_of_grid_sample() -> None:
@@ -47,7 +48,7 @@ def test_real_sizes_are_those_of_grid_sample() -> None:
     generator = torch.Generator().manual_seed(1)
     size = side * (0.5 + 0.5 * torch.rand(20, 1, generator=generator).double())
     top, left = (side - size) * torch.rand(2, 20, 1, generator=generator).double()
-    found = paste(x, size, size, top, left)
+    pasted = paste(x, size, size, top, left)
     scale = side / size[:, 0]
     theta = torch.zeros(20, 2, 3).double()
     theta[:, 0, 0] = theta[:, 1, 1] = scale
@@ -59,7 +60,7 @@ def test_real_sizes_are_those_of_grid_sample() -> None:
         F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         * (grid.abs() < 1).all(-1)[:, None]
     )
-    assert torch.allclose(found, expected, atol=1e-9)
+    assert torch.allclose(pasted, expected, atol=1e-9)
     assert torch.autograd.gradcheck(
         lambda images: paste(images, size[:2], size[:2], top[:2], left[:2]),
         x[:2, :, :, :].requires_grad_(),

@@ -88,15 +88,15 @@ def test_a_radius_is_too_large_as_seldom_as_its_alpha_says(distance: float) -> N
 
 def test_the_radius_comes_close_with_many_samples_and_grows_with_them() -> None:
     half = Half()
-    found = []
+    means = []
     for n in (100, 1000, 30000):
         with random_stream(CPU, 1):
             labels, radii = smooth(half, n=n, alpha=0.001).certify(half.at(0.25, 8))
         assert (labels == 1).all()
         assert (radii < 0.25).all()
-        found.append(radii.mean().item())
-    assert sorted(found) == found
-    assert found[-1] > 0.96 * 0.25
+        means.append(radii.mean().item())
+    assert sorted(means) == means
+    assert means[-1] > 0.96 * 0.25
 
 
 def test_the_largest_radius_is_that_of_unanimous_copies() -> None:
@@ -216,16 +216,16 @@ def test_the_gradient_of_the_answer_points_where_that_of_soft_does() -> None:
 
 def count_kept_values(samples: int, net: nn.Module) -> int:
     """How many numbers autograd keeps for the way back."""
-    held: list[int] = []
+    sizes: list[int] = []
 
     def pack(saved: Tensor) -> Tensor:
-        held.append(saved.numel())
+        sizes.append(saved.numel())
         return saved
 
     x = load(Spec.parse("digits[n=3]")).x.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         smooth(net, samples=samples, chunk=30)(x)
-    return sum(held)
+    return sum(sizes)
 
 
 def test_memory_is_that_of_a_chunk_with_a_gradient_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,16 +48,16 @@ def test_a_step_shrinks_on_both_sides_by_weight_over_width(turned: bool) -> None
     )
     if turned:
         x, expected = x.transpose(2, 3), expected.T
-    found = TotalVariation(weight, 3000, 1)(x)[0, 0]
-    assert (found - expected).abs().max() < 1e-3
+    minimum = TotalVariation(weight, 3000, 1)(x)[0, 0]
+    assert (minimum - expected).abs().max() < 1e-3
 
 
 def test_much_weight_leaves_the_mean_of_what_is_kept() -> None:
     x = rough(3, 2, 6, 6)
     kept = (rough(3, 1, 6, 6) < 0.6).double()
-    found = TotalVariation(10, 3000, 0.5).minimise(x, kept)
+    minimum = TotalVariation(10, 3000, 0.5).minimise(x, kept)
     expected = (x * kept).sum((2, 3)) / kept.sum((2, 3))
-    assert (found - expected[..., None, None]).abs().max() < 1e-3
+    assert (minimum - expected[..., None, None]).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.6])

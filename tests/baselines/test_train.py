@@ -174,7 +174,7 @@ def test_the_command_writes_weights_and_a_card_that_agree(
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--dataset", "digit"], "digit"),
         (["--dataset", "toy", "--name", "at"], "there is no recipe for classifiers of 'toy'"),
@@ -185,11 +185,11 @@ def test_the_command_writes_weights_and_a_card_that_agree(
     ],
 )
 def test_bad_input_is_one_line_and_code_two(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     assert main([*argv, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

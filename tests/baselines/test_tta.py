@@ -94,13 +94,13 @@ def test_versions_are_the_crops_of_the_reflected_image_each_as_often() -> None:
         for left in range(5)
     }
     torch.manual_seed(0)
-    found = Counter(
+    counts = Counter(
         tuple(version.flatten().tolist())
         for version in augmented(Extremes(), shift=2).purify(image.expand(5000, -1, -1, -1))
     )
-    assert found.keys() == crops
+    assert counts.keys() == crops
     assert (
-        sum((count - 200) ** 2 / 200 for count in found.values()) < 51
+        sum((count - 200) ** 2 / 200 for count in counts.values()) < 51
     )  # chi-square with 24 degrees of freedom: p = 0.001
 
 
@@ -142,10 +142,10 @@ def test_means_are_over_the_samples_of_one_draw() -> None:
         with random_stream(CPU, 0):
             each = model.per_draw(x)
         with random_stream(CPU, 0):
-            found = model(x)
+            log_mean = model(x)
         assert each.shape == (3, 5, 3)
         assert torch.allclose(
-            found, each.mean(1) if mean == "logit" else each.softmax(2).mean(1).log(), atol=1e-5
+            log_mean, each.mean(1) if mean == "logit" else each.softmax(2).mean(1).log(), atol=1e-5
         )
 
 

@@ -77,13 +77,14 @@ def test_an_old_file_that_is_cut_anywhere_is_damaged(tmp_path: Path) -> None:
         assert zoo_files.find_defect(put(path, OLD[:length])) == NOT_READ
 
 
-@pytest.mark.parametrize(("content", "says"), DAMAGED)
+@pytest.mark.parametrize(("content", "message"), DAMAGED)
 def test_a_damaged_file_that_lies_there_is_refused_and_left_alone(
-    models: Path, content: bytes, says: str
+    models: Path, content: bytes, message: str
 ) -> None:
     path = put(models / f"{SMALL}.pt", content)
     line = (
-        f"weights file '{path}' of 'robustbench:{SMALL}' is {says}; remove it, and fetch it again"
+        f"weights file '{path}' of 'robustbench:{SMALL}' is {message}; "
+        "remove it, and fetch it again"
     )
     assert refusal(zoo.fetch, SMALL) == line
     assert refusal(zoo.robustbench, SMALL) == line
@@ -154,12 +155,12 @@ def test_all_files_of_an_ensemble_are_fetched(
 ) -> None:
     fake_download(monkeypatch, lambda path: put(path, {"name": path.name}))
     kept = put(zoo.own_files(zoo.find_model("Chen2020Adversarial"))[1], {"mine": 1})
-    held = kept.read_bytes()
+    content = kept.read_bytes()
     zoo.fetch("Chen2020Adversarial")
     assert sorted(path.name for path in kept.parent.iterdir()) == [
         f"Chen2020Adversarial.pt_m{i}.pt" for i in range(3)
     ]
-    assert kept.read_bytes() == held
+    assert kept.read_bytes() == content
     assert (
         torch.load(zoo.own_files(zoo.find_model("Chen2020Adversarial"))[2])["name"]
         == "Chen2020Adversarial.pt_m2.pt"
@@ -189,14 +190,14 @@ def test_without_a_network_one_line_says_what_to_put_where(
         raise urllib.error.URLError("no network")
 
     fake_download(monkeypatch, fail)
-    there = (
+    message = (
         f"weights of 'robustbench:{name}' are not there: put {file} into {models.parent / folder}"
     )
     assert (
-        refusal(zoo.fetch, name) == f"{there} (their download failed: <urlopen error no network>)"
+        refusal(zoo.fetch, name) == f"{message} (their download failed: <urlopen error no network>)"
     )
     fake_download(monkeypatch, lambda path: pytest.fail("loading never downloads"))
-    assert refusal(zoo.robustbench, name) == there
+    assert refusal(zoo.robustbench, name) == message
     assert list(models.parent.iterdir()) == []
 
 

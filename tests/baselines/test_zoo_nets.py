@@ -22,12 +22,12 @@ State = dict[str, Any]
 
 
 def prefixed(state: State, prefix: str) -> State:
-    return {f"{prefix}{name}": held for name, held in state.items()}
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
 def unscaled(state: State) -> State:
     """As older files are: the scaling of the images was no part of the network."""
-    return {name: held for name, held in state.items() if name not in ("mu", "sigma")}
+    return {name: tensor for name, tensor in state.items() if name not in ("mu", "sigma")}
 
 
 LAYOUTS: list[tuple[str, str, Callable[[State], State]]] = [
@@ -40,7 +40,7 @@ LAYOUTS: list[tuple[str, str, Callable[[State], State]]] = [
     (
         "Andriushchenko2020Understanding",
         "PreActResNet-18",
-        lambda state: {"last": state, "best": {name: 0 * held for name, held in state.items()}},
+        lambda state: {"last": state, "best": {name: 0 * tensor for name, tensor in state.items()}},
     ),
     ("Cui2023Decoupled_WRN-28-10", "WideResNet-28-10", lambda state: prefixed(state, "module.")),
     (
@@ -153,13 +153,13 @@ def test_the_table_of_parameters(argument: str) -> None:
 
 
 def test_the_table_has_the_entries_and_files_of_the_package() -> None:
-    there = {}
+    files = {}
     for dataset, threats in zoo.read_table().items():
         for threat, entries in threats.items():
             for name, facts in entries.items():
                 key = facts["gdrive_id"]
                 split = "" if (dataset, threat) == zoo.DEFAULT_SPLIT else f"{dataset}/{threat}/"
-                there[f"robustbench:{split}{name}"] = (
+                files[f"robustbench:{split}{name}"] = (
                     0 if key is None else len(key) if isinstance(key, list) else 1
                 )
-    assert {name: listed.files for name, listed in published.zoo().items()} == there
+    assert {name: listed.files for name, listed in published.zoo().items()} == files

@@ -186,17 +186,17 @@ def released_shapes(scenario: str) -> dict[str, Shapes]:
 
 
 def classifier_shapes(classes: int) -> Shapes:
-    found: Shapes = {"init_conv.weight": (16, 3, 3, 3)}
+    shapes: Shapes = {"init_conv.weight": (16, 3, 3, 3)}
     for g in range(3):
         for b in range(4):
             key, o = f"layer.{g}.block.{b}", WIDTHS[g]
             i = o if b else (16, *WIDTHS)[g]
-            found |= {**dict(bn(f"{key}.batchnorm_0", i)), f"{key}.conv_0.weight": (o, i, 3, 3)}
-            found |= {**dict(bn(f"{key}.batchnorm_1", o)), f"{key}.conv_1.weight": (o, o, 3, 3)}
+            shapes |= {**dict(bn(f"{key}.batchnorm_0", i)), f"{key}.conv_0.weight": (o, i, 3, 3)}
+            shapes |= {**dict(bn(f"{key}.batchnorm_1", o)), f"{key}.conv_1.weight": (o, o, 3, 3)}
             if b == 0:
-                found[f"{key}.shortcut.weight"] = (o, i, 1, 1)
+                shapes[f"{key}.shortcut.weight"] = (o, i, 1, 1)
     return (
-        found
+        shapes
         | dict(bn("batchnorm", 640))
         | {"logits.weight": (classes, 640), "logits.bias": (classes,)}
     )

@@ -41,10 +41,10 @@ def classifier(seed: int = 0) -> Small:
 
 
 def layout(taps: tuple[tuple[int, ...], ...] | None = None) -> Layout:
-    found = tap_shapes(classifier(), IMAGE, LAYERS) if taps is None else taps
+    shapes = tap_shapes(classifier(), IMAGE, LAYERS) if taps is None else taps
     return Layout(
         IMAGE,
-        found,
+        shapes,
         (0.3,),
         (0.4,),
         blocks=1,
@@ -60,12 +60,12 @@ def layout(taps: tuple[tuple[int, ...], ...] | None = None) -> Layout:
 def purifier(seed: int = 1, *, unconditional: bool = False) -> Purifier:
     """Untrained, but with batch statistics as training leaves them: not the identity."""
     torch.manual_seed(seed)
-    made = Purifier(layout(() if unconditional else None), () if unconditional else LAYERS)
-    for module in made.modules():
+    model = Purifier(layout(() if unconditional else None), () if unconditional else LAYERS)
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean = torch.randn_like(module.running_mean) * 0.1
             module.running_var = torch.rand_like(module.running_var) + 0.5
-    return made.eval()
+    return model.eval()
 
 
 def images(n: int = 5, seed: int = 2) -> Tensor:

@@ -128,8 +128,8 @@ def test_prob_is_its_definition() -> None:
 def extremes() -> dict[str, Tensor]:
     """Float32 logits (B,8,K) up to +-50."""
     spread = 100 * torch.rand(64, 8, 10, generator=torch.Generator().manual_seed(3)) - 50
-    one = torch.full((2, 8, 10), -50.0)
-    one[:, :, 4] = 50.0
+    single = torch.full((2, 8, 10), -50.0)
+    single[:, :, 4] = 50.0
     lone = torch.full((2, 8, 10), -50.0)
     lone[:, 3, 4] = 50.0
     tied = torch.full((2, 8, 10), 50.0)
@@ -140,7 +140,7 @@ def extremes() -> dict[str, Tensor]:
     two = torch.tensor([[[50.0, -50.0]] * 8, [[50.0, 50.0]] * 8, [[-50.0, -50.0]] * 8])
     return {
         "spread": spread,
-        "one": one,
+        "one": single,
         "lone": lone,
         "tied": tied,
         "low": -tied,

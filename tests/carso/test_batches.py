@@ -41,7 +41,7 @@ def test_every_image_is_shown_once(n: int, batch: int, count: int) -> None:
         sizes = [len(share) for share in together]
         assert max(sizes) - min(sizes) <= 1
         assert sum(sizes) <= batch
-    seen = torch.cat([share for one in shares for share in one])
+    seen = torch.cat([share for rank_shares in shares for share in rank_shares])
     assert len(seen) == len(seen.unique()) == n - (n % batch if n % batch < 2 * count else 0)
     alone = batch_indices(n, batch, seed=4)
     assert [sorted(b.tolist()) for b in alone] == [

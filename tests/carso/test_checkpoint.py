@@ -42,10 +42,10 @@ def test_fingerprint_is_of_the_values() -> None:
     with torch.no_grad():
         f.logits.bias[0] += 1e-6
     assert checkpoint.fingerprint(f) != checkpoint.fingerprint(classifier())
-    one, other = (
+    first, second = (
         nn.ModuleDict({name: nn.PReLU()}) for name in "ab"
     )  # equal values under other names
-    assert checkpoint.fingerprint(one) != checkpoint.fingerprint(other)
+    assert checkpoint.fingerprint(first) != checkpoint.fingerprint(second)
 
 
 def test_another_classifier_is_refused(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ def spec_of(text: str) -> Spec:
 
 
 def build_carso(text: str) -> CARSO:
-    made = build_defence(spec_of(text))
-    assert isinstance(made, CARSO)
-    return made
+    defence = build_defence(spec_of(text))
+    assert isinstance(defence, CARSO)
+    return defence
 
 
 def test_the_default_condition_is_no_part_of_the_question_and_another_one_is() -> None:
@@ -83,13 +83,13 @@ def test_without_a_condition_the_samples_show_all_classes() -> None:
 
 def test_the_logits_alone_are_what_the_purifier_reads() -> None:
     x = load(Spec.parse("digits[n=20]")).x
-    made = build_carso("carso[condition=logits]")
-    logits = made.base(x)
-    assert made.purifier.layers == ("logits",)
-    assert torch.allclose(made.latent(x), made.purifier.condition((logits,)), atol=1e-6)
+    defence = build_carso("carso[condition=logits]")
+    logits = defence.base(x)
+    assert defence.purifier.layers == ("logits",)
+    assert torch.allclose(defence.latent(x), defence.purifier.condition((logits,)), atol=1e-6)
     moved = x.roll(1, 0)
-    same = made.purifier.condition((made.base(moved),))
-    assert torch.allclose(made.latent(moved), same, atol=1e-6)
+    same = defence.purifier.condition((defence.base(moved),))
+    assert torch.allclose(defence.latent(moved), same, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["carso[condition=logits]", "carso[classifier=@standard]"])
@@ -100,7 +100,7 @@ def test_the_committed_purifiers_classify(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("carso[condition=logit]", "did you mean 'logits'"),
         ("carso[aggregation=peal]", "did you mean 'peel'"),
@@ -110,19 +110,18 @@ def test_the_committed_purifiers_classify(text: str) -> None:
         ("carso[condition=none,weights=released]", "the authors' purifiers read layers"),
     ],
 )
-def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
-    with pytest.raises(BadInput, match=says) as caught:
+def test_what_does_not_fit_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
         build_defence(defences.resolve(Spec.parse(text.replace("]", ",classifier=own:digits-at]"))))
     assert "\n" not in str(caught.value)
 
 
 def test_the_last_layer_is_the_one_whose_output_is_the_answer() -> None:
-    made = build_carso("carso")
+    defence = build_carso("carso")
     seen: list[torch.Tensor] = []
-    handle = dict(made.base.named_modules())[find_last_layer(made.base)].register_forward_hook(
-        lambda m, i, o: seen.append(o)
-    )
+    layer = dict(defence.base.named_modules())[find_last_layer(defence.base)]
+    handle = layer.register_forward_hook(lambda m, i, o: seen.append(o))
     x = torch.rand(3, 1, 8, 8)
-    answer = made.base(x)
+    answer = defence.base(x)
     handle.remove()
     assert torch.equal(seen[0], answer)

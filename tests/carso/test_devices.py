@@ -165,10 +165,10 @@ def test_bfloat16_leaves_the_last_sigmoid_in_float32() -> None:
 
 def test_one_device_in_float32_is_no_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning.fabric", None)
-    one = choose_devices("cpu")
-    assert type(one) is Devices
+    devices = choose_devices("cpu")
+    assert type(devices) is Devices
     p = purifier()
-    assert one.wrap(p) is p
+    assert devices.wrap(p) is p
     half = choose_devices("cpu", half=True)
     with half.adversary_precision():
         assert (

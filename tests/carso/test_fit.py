@@ -101,7 +101,7 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
     p = new_purifier(f, IMAGE, r)
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    made: list[Lookahead] = []
+    optimisers: list[Lookahead] = []
 
     def look(_module: Any, args: Any) -> None:
         inputs.append(args[0])
@@ -114,7 +114,7 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
     class Kept(Lookahead):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            made.append(self)
+            optimisers.append(self)
 
     p.register_forward_pre_hook(look)
     monkeypatch.setattr("carso.fit.Lookahead", Kept)
@@ -132,7 +132,7 @@ def test_what_goes_in_is_attacked_and_the_target_is_clean(monkeypatch: pytest.Mo
         for a, b in zip(inputs, targets, strict=True)
     ]
     assert attacked == [20, 20, 8]  # of 40, 40 and 16
-    for parameter, slow in zip(p.parameters(), made[0].slow, strict=True):
+    for parameter, slow in zip(p.parameters(), optimisers[0].slow, strict=True):
         assert torch.equal(parameter, slow)
 
 
@@ -192,16 +192,16 @@ def test_what_is_validated_is_what_training_would_leave() -> None:
         blobs(),
         recipe(epochs=4, lr=0.02),
     )  # 16 steps, which do not end on a meeting
-    found: list[str] = []
+    fingerprints: list[str] = []
 
     def measure(p: Purifier) -> tuple[float, float]:
-        found.append(fingerprint(p))
+        fingerprints.append(fingerprint(p))
         return 0.0, 0.0
 
     torch.manual_seed(3)
     p = new_purifier(f, IMAGE, r)
     fit_purifier(p, f, x, y, r, validation=Validation(measure))
-    assert found == [fingerprint(p)]
+    assert fingerprints == [fingerprint(p)]
 
 
 def test_the_curve_says_what_the_adversaries_took() -> None:

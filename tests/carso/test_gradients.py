@@ -29,9 +29,9 @@ def test_the_slope_of_a_linear_model_is_its_weight_and_noise_averages_out() -> N
     torch.manual_seed(0)
     w, x, y = torch.randn(1, 4, 4), torch.rand(5, 1, 4, 4), torch.zeros(5, dtype=torch.long)
     assert torch.allclose(margin_gradient(Linear(w), x, y, 1), -2 * w.expand_as(x))
-    one, other = (margin_gradient(Linear(w, 1.0), x, y, 400) for _ in range(2))
-    assert cosine(one, -w.expand_as(x)).min() > 0.98
-    corrected = cosine(one, -w.expand_as(x)) / cosine(one, other).sqrt()
+    first, second = (margin_gradient(Linear(w, 1.0), x, y, 400) for _ in range(2))
+    assert cosine(first, -w.expand_as(x)).min() > 0.98
+    corrected = cosine(first, -w.expand_as(x)) / cosine(first, second).sqrt()
     assert (corrected - 1).abs().max() < 0.05
 
 

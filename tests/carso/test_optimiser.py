@@ -136,23 +136,23 @@ def test_a_restored_optimiser_goes_on_as_it_would_have(stop: int) -> None:
             [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.zeros(4))], lr=1.0
         )
 
-    one, other = new(), new()
+    whole, restored = new(), new()
     for t in range(stop):
-        step(one, t)
-    for p, q in zip(other.parameters, one.parameters, strict=True):
+        step(whole, t)
+    for p, q in zip(restored.parameters, whole.parameters, strict=True):
         p.data.copy_(q.data)
-    other.restore({name: value.clone() for name, value in one.state().items()}, one.steps)
+    restored.restore({name: value.clone() for name, value in whole.state().items()}, whole.steps)
     for t in range(stop, 14):
-        step(one, t)
-        step(other, t)
-    one.load_slow_weights()
-    other.load_slow_weights()
-    for p, q in zip(other.parameters, one.parameters, strict=True):
+        step(whole, t)
+        step(restored, t)
+    whole.load_slow_weights()
+    restored.load_slow_weights()
+    for p, q in zip(restored.parameters, whole.parameters, strict=True):
         assert torch.equal(p, q)
     if stop:
         with pytest.raises(KeyError, match=r"exp_avg\.1"):
             new().restore(
-                {name: value for name, value in one.state().items() if name != "exp_avg.1"}, stop
+                {name: value for name, value in whole.state().items() if name != "exp_avg.1"}, stop
             )
 
 

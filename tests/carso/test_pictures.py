@@ -40,7 +40,7 @@ def test_every_pixel_of_an_image_is_a_square_of_the_sheet(channels: int, side: i
     rows = [
         [Tile(image, "4", i % 2 == 0, "small") for i, image in enumerate(row)] for row in images
     ]
-    found, z = pixels(png("title", ["note"], ["a", "b", "c"], rows)), zoom(side, side)
+    drawn, z = pixels(png("title", ["note"], ["a", "b", "c"], rows)), zoom(side, side)
     for r, row in enumerate(images):
         for c, image in enumerate(row):
             x, y = place(r, c, side, side)
@@ -51,7 +51,7 @@ def test_every_pixel_of_an_image_is_a_square_of_the_sheet(channels: int, side: i
                 z,
                 1,
             )
-            assert np.array_equal(found[y : y + side * z, x : x + side * z], want)
+            assert np.array_equal(drawn[y : y + side * z, x : x + side * z], want)
 
 
 def test_right_and_wrong_differ_in_mark_and_colour() -> None:
@@ -64,10 +64,10 @@ def test_right_and_wrong_differ_in_mark_and_colour() -> None:
     for ok, colour in ((True, sheet.RIGHT), (False, sheet.WRONG)):
         want = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         for tile in (Tile(image, "4", ok), Tile(None, "4", ok)):
-            found = pixels(png("", [], ["a", "b"], [[Tile(image), tile]]))
-            assert (found == want).all(2).sum() > 10
+            drawn = pixels(png("", [], ["a", "b"], [[Tile(image), tile]]))
+            assert (drawn == want).all(2).sum() > 10
             other = [int((sheet.WRONG if ok else sheet.RIGHT)[i : i + 2], 16) for i in (1, 3, 5)]
-            assert not (found == other).all(2).any()
+            assert not (drawn == other).all(2).any()
 
 
 def test_the_facts_are_those_of_the_harness(tmp_path: Path) -> None:
@@ -89,14 +89,14 @@ def test_the_facts_are_those_of_the_harness(tmp_path: Path) -> None:
     assert sorted(image_of) == list(record.ids)
     whole = load(Spec("digits"))
     first = stratified_order(whole.y, whole.ids)[:6]
-    assert [one["id"] for one in facts["images"]] == whole.ids[first].tolist()
-    assert [one["label"] for one in facts["images"]] == whole.y[first].tolist()
+    assert [image["id"] for image in facts["images"]] == whole.ids[first].tolist()
+    assert [image["label"] for image in facts["images"]] == whole.y[first].tolist()
     assert len(set(whole.y[first].tolist())) == 6
     assert all(
-        0 < one["distance"] <= 0.2 + 1e-6
-        and one["strayed"] == 0
-        and len(one["reconstructions"]) == 8
-        for one in facts["images"]
+        0 < image["distance"] <= 0.2 + 1e-6
+        and image["strayed"] == 0
+        and len(image["reconstructions"]) == 8
+        for image in facts["images"]
     )
     assert (facts["n"], facts["seed"], facts["eps"], facts["norm"], facts["difference_scale"]) == (
         6,
@@ -176,17 +176,17 @@ def evaluate_defence() -> Any:
 
 
 def test_same_command_same_bytes_another_seed_others(tmp_path: Path) -> None:
-    first, one = draw_figure(tmp_path / "a")
-    second, two = draw_figure(tmp_path / "b")
-    third, other = draw_figure(tmp_path / "c", "--seed", "1")
+    first, first_facts = draw_figure(tmp_path / "a")
+    second, second_facts = draw_figure(tmp_path / "b")
+    third, third_facts = draw_figure(tmp_path / "c", "--seed", "1")
     assert first == second
-    assert {**one, "command": ""} == {**two, "command": ""}
+    assert {**first_facts, "command": ""} == {**second_facts, "command": ""}
     assert first != third
-    assert other["seed"] == 1
+    assert third_facts["seed"] == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--defence", "carsso"], "did you mean 'carso'"),
         (["--defence", "at"], "makes no reconstructions; take carso or vae"),
@@ -201,12 +201,12 @@ def test_same_command_same_bytes_another_seed_others(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures"
     assert pictures.main([*FAST, "--out", str(out), *words]) == 2
     line = capsys.readouterr().err
-    assert says in line
+    assert message in line
     assert line.count("\n") == 1
     assert not out.exists()
 

@@ -148,7 +148,7 @@ def test_key_names_of_the_released_files() -> None:
 @pytest.mark.parametrize("last_kernel", [2, 3])
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (7, 12), (1, 5), (33, 64), (50, 31)])
 def test_the_decoder_hits_any_size(size: tuple[int, int], last_kernel: int) -> None:
-    made = Purifier(
+    model = Purifier(
         Layout(
             (2, *size),
             ((4, 3, 3),),
@@ -163,10 +163,10 @@ def test_the_decoder_hits_any_size(size: tuple[int, int], last_kernel: int) -> N
             last_kernel,
         )
     ).eval()
-    x = made.decode(torch.randn(2, 3), torch.randn(2, 5))
+    x = model.decode(torch.randn(2, 3), torch.randn(2, 5))
     assert x.shape == (2, 2, *size)
     assert 0 < x.min() < x.max() < 1
-    mu, _ = made.encode(x, torch.randn(2, 5))
+    mu, _ = model.encode(x, torch.randn(2, 5))
     assert mu.shape == (2, 3)
 
 
@@ -274,13 +274,13 @@ def test_foreign_taps_are_refused() -> None:
 
 def test_taps_whose_height_is_not_known() -> None:
     """Channels 5 become 3, maps of 8 wide stay as wide, and 7 flat values enter as they are."""
-    made = Purifier(
+    model = Purifier(
         Layout.from_json(
             layout().to_json() | {"taps": ((5, None, 8), (7,)), "flat": 3 * 9 * 8 + 7}
         ),
         ("a", "b"),
     ).eval()
-    assert made.condition([torch.ones(2, 5, 9, 8), torch.ones(2, 7)]).shape == (2, 6)
+    assert model.condition([torch.ones(2, 5, 9, 8), torch.ones(2, 7)]).shape == (2, 6)
     for taps in (
         [(5, 8, 9), (7,)],
         [(5, 9, 8), (8,)],
@@ -294,16 +294,16 @@ def test_taps_whose_height_is_not_known() -> None:
             match=r"made for taps of the shapes|"
             r"223 values after compression, the classifier's have 199",
         ):
-            made.condition([torch.ones(2, *tap) for tap in taps])
+            model.condition([torch.ones(2, *tap) for tap in taps])
 
 
 def test_a_purifier_without_an_encoder() -> None:
-    made = Purifier(Layout.from_json(layout().to_json() | {"encoder": ()}), LAYERS).eval()
-    assert {key.partition(".")[0] for key in made.state_dict()} == {
+    model = Purifier(Layout.from_json(layout().to_json() | {"encoder": ()}), LAYERS).eval()
+    assert {key.partition(".")[0] for key in model.state_dict()} == {
         "compressors",
         "bottleneck",
         "decoder",
     }
     with pytest.raises(ValueError, match="has no encoder, and can only decode"):
-        made.encode(images(2), torch.zeros(2, 6))
-    assert made.decode(torch.zeros(2, 3), torch.zeros(2, 6)).shape == (2, 1, 8, 8)
+        model.encode(images(2), torch.zeros(2, 6))
+    assert model.decode(torch.zeros(2, 3), torch.zeros(2, 6)).shape == (2, 1, 8, 8)

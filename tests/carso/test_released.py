@@ -124,10 +124,10 @@ def test_the_tensors_are_copied_and_the_random_stream_is_not_touched() -> None:
     before = torch.get_rng_state()
     purifier = from_released(*state.values(), layers=names("tiny"))
     assert torch.equal(torch.get_rng_state(), before)
-    held = purifier.decoder[0][1].weight
+    weight = purifier.decoder[0][1].weight
     state["decoder"]["0.1.weight"].zero_()
-    assert held.abs().sum() > 0
-    assert not held.requires_grad
+    assert weight.abs().sum() > 0
+    assert not weight.requires_grad
     assert not any(module.training for module in purifier.modules())
 
 
@@ -202,7 +202,7 @@ def drop(_: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("do", "says"),
+    ("do", "message"),
     [
         (
             change_tensor("repr_compressors", "1.2.0.weight", drop),
@@ -277,16 +277,16 @@ def drop(_: Tensor) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(do: Callable[[dict[str, State]], None], says: str) -> None:
+def test_what_does_not_fit_is_named(do: Callable[[dict[str, State]], None], message: str) -> None:
     state = parts("cifar")
     do(state)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         from_released(*state.values(), layers=names("cifar"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("sides", "channels", "says"),
+    ("sides", "channels", "message"),
     [
         ([11, 9], [16, 9], "made for taps of the shapes"),
         ([11, 9, 7], [16, 9, 6], "made for taps of the shapes"),
@@ -298,9 +298,9 @@ def test_what_does_not_fit_is_named(do: Callable[[dict[str, State]], None], says
         ([11, 9, 6], [16, 9, 5], r"tap 2 \(5x6x6\) is too small for 3 blocks .* need 7x7"),
     ],
 )
-def test_taps_of_another_classifier(sides: list[int], channels: list[int], says: str) -> None:
+def test_taps_of_another_classifier(sides: list[int], channels: list[int], message: str) -> None:
     purifier = from_released(*parts("cifar").values(), layers=names("cifar"))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         purifier.condition(
             [torch.ones(2, n, side, side) for n, side in zip(channels, sides, strict=True)]
         )
@@ -321,8 +321,9 @@ def test_the_layouts_of_the_released_files(name: str) -> None:
     """
     want = authors.released_shapes(name)
     with torch.device("meta"):
-        held = released.purifier_parts(Purifier(released.layout(name), released.layers(name)))
-    assert {part: released.shapes_of(module.state_dict()) for part, module in held.items()} == want
+        modules = released.purifier_parts(Purifier(released.layout(name), released.layers(name)))
+    shapes = {part: released.shapes_of(module.state_dict()) for part, module in modules.items()}
+    assert shapes == want
     sizes = [
         sum(torch.Size(shape).numel() for shape in want[part].values())
         for part in ("repr_compressors", "decoder")

@@ -120,11 +120,11 @@ def test_a_file_of_something_else_is_refused_and_removed(
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the text is looked at below
         released.fetch_purifier(NAME)
     line = str(caught.value)
-    says = {
+    messages = {
         "extra key": "also holds more",
         "other shape": "5.bias of the shape (4,), not (3,)",
     }
-    assert says.get(kind, "is not a safetensors file, or is damaged") in line
+    assert messages.get(kind, "is not a safetensors file, or is damaged") in line
     decoder = released.purifier_files(NAME)["decoder"]
     assert f"put {released.BASE}{decoder} at {models / decoder}" in line
     assert "\n" not in line

@@ -238,11 +238,11 @@ def test_another_dataset_is_refused(tmp_path: Path) -> None:
     epoch = Epoch(0, 0.1, 0.0, 1.0, 1.0)
     state = State({"a": torch.ones(2)}, 3, 5, [epoch])
     question = {"data": "1234", "recipe": {"layers": ("a", "b")}}
-    one = Checkpoint(tmp_path / "x.training", tmp_path / "x.curve.jsonl", question)
-    one.save(state, 2)
-    assert Checkpoint(one.path, one.curve, question).load().history == [epoch]
+    first = Checkpoint(tmp_path / "x.training", tmp_path / "x.curve.jsonl", question)
+    first.save(state, 2)
+    assert Checkpoint(first.path, first.curve, question).load().history == [epoch]
     with pytest.raises(ValueError, match='its data is "1234", here it is "5678"'):
-        Checkpoint(one.path, one.curve, {**question, "data": "5678"}).count_epochs()
+        Checkpoint(first.path, first.curve, {**question, "data": "5678"}).count_epochs()
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ def test_every_card_is_true(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> CARSO:
-    made: CARSO = defences.get("carso").make(classifier="own:digits-at", weights="own:digits-carso")
-    return made
+    knobs = {"classifier": "own:digits-at", "weights": "own:digits-carso"}
+    defence: CARSO = defences.get("carso").make(**knobs)
+    return defence
 
 
 def test_clean_accuracy_on_digits(digits: CARSO) -> None:

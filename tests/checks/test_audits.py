@@ -24,7 +24,7 @@ NOISY = {"defence": "carso[classifier=own:x,samples=8]", "select": 8, "draws": 1
 
 
 def planted(
-    found: int,
+    detected: int,
     *,
     of: int = 100,
     valid: int | None = None,
@@ -32,11 +32,12 @@ def planted(
     attack: str = "pgd",
     **how: str,
 ) -> Record:
-    """The check `planted`: of `of` examples the attack finds `found`, random points `chance`."""
+    """The check `planted`: of `of` examples the attack finds `detected`, random points `chance`."""
     asked = cell(f"planted[attack={attack},examples={of}]", **how)
-    counts = (of if valid is None else valid, found, chance)
+    counts = (of if valid is None else valid, detected, chance)
     columns = [tuple(int(i < count) for i in range(of)) for count in counts]
-    return replace(record(asked, [int(i >= found) for i in range(of)]), planted=Planted(*columns))
+    correct = [int(i >= detected) for i in range(of)]
+    return replace(record(asked, correct), planted=Planted(*columns))
 
 
 def audit(
@@ -201,7 +202,7 @@ def test_checks_change_no_figure_of_a_row() -> None:
         for reason in row.reasons
     )
     (lacks,), (lacked,) = (
-        [r for r in one.reasons if r.startswith("not run")] for one in (row, plain)
+        [r for r in board_row.reasons if r.startswith("not run")] for board_row in (row, plain)
     )
     assert "D15" in lacked
     assert "D15" not in lacks

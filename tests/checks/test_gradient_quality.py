@@ -176,10 +176,10 @@ def test_a_margin_that_is_even_about_a_point_has_no_gradient() -> None:
         return PROBLEM.model(x).double() + torch.stack([torch.zeros_like(bend), bend], 1)
 
     torch.manual_seed(0)
-    one = sum_differences(curved, PROBLEM.x, PROBLEM.y, 0.01, 64)
+    summed = sum_differences(curved, PROBLEM.x, PROBLEM.y, 0.01, 64)
     torch.manual_seed(0)
     assert torch.allclose(
-        one, sum_differences(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, 64), atol=2e-2
+        summed, sum_differences(PROBLEM.model, PROBLEM.x, PROBLEM.y, 0.01, 64), atol=2e-2
     )
 
 

@@ -129,14 +129,14 @@ def test_parts_of_frozen_make_the_whole(tmp_path: Path) -> None:
 
 def test_equal_draws_are_asked_for_once() -> None:
     """More of them change neither the answer nor the cost, and the bound on the calls says so."""
-    one, many = (answer(f"frozen[attack=pgd-eot[eot={eot}]]") for eot in (1, 32))
-    assert (one.correct, one.margin) == (many.correct, many.margin)
-    assert (one.cost.forwards, one.cost.backwards) == (many.cost.forwards, many.cost.backwards)
+    single, many = (answer(f"frozen[attack=pgd-eot[eot={eot}]]") for eot in (1, 32))
+    assert (single.correct, single.margin) == (many.correct, many.margin)
+    cost = single.cost
+    assert (cost.forwards, cost.backwards) == (many.cost.forwards, many.cost.backwards)
     bound = registry.checks.get("frozen").facts.calls
-    assert bound(one.cell.attack.params, True) == bound(many.cell.attack.params, True)
-    assert one.cost.forwards + 2 * one.cost.backwards <= bound(one.cell.attack.params, True) * len(
-        one.ids
-    )
+    calls = bound(single.cell.attack.params, True)
+    assert calls == bound(many.cell.attack.params, True)
+    assert cost.forwards + 2 * cost.backwards <= calls * len(single.ids)
 
 
 def test_each_image_has_a_draw_of_its_own() -> None:

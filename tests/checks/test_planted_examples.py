@@ -200,10 +200,10 @@ def test_the_columns_are_those_of_the_planted_models() -> None:
 def test_a_stochastic_defence_is_judged_by_the_majority_of_draws() -> None:
     """Noise in which the draws of the points and of the corner overlap."""
     noisy = "noise[sigma=0.05,classifier=toy:net]"
-    valid, found, chance = rates(
+    valid, attack_share, chance = rates(
         "planted[attack=pgd-eot[steps=40,restarts=3],points=499]", noisy, 8
     )
-    assert (valid, found, chance) == (1, 1, 0)
+    assert (valid, attack_share, chance) == (1, 1, 0)
     assert rates("planted[attack=noise[tries=5],points=499]", noisy, 8)[1] == 0
 
 

@@ -113,7 +113,7 @@ PLANTED = Planted((1,), (1,), (0,))
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "message"),
+    ("first", "second", "message"),
     [
         ({"certificate": Certificate((1.0,))}, {}, "parts with different certificates"),
         (
@@ -132,10 +132,10 @@ PLANTED = Planted((1,), (1,), (0,))
     ],
 )
 def test_parts_that_clash_do_not_merge(
-    one: dict[str, object], other: dict[str, object], message: str
+    first: dict[str, object], second: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"{message} cannot be merged"):
-        merge([record((1,), **one), record((2,), **other)])
+        merge([record((1,), **first), record((2,), **second)])
 
 
 def test_a_part_without_examples_may_lack_what_others_have() -> None:

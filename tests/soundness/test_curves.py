@@ -106,11 +106,11 @@ def test_a_small_gain_beyond_chance_is_soft() -> None:
 
 
 def test_steps_raise_d6_draws_raise_d14_and_nothing_else_counts() -> None:
-    def gains(one: str, other: str) -> set[str]:
+    def gains(first: str, second: str) -> set[str]:
         return {
             flag.id
             for flag in effort_flags(
-                [record(cell(one, **NOISY), [16] * 100), record(cell(other, **NOISY), [8] * 100)]
+                [record(cell(first, **NOISY), [16] * 100), record(cell(second, **NOISY), [8] * 100)]
             )
         }
 

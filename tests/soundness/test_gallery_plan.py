@@ -70,10 +70,9 @@ def test_nothing_hard_is_flagged_on_the_honest() -> None:
 def test_the_naive_attack_alone_leaves_a_number_that_is_far_too_high_and_the_verdict_says_so() -> (
     None
 ):
-    naive = rows([one for one in records() if one.cell.attack.name != "adaptive"])
-    blind = rows(
-        [one for one in records() if one.cell.attack.name in ("none", "fgsm", "pgd", "pgd-eot")]
-    )
+    naive = rows([answer for answer in records() if answer.cell.attack.name != "adaptive"])
+    plain = ("none", "fgsm", "pgd", "pgd-eot")
+    blind = rows([answer for answer in records() if answer.cell.attack.name in plain])
     for name in broken_on_purpose():
         if name not in UNMASKED:
             robust = blind[name].robust

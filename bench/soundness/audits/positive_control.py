@@ -49,7 +49,7 @@ def check_plain_classifier(
     """How much of the undefended classifier this row's attacks leave, and how much all leave.
 
     On the examples of that classifier that met most of the row's attacks. None where it met none.
-    None too where the attacks that it met fall short and it was spared others: all but the attacks
+    None too where the attacks that it met fall short and it was spared others. All but the attacks
     that need a stochastic defence must have been tried.
     """
     asked = {r.cell.attack for r in gradient_attacks(row) if not r.attack_traits.stochastic_only}
