@@ -102,19 +102,19 @@ def read_pieces(data: bytes) -> dict[str, Piece]:
     """The tensors that a pickle names, be they in a container of a training script."""
     for _ in pickletools.genops(data):
         pass  # raises where a length is more than there is
-    held = TensorsOnly(data).load()
-    if not isinstance(held, Mapping):
-        raise ValueError(f"it holds a {type(held).__name__}; {ALONE}")
+    content = TensorsOnly(data).load()
+    if not isinstance(content, Mapping):
+        raise ValueError(f"it holds a {type(content).__name__}; {ALONE}")
     for name in CONTAINERS:
-        if isinstance(held.get(name), Mapping):
-            held = held[name]
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
             break
-    for name, value in held.items():
+    for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Piece):
             raise ValueError(f"it holds '{name}', which is no tensor; {ALONE}")
-    if not held:
+    if not content:
         raise ValueError("it holds no tensor")
-    return dict(held)
+    return dict(content)
 
 
 class TensorsOnly(pickle._Unpickler):

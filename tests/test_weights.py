@@ -40,9 +40,9 @@ def make_net() -> nn.Module:
     return make_network(ARCH, "net").eval().requires_grad_(False)
 
 
-def keep(path: Path, held: object, card: dict[str, Any] | None = None) -> str:
-    """Write what is held as torch does, and a card as a user writes it; return the name."""
-    torch.save(held, path)
+def keep(path: Path, content: object, card: dict[str, Any] | None = None) -> str:
+    """Write the content as torch does, and a card as a user writes it; return the name."""
+    torch.save(content, path)
     return describe(path, card)
 
 

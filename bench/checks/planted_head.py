@@ -109,7 +109,7 @@ def plant(defence: nn.Module, x: Tensor, options: PlantOptions) -> PlantedHead |
         with planted_head(planted):
             refuse_other_logits(defence, x)
             if answers_as_planted(defence, x, outer, stochastic):
-                by_chance = found_by_chance(defence, x, options.eps, stochastic)
+                by_chance = is_found_by_chance(defence, x, options.eps, stochastic)
                 return replace(planted, found_by_chance=by_chance)
     return None
 
@@ -258,7 +258,7 @@ def has_label(
 
 
 @torch.no_grad()
-def found_by_chance(defence: nn.Module, x: Tensor, eps: float, stochastic: bool) -> bool:
+def is_found_by_chance(defence: nn.Module, x: Tensor, eps: float, stochastic: bool) -> bool:
     """Whether the most promising of 200 random points is of class 1, by one draw of each."""
     points = random_points(x, RANDOM_POINTS, eps)
     zero = torch.zeros(ROWS, dtype=torch.long, device=x.device)

@@ -145,7 +145,7 @@ def run_inner_attack(cell: Cell, check_target: CheckTarget, x: Tensor, number: i
     if check_target.random is None:
         correct = score(cell, model, chosen.images, y, number)
     else:
-        hits = count_found(cell, check_target, chosen.images, number)
+        hits = count_hits(cell, check_target, chosen.images, number)
         correct = cell.draws - hits
         planted = {
             "valid": torch.ones_like(y),
@@ -174,7 +174,7 @@ def inner_question(cell: Cell, check_target: CheckTarget) -> Cell:
 
 
 @torch.no_grad()
-def count_found(cell: Cell, check_target: CheckTarget, images: Tensor, number: int) -> Tensor:
+def count_hits(cell: Cell, check_target: CheckTarget, images: Tensor, number: int) -> Tensor:
     """The evaluation draws (B,) that name the planted class: an abstention finds nothing."""
     with judging_stream(images.device, cell.key, number, "evaluate"):
         hits, _ = count_correct(check_target.model, images, 1 - check_target.y, cell.draws)

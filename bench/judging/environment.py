@@ -58,10 +58,10 @@ def path_text(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def same_source(one: Env, other: Env) -> bool:
+def same_source(first: Env, second: Env) -> bool:
     """Whether parts of two runs belong together: the same code, device, data and weights."""
     names = ("commit", "device", "data", "weights", "versions", "source")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    return all(getattr(first, name) == getattr(second, name) for name in names)
 
 
 @functools.cache

@@ -225,8 +225,8 @@ def choose_threat(
 ) -> ThreatModel | None:
     """The threat model of the sweep; where the attack has no form in its norm, one of its own.
 
-    None, and a note, where the request names the norm, or where the dataset has no eps in another:
-    a default list may lack that form.
+    None, and a note, where the request names the norm, or where the dataset has no eps in another.
+    A default list may lack that form.
     """
     norm = request.norm or facts.norm
     if norm not in NORMS:

@@ -1,7 +1,7 @@
 """What code and files an answer to a cell rests on, by name and digest. Standard library only.
 
-It rests on the modules that define its data set, its defence with those inside of it, its
-classifiers and its attack, on what these modules import, and on the files that they read. Packages
+It rests on the modules that define its data set, its classifiers, its attack, its defence and those
+inside of that. It rests on what these modules import too, and on the files that they read. Packages
 of plug-ins count by their code, so that a comment changes nothing; files of the user count by
 their bytes. The judging core, the standard library and installed libraries do not count.
 """

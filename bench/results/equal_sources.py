@@ -30,18 +30,18 @@ class EqualSources:
             first[name] = {digest: group[0] for group in groups for digest in group}
         return EqualSources(bool(data.get("unknown")), first)
 
-    def same_code(self, one: Env, other: Env) -> bool:
+    def same_code(self, answer: Env, other: Env) -> bool:
         """Whether no module and no file that two answers both rest on differs.
 
         What only one of them rests on, as its attack, may differ.
         """
-        if not (one.source and other.source):
-            return one.source == other.source or self.unknown
-        return not self.list_differing(one, other)
+        if not (answer.source and other.source):
+            return answer.source == other.source or self.unknown
+        return not self.list_differing(answer, other)
 
-    def list_differing(self, one: Env, other: Env) -> list[str]:
+    def list_differing(self, answer: Env, other: Env) -> list[str]:
         """The names of the modules and files of both answers that differ."""
-        digests = dict(self.canonical((*one.sources, *one.files)))
+        digests = dict(self.canonical((*answer.sources, *answer.files)))
         others = dict(self.canonical((*other.sources, *other.files)))
         return sorted(name for name in digests.keys() & others if digests[name] != others[name])
 

@@ -114,7 +114,7 @@ def gather(cells: Sequence[Cell], data: BoardData) -> Evidence:
     """The evidence on the cells of one question, in plan order.
 
     Records of other images under the same name (an edited folder, say), or of other code, are left
-    out and named: they cannot be compared example by example.
+    out and named. They cannot be compared example by example.
     """
     attack_cells = [cell for cell in cells if not data.asked.is_check(cell)]
     check_cells = [cell for cell in cells if data.asked.is_check(cell)]

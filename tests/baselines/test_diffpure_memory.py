@@ -93,8 +93,8 @@ def test_batches_are_bounded_and_draws_are_shared_out_rightly(
     defence.unet.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     monkeypatch.setattr(baselines.diffpure, "PIXELS_PER_BATCH", {"cpu": 10 * 64})
     with random_stream(CPU, 0), torch.no_grad():
-        several = predict_draws(defence, x, 7)
-    assert several.shape == (6, 7, 10)
+        answers = predict_draws(defence, x, 7)
+    assert answers.shape == (6, 7, 10)
     assert max(sizes) <= 10
     assert sum(sizes) == 6 * 7 * 2 * len(defence.steps)
     monkeypatch.setattr(defence, "purify", lambda images: images)

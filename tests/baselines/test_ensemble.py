@@ -94,9 +94,9 @@ def test_the_two_means_can_disagree() -> None:
 
 def test_every_member_is_run_once_whatever_the_number_of_draws() -> None:
     members = [linear(0), linear(1)]
-    several = predict_draws(Ensemble(members, "logit"), images(), 7)
-    assert several.shape == (5, 7, 3)
-    assert torch.equal(several[:, 3], Ensemble(members, "logit")(images()))
+    answers = predict_draws(Ensemble(members, "logit"), images(), 7)
+    assert answers.shape == (5, 7, 3)
+    assert torch.equal(answers[:, 3], Ensemble(members, "logit")(images()))
     assert [member.seen for member in members] == [
         10,
         10,

@@ -317,8 +317,8 @@ def test_the_ripple_is_small_and_its_slope_is_not() -> None:
     defence, x = build_row("gallery-shattered")[0], images()[0]
     assert 0.01 < (defence.purify(x) - x).abs().max() <= 0.02 + 1e-6
     assert 0 <= defence.purify(x).min() <= defence.purify(x).max() <= 1
-    inside = (0.1 + 0.8 * x).requires_grad_()
-    (slope,) = torch.autograd.grad(defence.transform(inside).sum(), inside)
+    between = (0.1 + 0.8 * x).requires_grad_()
+    (slope,) = torch.autograd.grad(defence.transform(between).sum(), between)
     assert slope.max() > 20
     assert slope.min() < -20
 

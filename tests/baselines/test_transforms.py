@@ -252,16 +252,16 @@ def test_random_draws_come_in_bounded_batches_others_share_one_transform() -> No
     x = 0.3 + 0.05 * torch.arange(7.0).view(7, 1, 1, 1).expand(
         -1, 3, 32, 32
     )  # each 20 standard deviations of a mean from the next
-    several = Transformed(seen, Noisy(sigma), random=True).draws(x, 20)
-    assert several.shape == (7, 20, 2)
+    answers = Transformed(seen, Noisy(sigma), random=True).draws(x, 20)
+    assert answers.shape == (7, 20, 2)
     assert sum(seen.batches) == 140
     assert max(seen.batches) <= PIXELS_PER_BATCH["cpu"] // x[0].numel() < 140
-    assert len(several[..., 0].unique()) > 120
-    assert (several.std(1) > 0).all()
+    assert len(answers[..., 0].unique()) > 120
+    assert (answers.std(1) > 0).all()
     assert (
-        (several[..., 0] - several[..., 0].mean(1, keepdim=True)).abs() < 0.02
+        (answers[..., 0] - answers[..., 0].mean(1, keepdim=True)).abs() < 0.02
     ).all()  # a row is of one image
-    assert several[..., 0].mean(1).diff().min() > 0.03
+    assert answers[..., 0].mean(1).diff().min() > 0.03
     once: list[int] = []
     median, images = Median(2), rough(7, 3, 8, 8)
     median.register_forward_hook(lambda _module, given, _found: once.append(len(given[0])))

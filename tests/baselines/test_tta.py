@@ -162,8 +162,8 @@ def test_draws_are_one_flat_batch_of_bounded_parts(monkeypatch: pytest.MonkeyPat
 
 def test_the_answers_of_a_draw_belong_to_their_image() -> None:
     x = torch.arange(6.0).view(6, 1, 1, 1).expand(-1, 1, 4, 4) / 6
-    several = predict_draws(augmented(Extremes(), 3, shift=1), x, 4)
-    assert torch.allclose(several, Extremes()(x)[:, None].expand(-1, 4, -1))
+    answers = predict_draws(augmented(Extremes(), 3, shift=1), x, 4)
+    assert torch.allclose(answers, Extremes()(x)[:, None].expand(-1, 4, -1))
 
 
 def test_its_gradient_is_the_true_one() -> None:

@@ -131,8 +131,8 @@ def test_images_are_scaled_inside(models: Path) -> None:
         "model_zoo.architectures.resnet"
     ).PreActResNet  # it takes scaled images
     with torch.no_grad():
-        inside = network.forward(net, (x - mean) / std)
-        assert torch.allclose(loaded(x), inside, atol=1e-5)
+        expected = network.forward(net, (x - mean) / std)
+        assert torch.allclose(loaded(x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

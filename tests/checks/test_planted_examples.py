@@ -249,12 +249,12 @@ class Several(nn.Module):
 
 def test_the_head_is_the_last_full_layer_that_runs() -> None:
     x = grey()
-    several = Several(4)
-    assert find_head(several, x, 4) is several.last
+    defence = Several(4)
+    assert find_head(defence, x, 4) is defence.last
     with pytest.raises(
         Unfit, match=r"planted: the last full layer of this defence gives 4 values, not 7 logits"
     ):
-        find_head(several, x, 7)
+        find_head(defence, x, 7)
     with pytest.raises(Unfit, match=r"planted: no full layer \(nn.Linear\) runs in this defence"):
         find_head(nn.Flatten(), x, 64)
     options = PlantOptions(EPS, classes=4, stochastic=False, points=50, boundary=1)
