@@ -13,7 +13,6 @@ from bench import report
 from bench.errors import BadInput
 from bench.files import data_folder
 from bench.questions import plan as plans
-from bench.questions.discover import discover
 from bench.questions.facts import ImageFacts
 from bench.questions.plan import Plan
 from bench.questions.request import Request, parse_request, read_plan_file
@@ -83,6 +82,8 @@ def run(
     """
     if plan and question:
         raise BadInput(f"plan and {next(iter(question))} exclude each other: give one of them")
+    from bench.judging.plugins import load_plugins
+
     settings = Settings(
         Path(out),
         data_folder(Path(data_dir) if data_dir else None),
@@ -91,7 +92,7 @@ def run(
         keep_stale,
         plugins=tuple(map(Path, plugins)),
     )
-    discover(settings.plugins)
+    load_plugins(settings.plugins)
     file = Path(plan) if plan else None
     request = parse_request(question, Path("bench.run"))
     look = look_into(settings.data_dir)

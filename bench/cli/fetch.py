@@ -9,7 +9,6 @@ from typing import Any
 from bench.api import look_into, make_plan
 from bench.cli.run import read_request
 from bench.questions import plan as plans
-from bench.questions.discover import discover
 
 
 def fetch(
@@ -17,8 +16,10 @@ def fetch(
 ) -> None:
     """Download what the plan of the file, or of the flags, needs and is not there."""
     from bench.data.sample import load
+    from bench.judging.plugins import load_plugins
 
-    discover(plugins)
+    for note in load_plugins(plugins):
+        print(f"note: {note}")
     plan = make_plan(file, read_request(file, flags), look_into(data_dir))
     for note in plan.notes:
         print(f"note: {note}")

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from bench import weights
 from bench.questions import registry
-from bench.questions.discover import discover
 from bench.results import published
 
 KINDS = {
@@ -29,7 +28,10 @@ LEGEND = (
 
 def show_list(console: Console, what: str, plugins: tuple[Path, ...]) -> None:
     """The names of one kind, as a table."""
-    discover(plugins)
+    from bench.judging.plugins import load_plugins
+
+    for note in load_plugins(plugins):
+        console.print(f"note: {escape(note)}", soft_wrap=True)
     if what == "classifiers":
         show_classifiers(console)
         return
@@ -50,8 +52,7 @@ def show_classifiers(console: Console) -> None:
     console.width = max(console.width, CLASSIFIERS_WIDTH)
     for entry in sorted(registry.classifiers, key=lambda entry: entry.name):
         console.print(f"{entry.name}:...  {escape(entry.summary)}")
-        list_names = entry.facts.names or list
-        names = [f"{entry.name}:{name}" for name in list_names()]
+        names = [f"{entry.name}:{name}" for name in registry.names_of(entry) or ()]
         for _, group in itertools.groupby(names, key=lambda name: name.rpartition("/")[0]):
             console.print(make_table(list(group)))
     console.print(LEGEND)

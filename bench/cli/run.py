@@ -27,7 +27,6 @@ from bench.cli.boards import show_leaderboards
 from bench.cli.progress import Live
 from bench.errors import BadInput
 from bench.questions import plan as plans
-from bench.questions.discover import discover
 from bench.questions.plan import Plan
 from bench.questions.request import Request
 from bench.questions.spec import split_commas
@@ -39,9 +38,12 @@ def run_sweep(
     file: Path | None, flags: Mapping[str, Any], settings: Settings, *, dry_run: bool
 ) -> int:
     """Answer the plan of the file, or of the flags; exit code 1 where a cell failed."""
+    from bench.judging.plugins import load_plugins
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    discover(settings.plugins)
     console = new_console()
+    for note in load_plugins(settings.plugins):
+        console.print(f"note: {escape(note)}", soft_wrap=True)
     request = read_request(file, flags)
     look = look_into(settings.data_dir)
     plan = make_plan(file, request, look)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 from bench.data.contract import find_doubts, to_ids, to_images, to_labels, to_tensor
 from bench.errors import BadInput
 from bench.files import data_folder
+from bench.questions.plugin_calls import told_in_one_line
 from bench.questions.registry import datasets
 from bench.questions.spec import Spec, Value
 
@@ -142,13 +141,9 @@ def load_split(spec: Spec, split: str, data_dir: Path) -> Dataset:
     """The whole split; BadInput whatever its factory raises or returns."""
     entry = datasets.get(spec.name)
     knobs = entry.resolve(spec.params)
-    try:
+    complaint = f"dataset '{spec.name}' cannot be loaded:"
+    with told_in_one_line(complaint, system_errors_pass=True):
         whole = entry.make(split, data_dir, **knobs)
-    except (BadInput, OSError):
-        raise
-    except Exception as error:
-        line = describe_error(error, entry.make)
-        raise BadInput(f"dataset '{spec.name}' cannot be loaded: {line}") from error
     if not isinstance(whole, Dataset):
         raise BadInput(
             f"dataset '{spec.name}' gives a {type(whole).__name__}, and no Dataset: "
@@ -157,16 +152,6 @@ def load_split(spec: Spec, split: str, data_dir: Path) -> Dataset:
     if not len(whole):
         raise BadInput(f"dataset '{spec.name}' has no images in its {split} split")
     return whole
-
-
-def describe_error(error: Exception, make: Callable[..., Any]) -> str:
-    """What a factory raised, and its file and line."""
-    file = Path(inspect.getsourcefile(make) or "")
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
-    place = f"{file.name}:{lines[-1]}" if lines else file.name
-    reason = " ".join(str(error).split())
-    return f"{type(error).__name__}: {reason} ({place})"
 
 
 def read_count(name: str, knob: str, value: Value) -> int:

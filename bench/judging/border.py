@@ -154,6 +154,8 @@ def check_logits(logits: Tensor, x: Tensor) -> Tensor:
     """The logits (B,...,K); UnusableAnswer where they are not floating, a row for each image."""
     if not logits.is_floating_point():
         raise UnusableAnswer(f"it answers numbers of type {logits.dtype}; logits are floating")
+    if logits.device != x.device:
+        raise UnusableAnswer(f"it answers on {logits.device}, and its images lie on {x.device}")
     if logits.dim() < 2 or len(logits) != len(x):
         raise UnusableAnswer(
             f"it answers shape {tuple(logits.shape)} for {len(x)} images; logits are (B,K)"

@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -166,6 +166,12 @@ def shadows(space: Any, members: dict[str, Any]) -> list[str]:
     return [name for name in vars(space) if name not in members and name in inherited]
 
 
+def read_generators() -> tuple[object, ...]:
+    """The state of the random generators of torch (CPU), numpy and `random`, to be compared."""
+    numpy_state = np.random.get_state(legacy=False)
+    return (torch.default_generator.get_state().tolist(), repr(numpy_state), random.getstate())
+
+
 class Containment:
     """With `Containment() as row`: other people's code runs; then the process is as it was before.
 
@@ -173,10 +179,14 @@ class Containment:
     what else the block left otherwise.
     """
 
+    def __init__(self, spared: Collection[str] = ()) -> None:
+        """Settings that are `spared`, by name, stay as the block leaves them."""
+        self.settings = [setting for setting in SETTINGS if setting.name not in spared]
+
     def __enter__(self) -> Containment:
         self.conduct = Conduct()
         self._switches = read_switches()
-        self._settings = [setting.copy() for setting in SETTINGS]
+        self._settings = [setting.copy() for setting in self.settings]
         self._hooks = copy_hooks()
         self._functions = copy_functions()
         self._torch = torch.default_generator.get_state()
@@ -185,12 +195,13 @@ class Containment:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # First, for a default dtype has classes of torch in its train.
+        switches = restore_switches(self._switches)
         patches = restore_functions(self._functions)
         if copy_hooks() != self._hooks:
             restore_hooks(self._hooks)
             patches.append("global hooks of nn.Module")
-        switches = restore_switches(self._switches)
-        for setting, before in zip(SETTINGS, self._settings, strict=True):
+        for setting, before in zip(self.settings, self._settings, strict=True):
             if setting.copy() != before:
                 setting.restore(before)
                 switches.append(setting.name)

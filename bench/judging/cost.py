@@ -57,14 +57,12 @@ def forecast_costs(
 def forecast_cost(cell: Cell, watch: Stopwatch) -> CostForecast:
     """The cost of one cell; see `forecast_costs`."""
     entry = registry.find_question(cell.attack.name)
-    count_calls = entry.facts.calls
-    calls = 0
-    if count_calls:
-        stochastic = registry.is_stochastic(cell.defence)
-        calls = round(count_calls(entry.resolve(cell.attack.params), stochastic))
+    stochastic = registry.is_stochastic(cell.defence)
+    known_calls = registry.count_calls(entry, entry.resolve(cell.attack.params), stochastic)
+    calls = round(known_calls or 0)
     judging_ms = watch.time_defence(cell)
     attack_ms = watch.time_surrogate(cell) if cell.threat.access == "transfer" else judging_ms
-    if count_calls is None or judging_ms is None or attack_ms is None:
+    if known_calls is None or judging_ms is None or attack_ms is None:
         return CostForecast(calls, None)
     judging_calls = 2 * cell.select + cell.draws
     ms_per_image = calls * attack_ms + judging_calls * judging_ms

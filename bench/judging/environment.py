@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from bench.entry_points import checkout
+from bench.questions import registry
 from bench.questions.pins import PIN, knob_texts, unpinned
-from bench.questions.registry import build_defence, classifiers, files_read
+from bench.questions.registry import build_defence, files_read
 from bench.questions.sources import digest_path, source_digest, sources_of
 from bench.questions.spec import Cell, Spec
 from bench.results.record import Env
@@ -122,7 +123,6 @@ def digest_of(text: str) -> str:
     """The digest of the files that a pinned text names; the pin itself where no scheme has one."""
     name, _, pin = text.rpartition("@")
     scheme, colon, argument = name.partition(":")
-    if not colon or scheme not in classifiers:
+    if not colon or scheme not in registry.classifiers:
         return pin
-    find_digest = classifiers.get(scheme).facts.digest
-    return (find_digest and find_digest(argument)) or pin
+    return registry.digest_of(registry.classifiers.get(scheme), argument) or pin

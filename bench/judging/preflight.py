@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-import bench.errors
 from bench.data.sample import Dataset
 from bench.errors import BadInput
-from bench.judging.border import Border, place_defence
+from bench.judging.border import Border, UnusableAnswer, place_defence
 from bench.judging.containment import Containment
 from bench.judging.randomness import judging_stream
 from bench.judging.setup import load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
 from bench.questions.pins import classifier_of
+from bench.questions.plugin_calls import is_foreign, told_in_one_line
+from bench.questions.sources import sources_of
 from bench.questions.spec import Cell
 
 TRIED = 2  # images
-HARNESS = Path(bench.errors.__file__).parent
-LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
 
 
 def preflight(cells: Iterable[Cell], data_dir: Path, device: str = "cpu") -> list[str]:
@@ -34,6 +31,9 @@ def preflight(cells: Iterable[Cell], data_dir: Path, device: str = "cpu") -> lis
     Returns notes on the form of their answers. Raises BadInput, one line, before anything is
     written: it names the plug-in, its file and line, and what it raised.
     """
+    cells = tuple(cells)
+    for cell in cells:
+        sources_of(cell)  # a plug-in may give them by a function
     notes: dict[str, None] = {}
     for what, data, build in list_models(cells, data_dir):
         with Containment():
@@ -43,10 +43,9 @@ def preflight(cells: Iterable[Cell], data_dir: Path, device: str = "cpu") -> lis
 
 
 def list_models(
-    cells: Iterable[Cell], data_dir: Path
+    cells: Sequence[Cell], data_dir: Path
 ) -> Iterable[tuple[str, Dataset, Callable[[], nn.Module]]]:
     """In words what each model is, the images that it is for, and how it is built."""
-    cells = tuple(cells)
     for cell in {(c.dataset, c.defence): c for c in cells}.values():
         classifier = classifier_of(cell.defence)
         what = f"defence '{cell.defence.name}'"
@@ -60,15 +59,8 @@ def list_models(
 
 
 def load_data(cell: Cell, data_dir: Path) -> Dataset:
-    """The images of the cell; BadInput whatever their loader raises."""
-    try:
-        return load_cached(cell.dataset, str(data_dir))
-    except (BadInput, OSError):
-        raise
-    except Exception as error:
-        raise BadInput(
-            f"dataset '{cell.dataset.name}' cannot be loaded: {describe(error)}"
-        ) from error
+    """The images of the cell."""
+    return load_cached(cell.dataset, str(data_dir))
 
 
 def try_model(
@@ -76,16 +68,14 @@ def try_model(
 ) -> tuple[str, ...]:
     """Build a model and predict; returns notes on the form of its answer."""
     x = data.x[:TRIED].to(device)
-    try:
+    with told_in_one_line(f"{what} cannot be built:"):
         model = build()
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{what} cannot be built: {describe(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"{what} is no nn.Module: its factory returns {type(model).__name__}")
-    border = place_defence(model, x)
-    logits = predict(what, data, border, x)
+    shape = tuple(x.shape[1:])
+    with told_in_one_line(f"{what} cannot take the images {shape} of '{data.name}':"):
+        border = place_defence(model, x)
+        logits = predict(what, border, x)
     if logits.shape != (len(x), data.classes):
         raise BadInput(
             f"{what} answers {tuple(logits.shape)} for {len(x)} images of '{data.name}', "
@@ -95,33 +85,19 @@ def try_model(
 
 
 @torch.no_grad()
-def predict(what: str, data: Dataset, border: Border, x: Tensor) -> Tensor:
-    """The logits of images x (B,C,H,W)."""
+def predict(what: str, border: Border, x: Tensor) -> Tensor:
+    """The logits of images x (B,C,H,W); BadInput where the answer holds none."""
     try:
         with judging_stream(x.device, "preflight"):
             logits: Tensor = border(x)
-    except BadInput:
-        raise
-    except Exception as error:
-        shape = tuple(x.shape[1:])
-        raise BadInput(
-            f"{what} cannot take the images {shape} of '{data.name}': {describe(error)}"
-        ) from error
+    except UnusableAnswer as error:
+        raise BadInput(f"{what}: {error}{find_forward(border.defence)}") from error
     return logits
 
 
-def describe(error: BaseException) -> str:
-    """The first line of what was raised, its type, and the file and line that it comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if is_foreign(frame.filename)]
-    frame = own[-1] if own else frames[-1]
-    reason = str(error).strip().partition("\n")[0]
-    said = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    return f"{said} ({Path(frame.filename).name}:{frame.lineno})"
-
-
-def is_foreign(filename: str) -> bool:
-    """Whether the file is of a plug-in: of no library, and not of the harness."""
-    path = Path(filename)
-    in_library = any(path.is_relative_to(folder) for folder in LIBRARIES)
-    return path.is_file() and not in_library and not path.is_relative_to(HARNESS)
+def find_forward(model: nn.Module) -> str:
+    """The file and line of a model's own `forward`: ` (mine.py:12)`; empty where it has none."""
+    code = getattr(type(model).forward, "__code__", None)
+    if code is None or not is_foreign(code.co_filename):
+        return ""
+    return f" ({Path(code.co_filename).name}:{code.co_firstlineno})"

@@ -20,8 +20,8 @@ from bench.judging.execute import (
     kept_parts,
     make_deterministic,
 )
+from bench.judging.plugins import load_plugins
 from bench.judging.setup import batch_count
-from bench.questions.discover import discover
 from bench.questions.spec import Cell
 from bench.results.record import Record
 from bench.results.store import Store
@@ -141,5 +141,5 @@ def report(progress: Progress, store: Store, watch: Watch) -> None:
 def answer_on_node(cell: Cell, index: int, run: Run, plugins: tuple[Path, ...]) -> Record:
     """One batch of one cell, in a worker of the cluster."""
     make_deterministic()
-    discover(plugins)
+    load_plugins(plugins)
     return answer_batch(cell, index, run)

@@ -18,6 +18,7 @@ from bench.questions.sources import PLUGIN_FILE, user_modules
 
 # The user's modules that a plug-in file imported, and their digests, by the name of its module.
 _imported: dict[str, Mapping[str, str]] = {}
+from bench.questions.plugin_calls import told_in_one_line
 
 
 def discover(files: tuple[Path, ...] = ()) -> None:
@@ -45,10 +46,11 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     data = path.read_bytes()
     try:
-        exec(compile(data, str(path), "exec"), vars(module))
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BadInput(f"plug-in file '{path}' cannot be imported: {reason}") from error
+        with told_in_one_line(f"plug-in file '{path}' cannot be imported:"):
+            exec(compile(data, str(path), "exec"), vars(module))
+    except BadInput:
+        del sys.modules[name]
+        raise
     remember_source(name, module, data)
     _imported[name] = user_modules(name)
     return module

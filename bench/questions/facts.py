@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput, did_you_mean
+from bench.questions.plugin_calls import call_hook, read_text
 from bench.questions.spec import ACCESS, NORMS, Value
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Knob:
         """`value`, often text of a command line or a file, as the type of the knob; or BadInput."""
         value = self._typed(value)
         if self.parse:
-            value = self.parse(str(value))
+            label = f"parse of the knob '{self.name}'"
+            value = read_text(label, call_hook(label, self.parse, str(value)))
         self._refuse_too_small(value)
         for word in str(value).split("+") if self.choices else ():
             if word not in self.choices:

@@ -18,6 +18,8 @@ from bench.questions.registry import (
     classifiers,
     datasets,
     defences,
+    fetch_classifier,
+    fetch_defence,
     find_question,
     inner_attack,
     is_stochastic,
@@ -276,16 +278,7 @@ def fetch_missing(plan: Plan) -> None:
         scheme, colon, argument = split_pin(text)[0].partition(":")
         if not colon or scheme not in classifiers:
             continue
-        fetch = classifiers.get(scheme).facts.fetch
-        if fetch:
-            fetch(argument)
+        fetch_classifier(classifiers.get(scheme), argument)
     for defence in dict.fromkeys(cell.defence for cell in plan.cells):
-        fetch_files_of(defence)
-
-
-def fetch_files_of(defence: Spec) -> None:
-    """Fetch the files of a defence, and of those inside of it, that no classifier names."""
-    for spec in with_inner_defences(defence):
-        fetch = defences.get(spec.name).facts.fetch
-        if fetch:
-            fetch(spec.params)
+        for spec in with_inner_defences(defence):
+            fetch_defence(spec)

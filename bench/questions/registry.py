@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ from bench.questions.facts import (
     QuestionFacts,
 )
 from bench.questions.pins import PIN
+from bench.questions.plugin_calls import (
+    call_hook,
+    read_bool,
+    read_names,
+    read_number,
+    read_text,
+)
 from bench.questions.spec import Cell, Spec, Value
 
 if TYPE_CHECKING:
@@ -40,6 +48,7 @@ Question = TypeVar("Question", AttackFacts, CheckFacts)
 Function = TypeVar("Function", bound=Callable[..., Any])
 Words = Mapping[str, Collection[str]]
 Parsers = Mapping[str, Callable[[str], str]]
+DIGEST = re.compile(r"[0-9a-f]{8,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,10 @@ class Entry(Generic[Facts]):
     make: Callable[..., Any]
     facts: Facts
     knobs: Mapping[str, Knob]
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} '{self.name}'"
 
     @property
     def summary(self) -> str:
@@ -304,8 +317,10 @@ def traits_of(cell: Cell) -> dict[str, Any]:
 
 def is_stochastic(spec: Spec) -> bool:
     """Whether the defence of this spec, which has all knobs, or one inside of it is stochastic."""
-    fact = defences.get(spec.name).facts.stochastic
-    if fact(spec.params) if callable(fact) else fact:
+    entry = defences.get(spec.name)
+    label = f"{entry.title}: its stochastic"
+    fact = entry.facts.stochastic
+    if read_bool(label, call_hook(label, fact, spec.params) if callable(fact) else fact):
         return True
     inner = inner_defence(spec)
     return inner is not None and is_stochastic(inner)
@@ -329,13 +344,18 @@ def inner_calls(knobs: Knobs, stochastic: bool) -> float:
     All draws of what is not stochastic are the same, and are asked for once.
     """
     inner = resolve_question(Spec.parse(str(knobs["attack"])))
-    calls = find_question(inner.name).facts.calls
-    if not calls:
-        return 0.0
     params = dict(inner.params)
     if "eot" in params and not stochastic:
         params["eot"] = 1
-    return float(calls(params, stochastic))
+    return count_calls(find_question(inner.name), params, stochastic) or 0.0
+
+
+def count_calls(entry: Entry[QuestionFacts], knobs: Knobs, stochastic: bool) -> float | None:
+    """The most calls per example of an attack or a check; None where it does not say."""
+    if not entry.facts.calls:
+        return None
+    label = f"{entry.title}: its calls"
+    return read_number(label, call_hook(label, entry.facts.calls, knobs, stochastic))
 
 
 def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:
@@ -347,14 +367,46 @@ def split_scheme(text: str) -> tuple[Entry[ClassifierFacts], str]:
     return classifiers.get(scheme), argument
 
 
+def names_of(entry: Entry[ClassifierFacts]) -> list[str] | None:
+    """The arguments of a scheme; None where it does not know them."""
+    if not entry.facts.names:
+        return None
+    label = f"{entry.title}: its names"
+    return read_names(label, call_hook(label, entry.facts.names))
+
+
+def digest_of(entry: Entry[ClassifierFacts], argument: str) -> str:
+    """The digest in hex of a classifier's files; empty where there is none."""
+    if not entry.facts.digest:
+        return ""
+    label = f"{entry.title}: its digest"
+    digest = read_text(label, call_hook(label, entry.facts.digest, argument))
+    if digest and not DIGEST.fullmatch(digest):
+        raise BadInput(f"{label} gives '{digest[:40]}', not at least 8 digits in hex")
+    return digest
+
+
+def fetch_classifier(entry: Entry[ClassifierFacts], argument: str) -> None:
+    """Fetch the files of a classifier that are missing; BadInput where one cannot be had."""
+    if entry.facts.fetch:
+        call_hook(f"{entry.title}: its fetch", entry.facts.fetch, argument)
+
+
+def fetch_defence(spec: Spec) -> None:
+    """Fetch the files of a defence that no classifier names; BadInput as above."""
+    entry = defences.get(spec.name)
+    if entry.facts.fetch:
+        call_hook(f"{entry.title}: its fetch", entry.facts.fetch, spec.params)
+
+
 def build_classifier(text: str) -> nn.Module:
     """The classifier `scheme:name`, on the CPU, in eval mode, its parameters frozen."""
     entry, argument = split_scheme(text)
     with note_reads() as paths:
-        classifier: nn.Module = entry.make(argument)
+        model = entry.make(argument)
     for path in () if PIN.search(argument) else paths:  # a pin makes the files part of the question
         note_read(path)
-    return classifier.eval().requires_grad_(False)
+    return freeze(entry, model)
 
 
 def build_defence(spec: Spec) -> nn.Module:
@@ -362,12 +414,22 @@ def build_defence(spec: Spec) -> nn.Module:
 
     The files that it loads meanwhile are kept in `files_read`.
     """
+    entry = defences.get(spec.name)
     with note_reads() as paths:
-        defence: nn.Module = defences.get(spec.name).make(**spec.params)
+        model = entry.make(**spec.params)
     files_read[spec] = frozenset(paths)
     for path in paths:
         note_read(path)
-    return defence.eval().requires_grad_(False)
+    return freeze(entry, model)
+
+
+def freeze(entry: Entry[Any], model: Any) -> nn.Module:
+    """The model in eval mode, its parameters frozen; BadInput where it is no nn.Module."""
+    if not hasattr(model, "eval") or not hasattr(model, "requires_grad_"):
+        kind = type(model).__name__
+        raise BadInput(f"{entry.title} is no nn.Module: its factory returns {kind}")
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
 
 
 def build_inner(classifier: str, inner: str) -> nn.Module:

@@ -9,7 +9,15 @@ from typing import Any
 from bench.errors import BadInput, did_you_mean
 from bench.questions.facts import DefenceFacts, QuestionFacts
 from bench.questions.pins import split_classifiers
-from bench.questions.registry import Entry, defences, find_question, split_scheme
+from bench.questions.plugin_calls import call_hook, read_knobs, read_text
+from bench.questions.registry import (
+    Entry,
+    defences,
+    digest_of,
+    find_question,
+    names_of,
+    split_scheme,
+)
 from bench.questions.spec import Spec, Value
 from bench.weights import split_pin
 
@@ -73,7 +81,14 @@ def fill_dependent_defaults(resolution: Resolution) -> Params:
     facts = resolution.entry.facts
     if not isinstance(facts, DefenceFacts) or not facts.dependent_defaults:
         return resolution.params
-    return {**resolution.params, **facts.dependent_defaults(resolution.params)}
+    return replace_knobs(resolution, "dependent_defaults", facts.dependent_defaults)
+
+
+def replace_knobs(resolution: Resolution, name: str, hook: Callable[..., Any]) -> Params:
+    """All knobs, with the values that the hook gives in place of some."""
+    label = f"its {name}"
+    knobs = resolution.params
+    return {**knobs, **read_knobs(label, call_hook(label, hook, knobs), knobs)}
 
 
 def resolve_inner_defence(resolution: Resolution) -> Params:
@@ -127,7 +142,8 @@ def refuse_unfit(outer: Entry[QuestionFacts], inner: Entry[QuestionFacts], knobs
     if not norms & outer.facts.norms:
         forms = " or ".join(sorted(outer.facts.norms))
         raise BadInput(f"{name} has no {forms} form; it has {', '.join(sorted(norms))}")
-    reason = outer.facts.accepts(inner, knobs)
+    label = "its accepts"
+    reason = read_text(label, call_hook(label, outer.facts.accepts, inner, knobs))
     if reason:
         raise BadInput(reason)
 
@@ -167,11 +183,11 @@ def pin_classifier(text: str) -> str:
     """
     name, pinned = split_pin(text)
     entry, bare = split_scheme(name)
-    facts = entry.facts
-    digest = facts.digest(bare) if facts.digest else None
-    if digest is None and facts.names and bare not in facts.names():
-        raise BadInput(f"classifier '{name}' is unknown{did_you_mean(bare, facts.names())}")
-    pin = (digest or "")[:8]
+    digest = digest_of(entry, bare)
+    names = None if digest else names_of(entry)
+    if names is not None and bare not in names:
+        raise BadInput(f"classifier '{name}' is unknown{did_you_mean(bare, names)}")
+    pin = digest[:8]
     if pinned and not pin:
         raise BadInput(f"'{name}' has no digest here")
     if pinned and pinned != pin:
@@ -183,7 +199,7 @@ def pin_own_files(resolution: Resolution) -> Params:
     facts = resolution.entry.facts
     if not isinstance(facts, DefenceFacts) or not facts.pin:
         return resolution.params
-    return {**resolution.params, **facts.pin(resolution.params)}
+    return replace_knobs(resolution, "pin", facts.pin)
 
 
 def drop_unchanged_new_knobs(resolution: Resolution) -> Params:

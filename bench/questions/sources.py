@@ -24,6 +24,7 @@ from typing import Any
 from bench.entry_points import declared
 from bench.files import file_digest
 from bench.questions.pins import knob_texts, unpinned, with_inner_defences
+from bench.questions.plugin_calls import call_hook, read_paths
 from bench.questions.registry import (
     Entry,
     classifiers,
@@ -91,29 +92,34 @@ def list_sources(entries: Sequence[tuple[Entry[Any], Spec]]) -> Iterator[tuple[s
     texts: set[str] = set()
     for entry, spec in entries:
         yield from closure_of(entry.make.__module__)
-        yield from digest_files(entry.facts.files, spec.params)
+        yield from digest_files(entry, spec.params)
         texts |= knob_texts(spec)
     for text in sorted(map(unpinned, texts)):
         scheme, colon, argument = text.partition(":")
         if colon and scheme in classifiers:
             entry = classifiers.get(scheme)
             yield from closure_of(entry.make.__module__)
-            yield from digest_files(entry.facts.files, argument)
+            yield from digest_files(entry, argument)
         path = text.removeprefix("file:")
         if is_file(path):
             yield path, digest_path(Path(path).expanduser())
 
 
-def digest_files(fact: Any, knobs: Any) -> Iterator[tuple[str, str]]:
+def digest_files(entry: Entry[Any], knobs: Any) -> Iterator[tuple[str, str]]:
     """The digests of the files that a plug-in says that it reads."""
-    for path in list_files(fact, knobs):
+    for path in list_files(entry, knobs):
         yield path, digest_path(Path(path).expanduser())
 
 
-def list_files(fact: Any, knobs: Any) -> list[str]:
+def list_files(entry: Entry[Any], knobs: Any) -> list[str]:
     """The paths of a fact `files`: a path, several, or a function of the knobs that gives them."""
-    files = fact(knobs) if callable(fact) else fact
-    return [str(files)] if isinstance(files, str | Path) else [str(path) for path in files]
+    label = f"{entry.title}: its files"
+    files = entry.facts.files
+    if callable(files):
+        files = call_hook(label, files, knobs)
+    return (
+        [str(files)] if isinstance(files, str | Path) else list(map(str, read_paths(label, files)))
+    )
 
 
 def is_file(text: str) -> bool:
