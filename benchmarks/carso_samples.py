@@ -177,7 +177,9 @@ def compare_ways(defence: CARSO, x: Tensor, draws: int, repeats: int) -> None:
     def vmap(x: Tensor) -> Tensor:
         z = noise(x)
         c = defence.latent(x)
-        return defence.aggregate(torch.vmap(lambda one: answer(one, c), in_dims=2, out_dims=1)(z))
+        return defence.aggregate(
+            torch.vmap(lambda sample: answer(sample, c), in_dims=2, out_dims=1)(z)
+        )
 
     def separate(x: Tensor) -> Tensor:
         return torch.stack([defence(x) for _ in range(draws)], 1)

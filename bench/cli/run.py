@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,14 @@ def run_sweep(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = new_console()
-    for note in load_plugins(settings.plugins):
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+    show_notes(console, load_plugins(settings.plugins))
     request = read_request(file, flags)
     look = look_into(settings.data_dir)
     plan = make_plan(file, request, look)
-    for note in plan.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+    show_notes(console, plan.notes)
     today = look_up_today(settings)
     pending = find_pending(plan, settings, today)
-    for note in pending.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+    show_notes(console, pending.notes)
     if dry_run:
         from bench.cli.dry_run import show_costs
 
@@ -65,8 +62,7 @@ def run_sweep(
         # again: the digest of what was fetched is in the question
         plan = make_plan(file, request, look)
         pending = find_pending(plan, settings, today)
-        for note in prepare(plan, pending, settings):
-            console.print(f"note: {escape(note)}", soft_wrap=True)
+        show_notes(console, prepare(plan, pending, settings))
         with Live(console, pending.cells) as watch:
             failed = answer(pending.cells, settings, watch)
     mark_kept(plan, pending, settings)
@@ -80,6 +76,11 @@ def run_sweep(
             file=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def show_notes(console: Console, notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
 
 
 def new_console() -> Console:

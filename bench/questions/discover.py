@@ -13,12 +13,12 @@ from types import ModuleType
 
 from bench.entry_points import declared
 from bench.errors import BadInput
+from bench.questions.plugin_calls import told_in_one_line
 from bench.questions.source_code import digest_of, remember_source
 from bench.questions.sources import PLUGIN_FILE, user_modules
 
 # The user's modules that a plug-in file imported, and their digests, by the name of its module.
 _imported: dict[str, Mapping[str, str]] = {}
-from bench.questions.plugin_calls import told_in_one_line
 
 
 def discover(files: tuple[Path, ...] = ()) -> None:

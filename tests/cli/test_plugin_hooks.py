@@ -188,9 +188,9 @@ def test_a_hook_cannot_edit_the_knobs_of_the_question() -> None:
 def test_a_plugin_file_that_cannot_be_imported_is_one_line(
     line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refusal(line, ON_DEFENCE, tmp_path, capsys)
-    assert "mine.py' cannot be imported: " in told
-    assert message in told
+    error = refusal(line, ON_DEFENCE, tmp_path, capsys)
+    assert "mine.py' cannot be imported: " in error
+    assert message in error
 
 
 ACTS = {
@@ -216,5 +216,5 @@ def test_what_a_plugin_file_changes_is_put_back_with_a_note(
     before = look()
     assert run([*command, "--out", str(tmp_path / "out")]) == 0
     assert look() == before
-    told = capsys.readouterr().out
-    assert f"mine.py' changes {name} when imported; this is put back" in told.replace("\n", " ")
+    output = capsys.readouterr().out
+    assert f"mine.py' changes {name} when imported; this is put back" in output.replace("\n", " ")
