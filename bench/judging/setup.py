@@ -64,9 +64,9 @@ def _prepare(dataset: Spec, spec: Spec, eps: float, device: str, data_dir: str) 
     return Setup(data, defence, place, probe, row.conduct + defence.take_conduct())
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def load_cached(dataset: Spec, data_dir: str) -> Dataset:
-    """The images of a dataset; those of the last one asked for are kept."""
+    """The images of a dataset; those of the last four asked for are kept."""
     return load(dataset, data_dir=Path(data_dir))
 
 

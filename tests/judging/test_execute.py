@@ -94,6 +94,7 @@ def test_a_part_of_the_same_source_is_joined(tmp_path: Path) -> None:
         ("data", "0123456789abcdef"),
         ("weights", (("own:digits-at", "0" * 64),)),
         ("versions", (("torch", "0.0"),)),
+        ("source", "0123456789abcdef"),
     ],
 )
 def test_a_part_of_another_source_is_not_joined(tmp_path: Path, field: str, value: object) -> None:
