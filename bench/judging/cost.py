@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from bench.errors import BadInput
 from bench.judging.border import place_defence
+from bench.judging.containment import Containment
 from bench.judging.setup import load_cached
 from bench.judging.surrogates import build_surrogate
 from bench.questions import registry
+from bench.questions.plugin_calls import told_in_one_line
 from bench.questions.spec import Cell
 
 
@@ -94,12 +96,13 @@ class Stopwatch:
         """The faster of two predictions of one batch; None where data or weights are not there."""
         key = f"{name} on {cell.dataset} by {cell.batch}"
         if key not in self.times:
-            try:
-                images = load_cached(cell.dataset, str(self.data_dir)).x[: cell.batch]
-                x = images.to(self.device)
-                self.times[key] = time_prediction(place_defence(build(), x[:2]), x, repeats=2)
-            except BadInput:
-                return None
+            with Containment(), told_in_one_line(f"{name} cannot be timed:"):
+                try:
+                    images = load_cached(cell.dataset, str(self.data_dir)).x[: cell.batch]
+                    x = images.to(self.device)
+                    self.times[key] = time_prediction(place_defence(build(), x[:2]), x, repeats=2)
+                except BadInput:
+                    return None
         return self.times[key]
 
 

@@ -18,7 +18,9 @@ from bench.data.sample import Dataset
 from bench.errors import BadInput
 from bench.judging.environment import environment, same_source
 from bench.judging.evaluate import evaluate, merge_whole
+from bench.judging.interrupts import CellFailed, Interrupts
 from bench.judging.setup import batch_count, load_cached
+from bench.questions.plugin_calls import first_line
 from bench.questions.spec import Cell
 from bench.results.record import Env, Record
 from bench.results.store import Store
@@ -56,37 +58,46 @@ def execute(
 ) -> int:
     """Answer the cells into the store; returns how many failed.
 
-    Interrupted, it has kept every whole batch, and the next run goes on from there.
+    Whatever a plug-in raises fails its cell. Interrupted, the sweep has kept every whole batch, and
+    the next run goes on from there.
     """
     run = Run(device, data_dir, command)
     failed = 0
-    for cell in cells:
-        try:
-            record = answer_cell(cell, store, run, watch)
-        except (BadInput, OSError):
-            raise
-        except Exception as error:
-            failed += 1
-            watch.failed(cell, keep_failure(cell, store, error))
-        else:
-            store.put(record)
-            watch.answered(cell, record)
+    with Interrupts() as interrupts:
+        for cell in cells:
+            try:
+                record = answer_cell(cell, store, run, watch, interrupts)
+            except CellFailed as failure:
+                failed += 1
+                error = failure.__cause__ or failure
+                watch.failed(cell, keep_failure(cell, store, error))
+            else:
+                store.put(record)
+                watch.answered(cell, record)
     return failed
 
 
-def answer_cell(cell: Cell, store: Store, run: Run, watch: Watch) -> Record:
-    """Answer the batches that no earlier run has kept, and join them with those that are kept."""
-    count = batch_count(cell, len(run.load(cell)))
+def answer_cell(cell: Cell, store: Store, run: Run, watch: Watch, interrupts: Interrupts) -> Record:
+    """Answer the batches that no earlier run has kept, and join them with those that are kept.
+
+    Raises CellFailed where other people's code raises; what the store raises passes.
+    """
+    with interrupts.foreign_code():
+        count = batch_count(cell, len(run.load(cell)))
+        run.environment(cell)
     parts = kept_parts(cell, store, run)
     watch.batch(cell, len(parts), count)
     for index in range(count):
         if index in parts:
             continue
-        parts[index] = answer_batch(cell, index, run)
+        with interrupts.foreign_code():
+            parts[index] = answer_batch(cell, index, run)
         if count > 1:
             store.put_part(parts[index], index)
         watch.batch(cell, len(parts), count)
-    return merge_whole([parts[index] for index in range(count)])
+    with interrupts.foreign_code():
+        record = merge_whole([parts[index] for index in range(count)])
+    return record
 
 
 def kept_parts(cell: Cell, store: Store, run: Run) -> dict[int, Record]:
@@ -104,7 +115,7 @@ def answer_batch(cell: Cell, index: int, run: Run) -> Record:
 
 def keep_failure(cell: Cell, store: Store, error: BaseException) -> str:
     """Keep the failure of the cell in the store; returns its one line."""
-    message = f"{type(error).__name__}: {error}".partition("\n")[0]
+    message = f"{type(error).__name__}: {first_line(error)}"
     store.fail(cell, message, "".join(traceback.format_exception(error)))
     return message
 
