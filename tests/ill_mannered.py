@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.questions.registry import attack, build_classifier, classifier, defence
 
@@ -134,6 +139,101 @@ def silence(model: Acting, x: Tensor) -> None:
     sys.path.insert(0, "/nowhere")
 
 
+class Zeroes(TorchFunctionMode):
+    """The sign of anything is zero."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        return answer * 0 if func in (torch.sign, Tensor.sign) else answer
+
+
+def enter_function_mode(model: Acting, x: Tensor) -> None:
+    Zeroes().__enter__()
+
+
+class Ignores(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def enter_dispatch_mode(model: Acting, x: Tensor) -> None:
+    Ignores().__enter__()
+
+
+def enter_autocast(model: Acting, x: Tensor) -> None:
+    torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
+
+
+def enter_inference_mode(model: Acting, x: Tensor) -> None:
+    kept.append(torch.inference_mode())
+    kept[-1].__enter__()
+
+
+def enter_tensor_hooks(model: Acting, x: Tensor) -> None:
+    torch.autograd.graph.saved_tensors_hooks(torch.zeros_like, lambda saved: saved).__enter__()
+
+
+def hook_the_graph(model: Acting, x: Tensor) -> None:
+    """Reaches the attacker's own image through the graph of the copy that it was handed.
+
+    Autograd leads there, and no copy can prevent it. What is promised: it spoils nothing but the
+    attack on itself, for the attacker's image is no image of the harness.
+    """
+    node = x.grad_fn
+    if node is None:
+        return
+    node.register_prehook(lambda grads: tuple(grad * 0 for grad in grads))
+    for earlier, _ in node.next_functions:
+        for leaf in (earlier, *(following for following, _ in earlier.next_functions)):
+            if hasattr(leaf, "variable"):
+                leaf.variable.data.zero_()
+
+
+def set_tensor_type(model: Acting, x: Tensor) -> None:
+    torch.set_default_tensor_type(torch.DoubleTensor)
+
+
+def set_device(model: Acting, x: Tensor) -> None:
+    torch.set_default_device("meta")
+
+
+def set_deterministic(model: Acting, x: Tensor) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def patch_random(model: Acting, x: Tensor) -> None:
+    np.random.default_rng = lambda *seeds: None  # type: ignore[assignment]
+    random.random = lambda: 0.5
+
+
+def patch_load(model: Acting, x: Tensor) -> None:
+    torch.load = lambda *given, **options: {}
+    torch.serialization.load = torch.load
+
+
+def change_limits(model: Acting, x: Tensor) -> None:
+    sys.setrecursionlimit(3000)
+    os.umask(0o777)
+
+
+def change_signals(model: Acting, x: Tensor) -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(600)
+
+
+def start_thread(model: Acting, x: Tensor) -> None:
+    """Starts a thread that draws for a second after the row is over.
+
+    A thread that seeds torch moves the draws of every row that runs meanwhile: a process has one
+    generator, and no code can stop a thread. What is promised: the row that started it is flagged.
+    This thread waits, so that the rows after it can be compared.
+    """
+    if not any(thread.name == "of-a-plug-in" for thread in threading.enumerate()):
+        threading.Thread(target=time.sleep, args=(1,), name="of-a-plug-in", daemon=True).start()
+
+
+kept: list[Any] = []
 ACTS: dict[str, Act] = {
     act.__name__: act
     for act in (
@@ -156,6 +256,20 @@ ACTS: dict[str, Act] = {
         change_folder,
         change_environment,
         silence,
+        enter_function_mode,
+        enter_dispatch_mode,
+        enter_autocast,
+        enter_inference_mode,
+        enter_tensor_hooks,
+        hook_the_graph,
+        set_tensor_type,
+        set_device,
+        set_deterministic,
+        patch_random,
+        patch_load,
+        change_limits,
+        change_signals,
+        start_thread,
     )
 }
 

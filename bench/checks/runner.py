@@ -119,7 +119,13 @@ def run_on_images(cell: Cell, setup: Setup, x: Tensor, y: Tensor, number: int) -
     with (
         random_stream(setup.device, cell.key, number, "attack"),
         check(
-            setup.defence, x, y, cell.threat, classes, setup.stochastic, **cell.attack.params
+            setup.defence,
+            x.clone(),
+            y.clone(),
+            replace(cell.threat),
+            classes,
+            setup.stochastic,
+            **cell.attack.params,
         ) as check_target,
     ):
         if check_target is None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _pop_mode
 
 from bench.judging.randomness import current, judging_stream
 from bench.judging.target import find_convolutions, to_device_channels_last
@@ -46,7 +47,65 @@ class Switch:
     write: Callable[[Any], object]
 
 
+_inference_guards: list[Any] = []  # kept for ever: one that goes puts back what was before it
+
+
+def write_inference_mode(enabled: bool) -> None:
+    _inference_guards.append(torch._C._InferenceMode(enabled))
+
+
+def read_default_device() -> Any:
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+
+
+def write_default_device(context: Any) -> None:
+    """Where none was set, none is: setting the CPU would slow every call."""
+    torch.set_default_device(None if context is None else context.device)
+
+
+def leave_function_modes(depth: int) -> None:
+    while torch._C._len_torch_function_stack() > depth:
+        torch._C._pop_torch_function_stack()
+
+
+def leave_dispatch_modes(depth: int) -> None:
+    while torch._C._len_torch_dispatch_stack() > depth:
+        _pop_mode()
+
+
+def read_tensor_hooks() -> Any:
+    """The functions through which autograd keeps tensors; None where there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def leave_tensor_hooks(before: Any) -> None:
+    while read_tensor_hooks() not in (before, None):
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+def read_autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def write_autocast(enabled: tuple[bool, bool]) -> None:
+    """An autocast that was entered and not left has its cache of weights cleared too."""
+    torch.set_autocast_enabled("cpu", enabled[0])
+    torch.set_autocast_enabled("cuda", enabled[1])
+    torch.autocast_increment_nesting()
+    while torch.autocast_decrement_nesting() > 0:
+        pass
+    torch.clear_autocast_cache()
+
+
 SWITCHES = (
+    # Before the gradient mode, which it decides.
+    Switch("the inference mode", torch.is_inference_mode_enabled, write_inference_mode),
+    # Before the function modes, of which it is one.
+    Switch("torch's default device", read_default_device, write_default_device),
+    Switch("torch function modes", torch._C._len_torch_function_stack, leave_function_modes),
+    Switch("torch dispatch modes", torch._C._len_torch_dispatch_stack, leave_dispatch_modes),
+    Switch("autocast", read_autocast, write_autocast),
+    Switch("how autograd keeps tensors", read_tensor_hooks, leave_tensor_hooks),
     Switch("the gradient mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
     Switch("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Switch("the number of threads", torch.get_num_threads, torch.set_num_threads),
@@ -64,8 +123,8 @@ SWITCHES = (
     ),
     Switch(
         "deterministic algorithms",
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
+        torch.get_deterministic_debug_mode,
+        torch.set_deterministic_debug_mode,
     ),
     Switch("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
 )
@@ -82,9 +141,10 @@ def restore_switches(before: tuple[Any, ...]) -> list[str]:
         return []
     changed = []
     for switch, old, new in zip(SWITCHES, before, after, strict=True):
-        if old != new:
-            switch.write(old)
-            changed.append(switch.name)
+        if old == new or switch.read() == old:  # another switch may have taken it along
+            continue
+        switch.write(old)
+        changed.append(switch.name)
     return changed
 
 
@@ -168,12 +228,14 @@ class Conduct:
     """How other people's code behaved, in words.
 
     `switches`: settings that it left otherwise. `patches`: functions and hooks that it put in the
-    place of those of torch or of the harness. `notes`: other forms in which it answered.
+    place of those of torch or of the harness. `notes`: other forms in which it answered. `threads`:
+    those that it started and that go on, which nothing can stop.
     """
 
     switches: tuple[str, ...] = ()
     patches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    threads: tuple[str, ...] = ()
 
     def __add__(self, other: Conduct) -> Conduct:
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(Conduct))
@@ -182,11 +244,15 @@ class Conduct:
     @property
     def flags(self) -> tuple[Flag, ...]:
         """P17, where anything was changed that other rows share."""
+        flags = []
         changed = (*self.patches, *self.switches)
-        if not changed:
-            return ()
-        message = f"it changes {', '.join(changed)}; the harness has put this back"
-        return (Flag("P17", "hard" if self.patches else "soft", message),)
+        if changed:
+            message = f"it changes {', '.join(changed)}; the harness has put this back"
+            flags.append(Flag("P17", "hard" if self.patches else "soft", message))
+        if self.threads:
+            message = f"it leaves threads running, which the harness cannot stop: {self.threads[0]}"
+            flags.append(Flag("P17", "soft", message))
+        return tuple(flags)
 
 
 class Border(nn.Module):
@@ -230,8 +296,12 @@ class Border(nn.Module):
         copies = [value.clone() if isinstance(value, Tensor) else value for value in rest]
         with Crossing() as crossing:
             answer = function(copy, *copies)
-        self._changed.update(dict.fromkeys(crossing.changed))
+        self.note_changes(crossing.changed)
         return answer
+
+    def note_changes(self, switches: Iterable[str]) -> None:
+        """Switches that a call, or the factory, left otherwise."""
+        self._changed.update(dict.fromkeys(switches))
 
     def edits_images(self, x: Tensor) -> bool:
         """Whether a prediction changes the very images x (B,C,H,W) that it is given."""
@@ -304,6 +374,15 @@ def place_defence(defence: nn.Module, x: Tensor) -> Border:
     return Border(
         defence, [f"it keeps its own memory layout, for channels last it raises: {reason}"]
     )
+
+
+def build_behind_border(build: Callable[[], nn.Module], x: Tensor) -> Border:
+    """What a factory builds, for images x (B,C,H,W); what it switches is put back at once."""
+    with Crossing() as crossing:
+        model = build()
+    border = place_defence(model, x)
+    border.note_changes(crossing.changed)
+    return border
 
 
 def try_prediction(border: Border, x: Tensor) -> Exception | None:

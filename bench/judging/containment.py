@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ MODULES = (
     "torch.serialization",
 )
 STREAMS = ("stdin", "stdout", "stderr")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,6 @@ def restore_hooks(before: dict[str, dict[Any, Any]]) -> None:
         here = getattr(nn.modules.module, name)
         here.clear()
         here.update(hooks)
-
-
-def restore_device(before: torch.device) -> None:
-    """The CPU is what torch takes where no device was set: setting it would slow every call."""
-    torch.set_default_device(None if before.type == "cpu" else before)
 
 
 def restore_environment(before: dict[str, str]) -> None:
@@ -103,8 +99,24 @@ def copy_signals() -> tuple[Any, ...]:
 
 def restore_signals(before: tuple[Any, ...]) -> None:
     for number, handler in zip(SIGNALS, before, strict=True):
-        if handler is not None:
+        if handler is not None and signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+def is_alarm_set() -> bool:
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def stop_alarm(before: bool) -> None:
+    if not before:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def read_umask() -> int:
+    """The mask of new files, which is read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def restore_collector(enabled: bool) -> None:
@@ -115,7 +127,6 @@ def restore_collector(enabled: bool) -> None:
 
 
 SETTINGS = (
-    Setting("torch's default device", torch.get_default_device, restore_device),
     Setting("the environment", lambda: dict(os.environ), restore_environment),
     Setting("the working folder", os.getcwd, os.chdir),
     Setting("sys.path", lambda: list(sys.path), restore_path),
@@ -124,7 +135,9 @@ SETTINGS = (
     Setting("the standard streams", copy_streams, restore_streams),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("garbage collection", gc.isenabled, restore_collector),
+    Setting("the alarm clock", is_alarm_set, stop_alarm),
     Setting("signal handlers", copy_signals, restore_signals),
+    Setting("the mask of new files", read_umask, os.umask),
 )
 
 
@@ -189,6 +202,7 @@ class Containment:
         self._settings = [setting.copy() for setting in self.settings]
         self._hooks = copy_hooks()
         self._functions = copy_functions()
+        self._threads = set(threading.enumerate())
         self._torch = torch.default_generator.get_state()
         self._python = random.getstate()
         self._numpy = np.random.get_state()
@@ -208,4 +222,5 @@ class Containment:
         torch.default_generator.set_state(self._torch)
         random.setstate(self._python)
         np.random.set_state(self._numpy)
-        self.conduct = Conduct(tuple(switches), tuple(patches))
+        threads = [thread.name for thread in set(threading.enumerate()) - self._threads]
+        self.conduct = Conduct(tuple(switches), tuple(patches), threads=tuple(sorted(threads)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,10 +42,11 @@ class Candidates:
 
 
 def run_attack(cell: Cell, target: Target, x: Tensor, y: Tensor) -> Proposals:
-    """Run the attack on copies of `x` (B,C,H,W) and `y` (B,)."""
+    """Run the attack on copies of `x` (B,C,H,W), of `y` (B,) and of the threat model."""
     attack = registry.find_question(cell.attack.name).make
     with torch.enable_grad():
-        returned = attack(target, x.clone(), y.clone(), cell.threat, **cell.attack.params)
+        threat = replace(cell.threat)
+        returned = attack(target, x.clone(), y.clone(), threat, **cell.attack.params)
     if not isinstance(returned, dict):
         return Proposals(stacked(returned, x).detach())
     routes = {name: stacked(images, x) for name, images in returned.items()}

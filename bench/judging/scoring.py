@@ -85,7 +85,7 @@ def count_correct(defence: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple
     margins = torch.zeros(len(y), device=x.device)
     for done in range(0, count, JUDGING_BATCH):
         k = min(JUDGING_BATCH, count - done)
-        logits = predict_draws(defence, x, k)  # (B,k,K)
+        logits = predict_draws(defence, x.clone(), k)  # (B,k,K); a check's model may edit it
         labels = y.unsqueeze(1).expand(-1, k)  # (B,k)
         hits += is_correct(logits, labels).sum(1)
         margins += margin(logits, labels).float().sum(1)

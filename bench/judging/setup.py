@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bench.data.sample import Dataset, load
 from bench.judging import hooks
-from bench.judging.border import Border, Conduct, place_defence
+from bench.judging.border import Border, Conduct, build_behind_border
 from bench.judging.containment import Containment
 from bench.judging.randomness import random_stream
 from bench.judging.surrogates import build_surrogate
@@ -58,7 +59,7 @@ def _prepare(dataset: Spec, spec: Spec, eps: float, device: str, data_dir: str) 
     y = data.y[:PROBED].to(place)
     declared = registry.is_stochastic(spec)
     with Containment() as row:
-        defence = place_defence(registry.build_defence(spec), x[:TRIED])
+        defence = build_behind_border(partial(registry.build_defence, spec), x[:TRIED])
         with random_stream(place, "probe", str(dataset), str(spec)):
             probe = hooks.probe_defence(defence, x, y, eps, declared=declared)
     return Setup(data, defence, place, probe, row.conduct + defence.take_conduct())
@@ -80,7 +81,8 @@ def make_target(cell: Cell, setup: Setup) -> Target:
     """The defence behind the access of the threat model; the surrogate for a transfer attack."""
     if cell.threat.access == "transfer":
         x, _, _ = setup.take(slice(0, TRIED))
-        surrogate = place_defence(build_surrogate(str(cell.attack.params["source"])), x)
+        build = partial(build_surrogate, str(cell.attack.params["source"]))
+        surrogate = build_behind_border(build, x)
         return Target(surrogate, classes=setup.data.classes, device=setup.device)
     return Target(
         setup.defence,

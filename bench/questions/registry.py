@@ -425,10 +425,12 @@ def build_defence(spec: Spec) -> nn.Module:
 
 def freeze(entry: Entry[Any], model: Any) -> nn.Module:
     """The model in eval mode, its parameters frozen; BadInput where it is no nn.Module."""
-    if not hasattr(model, "eval") or not hasattr(model, "requires_grad_"):
+    if not hasattr(model, "eval") or not hasattr(model, "parameters"):
         kind = type(model).__name__
         raise BadInput(f"{entry.title} is no nn.Module: its factory returns {kind}")
-    frozen: nn.Module = model.eval().requires_grad_(False)
+    frozen: nn.Module = model.eval()
+    for parameter in frozen.parameters():  # a scripted module has no requires_grad_
+        parameter.requires_grad_(False)
     return frozen
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from bench.checks.target import CheckTarget
 from bench.judging import setup
 from bench.judging.evaluate import evaluate
+from bench.questions import registry
 from bench.questions.plan import plan
 from bench.questions.request import Request
 from bench.questions.spec import Cell
 from bench.results.record import Record
-from tests.ill_mannered import ACTS
+from tests.ill_mannered import ACTS, Acting
 from tests.judging.cells import cell
 
 # Of gradients, of scores, of labels, of another model, and of chance: each draws random numbers.
@@ -96,6 +102,19 @@ CHANGES = {
     "change_folder": "the working folder",
     "change_environment": "the environment",
     "silence": "the filters of warnings",
+    "enter_function_mode": "torch function modes",
+    "enter_dispatch_mode": "torch dispatch modes",
+    "enter_autocast": "autocast",
+    "enter_inference_mode": "the inference mode",
+    "enter_tensor_hooks": "how autograd keeps tensors",
+    "set_tensor_type": "the default dtype",
+    "set_device": "torch's default device",
+    "set_deterministic": "deterministic algorithms",
+    "patch_random": "random.random",
+    "patch_load": "torch.load",
+    "change_limits": "the mask of new files",
+    "change_signals": "the alarm clock",
+    "start_thread": "threads running, which the harness cannot stop: of-a-plug-in",
 }
 
 
@@ -160,3 +179,43 @@ def test_a_generator_of_its_own_is_told_in_its_own_words() -> None:
     """And not as a fault of the gradient, for whose differences two draws must be alike."""
     assert codes("own-generator") == {"P16": "soft"}
     assert codes("follows-seeds") == {}
+
+
+@contextlib.contextmanager
+def spoil_all(
+    defence: Any, x: Tensor, y: Tensor, threat: Any, classes: int, stochastic: bool
+) -> Iterator[CheckTarget]:
+    """A check that edits all that it is handed, and whose model edits what it is asked about."""
+
+    def act(model: Acting, images: Tensor) -> None:
+        with torch.no_grad():
+            images.data.zero_()
+
+    x.zero_()
+    y.zero_()
+    object.__setattr__(threat, "eps", Fraction(1))
+    yield CheckTarget(Acting(torch.nn.Flatten(), act), y, classes, False)
+
+
+def test_a_check_that_edits_what_it_was_given_spoils_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry.checks, "_entries", dict(vars(registry.checks)["_entries"]))
+    registry.check("spoils", norms={"linf"})(spoil_all)
+    alone = answer_honest()
+    question = cell("spoils", n=10, batch=5)
+    evaluate(question)
+    assert question.threat.eps == Fraction(1, 10)
+    assert answer_honest() == alone
+
+
+def test_an_attack_cannot_widen_its_own_ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    def widen(model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
+        object.__setattr__(threat, "eps", Fraction(1))
+        return 1 - x
+
+    monkeypatch.setattr(registry.attacks, "_entries", dict(vars(registry.attacks)["_entries"]))
+    registry.attack("widens", norms={"linf"}, access="score", family="score")(widen)
+    record = evaluate(cell("widens", n=10, batch=5))
+    assert record.cell.threat.eps == Fraction(1, 10)
+    assert max(record.distance) <= 0.1 + 1e-6
