@@ -21,6 +21,9 @@ from bench.files import (
     download,
     file_digest,
     model_folder,
+    no_downloads,
+    note_read,
+    note_reads,
     replace_atomically,
     write_bytes,
     write_text,
@@ -220,6 +223,26 @@ def test_a_file_that_is_there_is_left_alone(site: Site, path: Path) -> None:
     download(site.url, path, SHA256)
     assert path.read_bytes() == b"mine"
     assert site.requests == 0
+
+
+def test_nothing_is_downloaded_that_was_not_asked_for(site: Site, path: Path) -> None:
+    with no_downloads(), pytest.raises(DownloadFailed, match="it was not asked for"):
+        download(site.url, path, SHA256)
+    assert site.requests == 0
+    assert not path.parent.exists()
+    download(site.url, path, SHA256)
+    assert path.read_bytes() == DATA
+
+
+def test_reads_are_noted_by_the_innermost_block(site: Site, path: Path) -> None:
+    write_bytes(path, b"mine")
+    note_read(path)
+    with note_reads() as outer:
+        with note_reads() as inner:
+            download(site.url, path, SHA256)
+        assert (outer, inner) == (set(), {path})
+        note_read(path.parent)
+    assert outer == {path.parent}
 
 
 def test_a_compressed_file_stays_compressed(site: Site, path: Path) -> None:

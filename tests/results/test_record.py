@@ -109,6 +109,14 @@ def test_merge_joins_what_a_record_may_lack() -> None:
     assert whole.checks == (("D11", 2.0), ("D12", 0.1))
 
 
+def test_what_an_older_record_lacks_is_left_out_of_its_json() -> None:
+    plain = record((1,), env=Env(commit="a")).to_json()["env"]
+    assert not {"source", "sources", "files", "stale"} & plain.keys()
+    env = Env(source="a", sources=(("mine.py", "b"),), files=(("w.safetensors", "c"),))
+    known = record((1,), env=env)
+    assert Record.from_json(known.to_json()) == known
+
+
 PLANTED = Planted((1,), (1,), (0,))
 
 
@@ -129,6 +137,8 @@ PLANTED = Planted((1,), (1,), (0,))
         ),
         ({"nearest": (0.1,)}, {}, "parts with and without the distances found"),
         ({"planted": PLANTED}, {}, "parts with and without planted examples"),
+        ({"env": Env(source="a")}, {"env": Env(source="b")}, "parts of other code or other images"),
+        ({"env": Env(data="a")}, {"env": Env(data="b")}, "parts of other code or other images"),
     ],
 )
 def test_parts_that_clash_do_not_merge(
