@@ -67,8 +67,12 @@ def _prepare(dataset: Spec, spec: Spec, eps: float, device: str, data_dir: str) 
 
 @functools.lru_cache(maxsize=4)
 def load_cached(dataset: Spec, data_dir: str) -> Dataset:
-    """The images of a dataset; those of the last four asked for are kept."""
-    return load(dataset, data_dir=Path(data_dir))
+    """The images of a dataset; those of the last four asked for are kept.
+
+    What its factory changes in the process is put back.
+    """
+    with Containment(spared=("sys.path",)):
+        return load(dataset, data_dir=Path(data_dir))
 
 
 def forget() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from bench.judging.evaluate import evaluate
 from bench.questions import registry
 from bench.questions.plan import plan
 from bench.questions.request import Request
-from bench.questions.spec import Cell
+from bench.questions.spec import Cell, Spec
 from bench.results.record import Record
 from tests.ill_mannered import ACTS, Acting
 from tests.judging.cells import cell
@@ -219,3 +220,23 @@ def test_an_attack_cannot_widen_its_own_ball(monkeypatch: pytest.MonkeyPatch) ->
     record = evaluate(cell("widens", n=10, batch=5))
     assert record.cell.threat.eps == Fraction(1, 10)
     assert max(record.distance) <= 0.1 + 1e-6
+
+
+def test_what_a_dataset_changes_while_it_is_loaded_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy = registry.datasets.get("toy")
+
+    def load_and_patch(split: str, data_dir: Path) -> Any:
+        images = toy.make(split, data_dir)
+        torch.set_default_dtype(torch.float64)
+        torch.sign = lambda x: x
+        return images
+
+    monkeypatch.setattr(registry.datasets, "_entries", dict(vars(registry.datasets)["_entries"]))
+    facts = {"norm": "linf", "eps": {"linf": "1/10"}, "n": 20, "roles": {}}
+    registry.dataset("patches", **facts)(load_and_patch)
+    sign = torch.sign
+    setup.load_cached(Spec("patches"), "data")
+    assert torch.sign is sign
+    assert torch.get_default_dtype() == torch.float32
