@@ -310,6 +310,10 @@ class Border(nn.Module):
             self.defence(copy)
         return copy.requires_grad or not torch.equal(copy, x)
 
+    def report_to(self, other: Border) -> None:
+        """Note what this changes as conduct of `other`, on whose row it runs."""
+        self._changed = other._changed
+
     def take_conduct(self) -> Conduct:
         """What was noted since this was last asked."""
         conduct = Conduct(tuple(self._changed), (), (*self.standing_notes, *self._notes))

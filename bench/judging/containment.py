@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -45,6 +46,9 @@ MODULES = (
     "torch.random",
     "torch.serialization",
 )
+TORCH = Path(torch.__file__).parent
+COMPILER = "torch._dynamo"  # torch imports it when it is first needed
+SET_BY_COMPILER = ("the environment", "the filters of warnings")
 STREAMS = ("stdin", "stdout", "stderr")
 SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -162,13 +166,20 @@ def restore_functions(before: dict[str, tuple[Any, dict[str, Any]]]) -> list[str
     for space_name, (space, members) in before.items():
         here = vars(space)
         for name, member in members.items():
-            if here.get(name) is not member and callable(member):
+            current = here.get(name)
+            if current is not member and callable(member) and not is_of_torch(current):
                 setattr(space, name, member)
                 patched.append(f"{space_name}.{name}")
         for name in shadows(space, members):
             delattr(space, name)
             patched.append(f"{space_name}.{name}")
     return patched
+
+
+def is_of_torch(function: Any) -> bool:
+    """Whether torch itself has put the function there, as when its compiler is first imported."""
+    code = getattr(function, "__code__", None)
+    return code is not None and Path(code.co_filename).is_relative_to(TORCH)
 
 
 def shadows(space: Any, members: dict[str, Any]) -> list[str]:
@@ -200,6 +211,7 @@ class Containment:
         self.conduct = Conduct()
         self._switches = read_switches()
         self._settings = [setting.copy() for setting in self.settings]
+        self._had_compiler = COMPILER in sys.modules
         self._hooks = copy_hooks()
         self._functions = copy_functions()
         self._threads = set(threading.enumerate())
@@ -215,9 +227,12 @@ class Containment:
         if copy_hooks() != self._hooks:
             restore_hooks(self._hooks)
             patches.append("global hooks of nn.Module")
+        imports_compiler = COMPILER in sys.modules and not self._had_compiler
         for setting, before in zip(self.settings, self._settings, strict=True):
-            if setting.copy() != before:
-                setting.restore(before)
+            if setting.copy() == before:
+                continue
+            setting.restore(before)
+            if not (imports_compiler and setting.name in SET_BY_COMPILER):
                 switches.append(setting.name)
         torch.default_generator.set_state(self._torch)
         random.setstate(self._python)

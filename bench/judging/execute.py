@@ -96,8 +96,7 @@ def answer_cell(cell: Cell, store: Store, run: Run, watch: Watch, interrupts: In
             store.put_part(parts[index], index)
         watch.batch(cell, len(parts), count)
     with interrupts.foreign_code():
-        record = merge_whole([parts[index] for index in range(count)])
-    return record
+        return merge_whole([parts[index] for index in range(count)])
 
 
 def kept_parts(cell: Cell, store: Store, run: Run) -> dict[int, Record]:

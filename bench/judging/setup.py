@@ -87,6 +87,7 @@ def make_target(cell: Cell, setup: Setup) -> Target:
         x, _, _ = setup.take(slice(0, TRIED))
         build = partial(build_surrogate, str(cell.attack.params["source"]))
         surrogate = build_behind_border(build, x)
+        surrogate.report_to(setup.defence)
         return Target(surrogate, classes=setup.data.classes, device=setup.device)
     return Target(
         setup.defence,

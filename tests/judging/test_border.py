@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -420,3 +422,16 @@ def test_a_model_that_fails_in_any_layout_keeps_its_own_error() -> None:
     border = place_defence(Views(), torch.rand(2, 3, 4, 4))
     with pytest.raises(RuntimeError, match="channels"):
         border(torch.rand(2, 3, 4, 4))
+
+
+def test_what_torch_imports_when_it_is_needed_is_no_patch() -> None:
+    """Torch's compiler wraps `torch.manual_seed` and sets a variable, once in a process."""
+    code = (
+        "from bench.judging.containment import Containment\n"
+        "with Containment() as row:\n"
+        "    import torch._dynamo\n"
+        "print(row.conduct.switches, row.conduct.patches)\n"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "() ()\n"

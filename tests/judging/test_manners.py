@@ -240,3 +240,10 @@ def test_what_a_dataset_changes_while_it_is_loaded_is_put_back(
     setup.load_cached(Spec("patches"), "data")
     assert torch.sign is sign
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("how", ["leave_float64", "patch_functions"])
+def test_what_a_surrogate_changes_is_a_flag_on_the_row_that_it_attacks(how: str) -> None:
+    record = evaluate(cell(f"transfer[source=ill:{how},steps=2]", n=10, batch=5))
+    (message,) = {flag.message for flag in record.flags if flag.id == "P17"}
+    assert CHANGES[how] in message
