@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 STRATEGIES = ("auto", "ddp")
+
+
+def leave_group() -> None:
+    """Leave the group of processes: a process that ends inside of it may abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Devices:
@@ -71,6 +78,7 @@ class Processes(Devices):
 
     def launch(self) -> None:
         self.fabric.launch()
+        atexit.register(leave_group)
         self.device = self.fabric.device
         self.rank = self.fabric.global_rank
 
