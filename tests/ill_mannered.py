@@ -176,8 +176,8 @@ def enter_tensor_hooks(model: Acting, x: Tensor) -> None:
 def hook_the_graph(model: Acting, x: Tensor) -> None:
     """Reaches the attacker's own image through the graph of the copy that it was handed.
 
-    Autograd leads there, and no copy can prevent it. What is promised: it spoils nothing but the
-    attack on itself, for the attacker's image is no image of the harness.
+    Autograd leads there, and no copy can prevent it. The border puts the image back, with a flag.
+    The gradient stays spoilt, as that of any defence may be.
     """
     node = x.grad_fn
     if node is None:

@@ -227,9 +227,11 @@ def check_logits(logits: Tensor, x: Tensor) -> Tensor:
 class Conduct:
     """How other people's code behaved, in words.
 
-    `switches`: settings that it left otherwise. `patches`: functions and hooks that it put in the
-    place of those of torch or of the harness. `notes`: other forms in which it answered. `threads`:
-    those that it started and that go on, which nothing can stop.
+    - `switches`: settings that it left otherwise.
+    - `patches`: functions and hooks in the place of those of torch or of the harness; images of the
+      attacker that it changed.
+    - `notes`: other forms in which it answered.
+    - `threads`: those that it started and that go on, which nothing can stop.
     """
 
     switches: tuple[str, ...] = ()
@@ -268,6 +270,7 @@ class Border(nn.Module):
         self.answer_dtype = torch.float32  # of the last answer, before it was converted
         self.standing_notes = tuple(notes)
         self._changed: dict[str, None] = {}
+        self._patched: dict[str, None] = {}
         self._notes: dict[str, None] = {}
         self.__dict__["defence"] = defence  # not a submodule: names of its layers stay as they are
 
@@ -294,9 +297,13 @@ class Border(nn.Module):
         if copy.requires_grad:
             copy.register_hook(note_exit)
         copies = [value.clone() if isinstance(value, Tensor) else value for value in rest]
+        pristine = x.detach().clone() if x.requires_grad else None
         with Crossing() as crossing:
             answer = function(copy, *copies)
         self.note_changes(crossing.changed)
+        if pristine is not None and not same_images(x, pristine):
+            x.data.copy_(pristine)  # autograd's graph leads from the copy to x
+            self._patched["the images of the attacker"] = None
         return answer
 
     def note_changes(self, switches: Iterable[str]) -> None:
@@ -313,11 +320,14 @@ class Border(nn.Module):
     def report_to(self, other: Border) -> None:
         """Note what this changes as conduct of `other`, on whose row it runs."""
         self._changed = other._changed
+        self._patched = other._patched
 
     def take_conduct(self) -> Conduct:
         """What was noted since this was last asked."""
-        conduct = Conduct(tuple(self._changed), (), (*self.standing_notes, *self._notes))
+        notes = (*self.standing_notes, *self._notes)
+        conduct = Conduct(tuple(self._changed), tuple(self._patched), notes)
         self._changed.clear()
+        self._patched.clear()
         self._notes.clear()
         return conduct
 
@@ -344,6 +354,11 @@ class Border(nn.Module):
         if name in ANSWER_OTHERWISE:
             return partial(self.ask, part)
         return part
+
+
+def same_images(x: Tensor, pristine: Tensor) -> bool:
+    """Whether images (B,C,H,W) are the same, NaN among them."""
+    return torch.equal(x, pristine) or torch.equal(x.nan_to_num(), pristine.nan_to_num())
 
 
 def note_entry(grad: Tensor) -> None:

@@ -150,8 +150,9 @@ CODES = (
     Code(
         "P17",
         "a row must leave the process as it was",
-        soft="a prediction, or what it imports, changes global state: a default, a switch, a hook, "
-        "a function, the environment; the harness puts it back",
+        hard="a prediction, or what it imports, replaces a function or adds a global hook, or "
+        "changes the attacker's images",
+        soft="it changes other global state: a default, a switch, the environment",
         looks="border",
     ),
     Code(

@@ -91,6 +91,7 @@ def test_rows_after_an_ill_mannered_one_share_its_images_and_stay_right(how: str
 
 
 CHANGES = {
+    "hook_the_graph": "the images of the attacker",
     "leave_float64": "the default dtype",
     "leave_gradients_off": "the gradient mode",
     "leave_threads": "the number of threads",
