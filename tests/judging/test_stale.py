@@ -22,6 +22,7 @@ from PIL import Image
 
 from bench import weights
 from bench.judging import environment, execute, setup
+from bench.judging.interrupts import Interrupts
 from bench.judging.stale import Today, describe_stale, find_stale
 from bench.questions import registry, sources
 from bench.questions.discover import discover
@@ -407,7 +408,7 @@ def test_parts_of_two_codes_never_join(world: World) -> None:
     world.discover()
     Today(world.folder)
     assert execute.kept_parts(cell, world.store, run) == {}
-    record = execute.answer_cell(cell, world.store, run, Notes())
+    record = execute.answer_cell(cell, world.store, run, Notes(), Interrupts())
     assert record.accuracy == 1.0
 
 
